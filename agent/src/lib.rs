@@ -1,0 +1,1 @@
+//! The agent: sits in front of a disk, captures every write in order and sends it.

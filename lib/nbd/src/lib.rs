@@ -1,0 +1,1 @@
+//! A complete NBD server as a library.

@@ -1,0 +1,1 @@
+//! End-to-end tests: on the host, in guests, with real NBD clients.

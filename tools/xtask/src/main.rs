@@ -1,0 +1,3 @@
+//! The project's tasks: set-up, tests, benchmarks.
+
+fn main() {}
