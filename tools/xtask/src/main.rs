@@ -1,3 +1,42 @@
-//! The project's tasks: set-up, tests, benchmarks.
+//! The project's tasks: `cargo xtask setup` and `cargo xtask test [STAGE...]`.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod deny;
+mod process;
+mod setup;
+mod spdx;
+mod test;
+
+/// The project's tasks.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what the tests need: Debian packages, a kernel and a Debian image for guests.
+    Setup,
+    /// Set up, then run the test stages in order; all of the usual ones if none is named.
+    Test {
+        /// The stages to run.
+        #[arg(value_enum)]
+        stages: Vec<test::Stage>,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().task {
+        Task::Setup => setup::ensure_and_say().map(|()| ExitCode::SUCCESS),
+        Task::Test { stages } => test::run(&stages),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("xtask: {error:#}");
+        ExitCode::FAILURE
+    })
+}
