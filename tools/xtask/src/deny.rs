@@ -1,14 +1,14 @@
-//! Enforces `deny.toml` (licences, bans, sources) over what `cargo metadata` says would be linked.
+//! Enforces `deny.toml` (licences, bans, sources) over what `cargo tree` says is built.
 //!
 //! The file is cargo-deny's; this reads the part of it that needs no network, so that the check costs a second
-//! and no installation.
+//! and no installation. (`cargo metadata` would not do: it also lists optional crates that no feature turns on.)
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use serde_json::Value;
 use toml::Table;
 
 use crate::process::capture;
@@ -20,19 +20,19 @@ pub fn check(root: &Path) -> Result<()> {
     let text =
         fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let rules = Rules::parse(&text).with_context(|| format!("in {}", path.display()))?;
-    let metadata = capture(
+    let tree = capture(
         Command::new("cargo")
-            .args([
-                "metadata",
-                "--format-version=1",
-                "--locked",
-                "--filter-platform=x86_64-unknown-linux-gnu",
-            ])
+            .args(["tree", "--workspace", "--locked", "--target=x86_64-unknown-linux-gnu"])
+            .args(["--edges=normal,build,dev", "--prefix=none", "--format={p}|{l}|"])
             .current_dir(root),
     )?;
-    let metadata: Value =
-        serde_json::from_str(&metadata).context("cargo metadata printed no valid JSON")?;
-    let packages = linked_packages(&metadata)?;
+    // A package that occurs again is listed again, with a mark after the last bar.
+    let lines = tree.lines().filter(|line| !line.is_empty());
+    let packages: Result<BTreeSet<Package>> = lines.map(Package::parse).collect();
+    let packages = packages.context("in cargo tree's list")?;
+    if packages.is_empty() {
+        bail!("cargo tree lists no packages");
+    }
     let problems: Vec<String> =
         packages.iter().flat_map(|package| rules.problems(package)).collect();
     if !problems.is_empty() {
@@ -49,12 +49,30 @@ struct Rules {
 }
 
 /// What the rules judge of a package.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Package {
     name: String,
     version: String,
-    license: Option<String>,
+    license: String,
+    /// Where it comes from; nothing for the registry, a path that starts with `/` for the workspace's own.
     source: Option<String>,
+}
+
+impl Package {
+    /// Reads `name v1.0.0 (proc-macro) (source)|licence|`, both parentheses optional.
+    fn parse(line: &str) -> Result<Package> {
+        let mut fields = line.split('|');
+        let (package, license) = (fields.next().unwrap_or_default(), fields.next());
+        let mut words = package.splitn(3, ' ');
+        let (name, version) = (words.next().unwrap_or_default(), words.next());
+        let source = words.next().unwrap_or_default().trim_start_matches("(proc-macro)").trim();
+        Ok(Package {
+            name: name.to_owned(),
+            version: version.with_context(|| format!("no version in {line:?}"))?.to_owned(),
+            license: license.with_context(|| format!("no licence field in {line:?}"))?.to_owned(),
+            source: (!source.is_empty()).then(|| source.trim_matches(['(', ')']).to_owned()),
+        })
+    }
 }
 
 impl Rules {
@@ -99,52 +117,16 @@ impl Rules {
         if self.banned.contains(&package.name) {
             problem("the crate is banned".to_owned());
         }
-        match package
-            .license
-            .as_deref()
-            .map(|license| (license, spdx::allowed(license, &self.licenses)))
-        {
-            None => problem("it states no licence".to_owned()),
-            Some((license, Ok(false))) => {
-                problem(format!("its licence {license:?} is not allowed"))
-            }
-            Some((_, Err(error))) => problem(error.to_string()),
-            Some((_, Ok(true))) => {}
+        match spdx::allowed(&package.license, &self.licenses) {
+            Ok(true) => {}
+            Ok(false) => problem(format!("its licence {:?} is not allowed", package.license)),
+            Err(error) => problem(error.to_string()),
         }
-        // Cargo's default registry is the only one a workspace without a [registries] table can name.
-        if let Some(source) =
-            package.source.as_deref().filter(|source| !source.starts_with("registry+"))
-        {
+        if let Some(source) = package.source.as_deref().filter(|source| !source.starts_with('/')) {
             problem(format!("it comes from {source}, not from the registry"));
         }
         problems
     }
-}
-
-/// The packages that the resolved graph holds (`packages` alone would list other platforms' too).
-fn linked_packages(metadata: &Value) -> Result<Vec<Package>> {
-    let list = |value: &Value, what: &str| -> Result<Vec<Value>> {
-        value.as_array().cloned().with_context(|| format!("cargo metadata has no {what}"))
-    };
-    let linked: Vec<Value> = list(&metadata["resolve"]["nodes"], "resolve nodes")?
-        .into_iter()
-        .map(|node| node["id"].clone())
-        .collect();
-    let text = |value: &Value| value.as_str().map(str::to_owned);
-    let packages: Vec<Package> = list(&metadata["packages"], "packages")?
-        .iter()
-        .filter(|package| linked.contains(&package["id"]))
-        .map(|package| Package {
-            name: text(&package["name"]).unwrap_or_default(),
-            version: text(&package["version"]).unwrap_or_default(),
-            license: text(&package["license"]),
-            source: text(&package["source"]),
-        })
-        .collect();
-    if packages.is_empty() {
-        bail!("cargo metadata lists no packages");
-    }
-    Ok(packages)
 }
 
 #[cfg(test)]
@@ -161,24 +143,20 @@ mod tests {
         unknown-git = "deny"
     "#;
 
-    fn problems(name: &str, license: Option<&str>, source: Option<&str>) -> usize {
-        let package = Package {
-            name: name.to_owned(),
-            version: "1.0.0".to_owned(),
-            license: license.map(str::to_owned),
-            source: source.map(str::to_owned),
-        };
-        Rules::parse(RULES).unwrap().problems(&package).len()
+    fn problems(line: &str) -> usize {
+        Rules::parse(RULES).unwrap().problems(&Package::parse(line).unwrap()).len()
     }
 
     #[test]
     fn each_rule_finds_its_breach() {
-        assert_eq!(problems("good", Some("MIT"), Some("registry+x")), 0);
-        assert_eq!(problems("own", Some("MIT"), None), 0);
-        assert_eq!(problems("bad", Some("MIT"), None), 1);
-        assert_eq!(problems("good", Some("GPL-3.0-only"), None), 1);
-        assert_eq!(problems("good", None, None), 1);
-        assert_eq!(problems("good", Some("MIT"), Some("git+https://example.org/x")), 1);
+        assert_eq!(problems("good v1.0.0|MIT|"), 0);
+        assert_eq!(problems("good v1.0.0|MIT| (*)"), 0);
+        assert_eq!(problems("derive v1.0.0 (proc-macro)|MIT|"), 0);
+        assert_eq!(problems("own v0.1.0 (/tree/own)|MIT|"), 0);
+        assert_eq!(problems("bad v1.0.0|MIT|"), 1);
+        assert_eq!(problems("good v1.0.0|GPL-3.0-only|"), 1);
+        assert_eq!(problems("good v1.0.0||"), 1);
+        assert_eq!(problems("good v1.0.0 (proc-macro) (https://example.org/x#1)|MIT|"), 1);
     }
 
     #[test]
