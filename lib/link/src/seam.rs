@@ -1,0 +1,1 @@
+//! The streaming path's sockets and files, on tokio-uring.

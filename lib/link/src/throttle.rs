@@ -1,0 +1,1 @@
+//! How fast frames may be sent, by the time of day.
