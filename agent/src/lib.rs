@@ -1,1 +1,3 @@
 //! The agent: sits in front of a disk, captures every write in order and sends it.
+
+pub mod kernel;

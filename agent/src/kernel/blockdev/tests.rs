@@ -1,0 +1,183 @@
+use super::usage::{holders, mounts, parts};
+use super::*;
+use std::fs;
+
+/// A sysfs with disk `sdx` (8:16) and its partition `sdx1` (8:17), below LVM.
+fn fake_sysfs() -> tempfile::TempDir {
+    let root = tempfile::tempdir().unwrap();
+    let disk = root.path().join("devices/pci0/block/sdx");
+    for (name, value) in [
+        ("size", "2097152"),
+        ("dev", "8:16"),
+        ("ro", "0"),
+        ("diskseq", "9"),
+        ("stat", "1 0 8 0 2 0 16 0 0 0 0 0 0 0 0 0 0"),
+        ("queue/logical_block_size", "512"),
+        ("queue/physical_block_size", "4096"),
+        ("queue/minimum_io_size", "4096"),
+        ("queue/optimal_io_size", "65536"),
+        ("queue/rotational", "1"),
+        ("queue/write_cache", "write back"),
+        ("queue/fua", "1"),
+        ("queue/discard_max_bytes", "1048576"),
+        ("queue/discard_granularity", "4096"),
+        ("queue/write_zeroes_max_bytes", "2097152"),
+        ("device/model", "Fine Disk       "),
+        ("device/wwid", "naa.5000c500a1b2c3d4"),
+        ("serial", "XYZ 1"),
+        ("sdx1/partition", "1"),
+        ("sdx1/dev", "8:17"),
+        ("sdx1/size", "2048"),
+        ("sdx1/ro", "1"),
+        ("sdx1/stat", "1 0 8 0 1 0 8 0 0 0 0"),
+        ("sdx1/discard_alignment", "512"),
+        ("sdx1/holders/dm-3/dm/name", "vg-data"),
+    ] {
+        let path = disk.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, format!("{value}\n")).unwrap();
+    }
+    let numbers = root.path().join("dev/block");
+    fs::create_dir_all(&numbers).unwrap();
+    std::os::unix::fs::symlink(&disk, numbers.join("8:16")).unwrap();
+    std::os::unix::fs::symlink(disk.join("sdx1"), numbers.join("8:17")).unwrap();
+    root
+}
+
+const DISK: DeviceNumber = DeviceNumber { major: 8, minor: 16 };
+const PARTITION: DeviceNumber = DeviceNumber { major: 8, minor: 17 };
+
+#[test]
+fn a_disk_is_described_by_its_attributes() {
+    let root = fake_sysfs();
+    let disk = Sysfs::at(root.path()).inspect(DISK).unwrap();
+    let geometry = Geometry {
+        size_bytes: 1 << 30,
+        logical_block_bytes: 512,
+        physical_block_bytes: 4096,
+        io_min_bytes: 4096,
+        io_opt_bytes: 65536,
+    };
+    assert_eq!(disk.geometry, geometry);
+    let unmap = UnmapLimits { granularity_bytes: 4096, alignment_bytes: 0, max_bytes: 1_048_576 };
+    let abilities = Abilities {
+        read_only: false,
+        rotational: true,
+        volatile_cache: true,
+        fua: true,
+        unmap: Some(unmap),
+        fast_zeroes: true,
+    };
+    assert_eq!(disk.abilities, abilities);
+    let identity = Identity {
+        kernel_name: "sdx".into(),
+        model: Some("Fine Disk".into()),
+        serial: Some("XYZ 1".into()),
+        wwn: Some("naa.5000c500a1b2c3d4".into()),
+        dm_uuid: None,
+        partition: None,
+    };
+    assert_eq!(disk.identity, identity);
+}
+
+#[test]
+fn a_partition_has_its_own_size_and_its_disks_abilities() {
+    let root = fake_sysfs();
+    let sysfs = Sysfs::at(root.path());
+    let partition = sysfs.inspect(PARTITION).unwrap();
+    assert_eq!(partition.geometry.size_bytes, 1 << 20);
+    assert_eq!(partition.geometry.physical_block_bytes, 4096);
+    assert!(partition.abilities.read_only);
+    assert_eq!(partition.abilities.unmap.unwrap().alignment_bytes, 512);
+    assert_eq!(partition.identity.partition, Some(1));
+    assert_eq!(partition.identity.serial.as_deref(), Some("XYZ 1"));
+    let counters = sysfs.counters(PARTITION).unwrap();
+    assert_eq!((counters.disk_sequence, counters.sectors_written), (9, 8));
+}
+
+#[test]
+fn what_cannot_guarantee_zeroes_has_no_unmap() {
+    let root = fake_sysfs();
+    let queue = root.path().join("devices/pci0/block/sdx/queue");
+    fs::write(queue.join("write_zeroes_max_bytes"), "0").unwrap();
+    fs::write(queue.join("write_cache"), "write through").unwrap();
+    let disk = Sysfs::at(root.path()).inspect(DISK).unwrap();
+    assert_eq!(disk.abilities.unmap, None);
+    assert!(!disk.abilities.fast_zeroes);
+    assert!(!disk.abilities.volatile_cache);
+}
+
+#[test]
+fn mounts_and_holders_of_partitions_count_for_the_disk() {
+    let root = fake_sysfs();
+    let parts = parts(&Sysfs::at(root.path()), DISK).unwrap();
+    let info = "22 1 8:99 / /other rw - ext4 /dev/sdz rw\n\
+                36 35 8:17 / /mnt/my\\040data rw,noatime shared:1 - xfs /dev/sdx1 rw\n";
+    let found = mounts(info, &parts);
+    assert_eq!(
+        found,
+        [Usage::Mounted { device: "/dev/sdx1".into(), mount_point: "/mnt/my data".into() }]
+    );
+    let above = holders(&parts);
+    assert_eq!(above.len(), 1);
+    assert_eq!(above[0].to_string(), "/dev/sdx1 belongs to vg-data");
+    let error = BackingError::InUse { path: "/dev/sdx".into(), users: found };
+    assert_eq!(
+        error.to_string(),
+        "/dev/sdx is in use: /dev/sdx1 is mounted on /mnt/my data; unmount it first"
+    );
+}
+
+#[test]
+fn an_image_is_claimed_once() {
+    let image = tempfile::NamedTempFile::new().unwrap();
+    image.as_file().set_len(1 << 20).unwrap();
+    let first = Backing::claim(image.path(), Duration::ZERO).unwrap();
+    assert_eq!(first.geometry().size_bytes, 1 << 20);
+    assert_eq!(first.geometry().logical_block_bytes, 512);
+    let second = Backing::claim(image.path(), Duration::from_millis(30)).unwrap_err();
+    assert!(matches!(second, BackingError::InUse { .. }), "{second}");
+    let file = first.file().clone();
+    drop(first);
+    assert!(Backing::claim(image.path(), Duration::ZERO).is_err(), "a clone keeps the claim");
+    drop(file);
+    Backing::claim(image.path(), Duration::ZERO).unwrap();
+}
+
+#[test]
+fn a_claim_waits_for_the_one_before_it_to_end() {
+    let image = tempfile::NamedTempFile::new().unwrap();
+    image.as_file().set_len(4096).unwrap();
+    let first = Backing::claim(image.path(), Duration::ZERO).unwrap();
+    let path = image.path().to_owned();
+    let later =
+        std::thread::spawn(move || Backing::claim(&path, Duration::from_secs(30)).map(drop));
+    std::thread::sleep(Duration::from_millis(50));
+    drop(first);
+    later.join().unwrap().unwrap();
+}
+
+#[test]
+fn odd_backings_are_refused_with_a_sentence() {
+    let empty = tempfile::NamedTempFile::new().unwrap();
+    let refused = Backing::claim(empty.path(), Duration::ZERO).unwrap_err();
+    assert!(refused.to_string().contains("is 0 bytes"), "{refused}");
+    empty.as_file().set_len(1000).unwrap();
+    let refused = Backing::claim(empty.path(), Duration::ZERO).unwrap_err();
+    assert!(matches!(refused, BackingError::BadSize { size_bytes: 1000, .. }));
+    let refused = Backing::claim(Path::new("/dev/null"), Duration::ZERO).unwrap_err();
+    assert!(matches!(refused, BackingError::WrongKind { .. }));
+    let refused = Backing::claim(Path::new("/nonexistent"), Duration::ZERO).unwrap_err();
+    assert!(refused.to_string().starts_with("cannot look at /nonexistent"), "{refused}");
+}
+
+#[test]
+fn probing_an_image_for_holes_changes_nothing_of_it() {
+    let image = tempfile::NamedTempFile::new().unwrap();
+    let content: Vec<u8> = (0..10_240u32).map(|i| i as u8 | 1).collect();
+    fs::write(image.path(), &content).unwrap();
+    let backing = Backing::claim(image.path(), Duration::ZERO).unwrap();
+    assert_eq!(backing.geometry().size_bytes, 10_240);
+    drop(backing);
+    assert_eq!(fs::read(image.path()).unwrap(), content);
+}
