@@ -1,1 +1,3 @@
 //! End-to-end tests: on the host, in guests, with real NBD clients.
+
+pub mod vm;
