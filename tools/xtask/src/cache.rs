@@ -61,9 +61,17 @@ for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub
   modprobe@efi_pstore.service modprobe@drm.service modprobe@fuse.service modprobe@configfs.service \
   sys-kernel-debug.mount sys-kernel-tracing.mount dev-hugepages.mount dev-mqueue.mount \
   kmod-static-nodes.service systemd-binfmt.service proc-sys-fs-binfmt_misc.automount \
-  dm-event.socket lvm2-lvmpolld.socket blk-availability.service nbd-client.service nbd.service; do
+  systemd-sysusers.service systemd-journal-flush.service systemd-tmpfiles-clean.timer \
+  systemd-ask-password-console.path systemd-ask-password-wall.path sys-fs-fuse-connections.mount \
+  modprobe@dm_mod.service modprobe@loop.service nbd-client.service; do
   ln -sf /dev/null "$ROOT/etc/systemd/system/$unit"
 done
+# hardware that QEMU's PC has and no test uses, and processor features that the kernel's own code replaces
+for module in ata_generic ata_piix button evdev kvm kvm_amd kvm_intel libata qemu_fw_cfg serio_raw \
+  aesni_intel crc32_pclmul crct10dif_pclmul ghash_clmulni_intel polyval_clmulni \
+  sha1_ssse3 sha256_ssse3 sha512_ssse3; do
+  echo "blacklist $module"
+done >"$ROOT/etc/modprobe.d/guest.conf"
 ln -sf /lib/systemd/system/multi-user.target "$ROOT/etc/systemd/system/default.target"
 "#;
 
