@@ -1,0 +1,263 @@
+//! The server: accepts connections, negotiates, serves, and ends in order.
+
+mod handshake;
+mod inflight;
+mod listen;
+mod negotiation;
+mod out;
+mod request;
+mod transmission;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+
+use crate::export::{ClientInfo, Exports, Origin};
+use crate::tls::{self, Tls};
+use handshake::{Outcome, greet, haggle, within};
+use listen::Accepted;
+use negotiation::{Negotiation, TlsState};
+
+pub use listen::Listener;
+
+/// Bounds on what clients can use up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections at once, over all listeners; further ones wait to be accepted.
+    pub connections: usize,
+    /// Requests of one connection under way at once, replies being sent included.
+    pub in_flight_requests: usize,
+    /// Payload bytes of one connection under way at once. One request is let in whatever its
+    /// size, so the true bound is the larger of this and an export's maximum payload.
+    pub in_flight_bytes: usize,
+    /// Time for each step of the handshake: greeting, TLS, one option with its reply.
+    pub option_timeout: Duration,
+    /// Time for the whole handshake.
+    pub handshake_timeout: Duration,
+    /// How long a client may stop in the middle of a message, or leave replies unread. Between
+    /// requests it may be idle for ever; on TCP, keep-alive finds out whether it is still there.
+    pub stall_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 256,
+            in_flight_requests: 256,
+            in_flight_bytes: 64 << 20,
+            option_timeout: Duration::from_secs(10),
+            handshake_timeout: Duration::from_secs(120),
+            stall_timeout: Duration::from_secs(120),
+        }
+    }
+}
+
+/// An NBD server over a set of exports. Clones are handles to the same server.
+#[derive(Clone)]
+pub struct Server(Arc<Inner>);
+
+struct Inner {
+    exports: Arc<dyn Exports>,
+    limits: Limits,
+    /// A permit for each connection; all of them back means no connection is left.
+    places: Arc<Semaphore>,
+    stage: watch::Sender<Stage>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
+enum Stage {
+    Running,
+    /// No new connections or requests; those under way are answered.
+    Draining,
+    /// Connections are dropped.
+    Aborting,
+}
+
+impl Server {
+    /// A server; nothing is listened on yet.
+    pub fn new(exports: Arc<dyn Exports>, limits: Limits) -> Self {
+        let places = limits.connections.clamp(1, u32::MAX as usize >> 4);
+        Self(Arc::new(Inner {
+            exports,
+            limits: Limits { connections: places, ..limits },
+            places: Arc::new(Semaphore::new(places)),
+            stage: watch::Sender::new(Stage::Running),
+        }))
+    }
+
+    /// Accepts connections until [`shutdown`](Self::shutdown). May be called for several
+    /// listeners. Fails at once on a TCP listener without required TLS, unless that was allowed.
+    pub async fn serve(&self, listener: Listener) -> io::Result<()> {
+        listener.check_policy()?;
+        let draining = self.0.reached(Stage::Draining);
+        tokio::pin!(draining);
+        loop {
+            let accepted = async {
+                let place = Arc::clone(&self.0.places).acquire_owned().await;
+                (listener.accept().await, place)
+            };
+            let (accepted, place) = tokio::select! {
+                biased;
+                () = &mut draining => return Ok(()),
+                accepted = accepted => accepted,
+            };
+            let Ok(place) = place else { return Ok(()) };
+            self.spawn(accepted, listener.tls().clone(), place);
+        }
+    }
+
+    /// Serves one connection over any stream, to its end. The error says why it was cut.
+    pub async fn serve_stream<S>(&self, stream: S, origin: Origin, tls: &Tls) -> Result<(), String>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        let Ok(_place) = self.0.places.acquire().await else { return Ok(()) };
+        self.0.connection(stream, origin, tls).await
+    }
+
+    /// Stops accepting connections and requests, waits up to `grace` for those under way to be
+    /// answered, then drops the rest. Returns whether all ended in order.
+    pub async fn shutdown(&self, grace: Duration) -> bool {
+        self.0.advance(Stage::Draining);
+        let all = u32::try_from(self.0.limits.connections).unwrap_or(u32::MAX);
+        let orderly = timeout(grace, self.0.places.acquire_many(all)).await.is_ok();
+        self.0.advance(Stage::Aborting);
+        orderly
+    }
+
+    fn spawn(&self, accepted: Accepted, tls: Tls, place: OwnedSemaphorePermit) {
+        let inner = Arc::clone(&self.0);
+        tokio::spawn(async move {
+            let origin = accepted.origin();
+            let serve = async {
+                match accepted {
+                    Accepted::Unix(stream, _) => inner.connection(stream, origin, &tls).await,
+                    Accepted::Tcp(stream, _) => inner.connection(stream, origin, &tls).await,
+                }
+            };
+            let served = tokio::select! {
+                served = serve => served,
+                () = inner.reached(Stage::Aborting) => Err("the server was shut down".to_owned()),
+            };
+            if let Err(reason) = served {
+                tracing::warn!(client = %origin, reason, "connection cut");
+            }
+            drop(place);
+        });
+    }
+}
+
+impl Inner {
+    async fn connection<S>(&self, mut stream: S, origin: Origin, tls: &Tls) -> Result<(), String>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        let step = self.limits.option_timeout;
+        let mut client = ClientInfo { origin, ..ClientInfo::default() };
+        let state = match tls {
+            Tls::Off => TlsState::Off,
+            Tls::Allowed(_) => TlsState::Offered,
+            Tls::Required(_) => TlsState::Required,
+        };
+        let flags = greet(&mut stream, step).await.map_err(|error| error.to_string())?;
+        let flags = flags.ok_or("the client sent unknown handshake flags")?;
+        let mut negotiation = Negotiation::new(flags, state);
+        let outcome = self.negotiate(&mut stream, &mut negotiation, &client).await?;
+        let Outcome::StartTls = outcome else {
+            return self.proceed(&mut stream, outcome, &client).await;
+        };
+        let (Tls::Allowed(config) | Tls::Required(config)) = tls else {
+            return Err("TLS was started though it is off".to_owned());
+        };
+        let accept = TlsAcceptor::from(Arc::clone(config)).accept(stream);
+        let mut stream =
+            within(step, accept).await.map_err(|error| format!("TLS handshake failed: {error}"))?;
+        client.tls = true;
+        client.certificate = stream
+            .get_ref()
+            .1
+            .peer_certificates()
+            .and_then(|chain| chain.first())
+            .map(|certificate| certificate.clone().into_owned());
+        client.peer_name = client.certificate.as_ref().and_then(tls::peer_name);
+        let mut negotiation = negotiation.after_tls();
+        let outcome = self.negotiate(&mut stream, &mut negotiation, &client).await?;
+        self.proceed(&mut stream, outcome, &client).await
+    }
+
+    async fn negotiate<S>(
+        &self,
+        stream: &mut S,
+        negotiation: &mut Negotiation,
+        client: &ClientInfo,
+    ) -> Result<Outcome, String>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let step = self.limits.option_timeout;
+        let whole = haggle(stream, negotiation, &self.exports, client, step);
+        let bounded = within(self.limits.handshake_timeout, whole);
+        tokio::select! {
+            outcome = bounded => outcome.or_else(|error| match error.kind() {
+                // Clients that only looked leave this way.
+                io::ErrorKind::UnexpectedEof => Ok(Outcome::Ended("the client left")),
+                _ => Err(error.to_string()),
+            }),
+            () = self.reached(Stage::Draining) => Ok(Outcome::Ended("the server is shut down")),
+        }
+    }
+
+    async fn proceed<S>(
+        &self,
+        stream: &mut S,
+        outcome: Outcome,
+        client: &ClientInfo,
+    ) -> Result<(), String>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let session = match outcome {
+            Outcome::Transmission(session) => session,
+            Outcome::Ended(reason) => {
+                tracing::debug!(client = %client.origin, reason, "handshake ended");
+                let closed = tokio::io::AsyncWriteExt::shutdown(stream);
+                let _ = timeout(self.limits.option_timeout, closed).await;
+                return Ok(());
+            }
+            Outcome::StartTls => return Err("TLS was started twice".to_owned()),
+        };
+        tracing::info!(
+            export = session.name,
+            client = %client.origin,
+            peer = client.peer_name,
+            "client connected"
+        );
+        let shutdown = Box::pin(self.reached(Stage::Draining));
+        let served = transmission::serve(stream, &session, &self.limits, shutdown).await;
+        tracing::info!(export = session.name, client = %client.origin, "client gone");
+        session.opened.close().await;
+        served
+    }
+
+    /// Resolves once the server is at this stage of its end.
+    async fn reached(&self, stage: Stage) {
+        let mut watched = self.stage.subscribe();
+        // Cannot fail: the sender lives in `self`.
+        let _ = watched.wait_for(|now| *now >= stage).await;
+    }
+
+    fn advance(&self, stage: Stage) {
+        self.stage.send_if_modified(|now| {
+            let ahead = *now < stage;
+            if ahead {
+                *now = stage;
+            }
+            ahead
+        });
+    }
+}
