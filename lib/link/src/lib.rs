@@ -12,5 +12,6 @@ pub mod pki;
 pub mod seam;
 pub mod throttle;
 
+pub use conn::{Connection, LinkError, Receiver, Sender, Timeouts};
 pub use message::Message;
 pub use pki::NodeName;

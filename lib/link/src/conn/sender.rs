@@ -1,0 +1,227 @@
+//! The sending half.
+
+use std::{
+    io::{self, IoSlice, Write},
+    net::Shutdown,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use tokio::time::{sleep, timeout};
+use zerocopy::IntoBytes;
+
+use super::{Closer, LinkError, Shared};
+use crate::{
+    message::{Envelope, Message, MessageKind},
+    throttle::{Minute, Throttle},
+};
+
+/// What is encrypted before it is handed to the socket: large enough to make system calls cheap,
+/// small enough to stay in a core's cache until the kernel has copied it.
+const BATCH_BYTES: usize = 256 << 10;
+
+/// The sending half of a connection.
+///
+/// A future of this half must not be dropped before it is done: what was sent of a message cannot
+/// be taken back, so the connection ends then.
+pub struct Sender {
+    shared: Rc<Shared>,
+    stall: Duration,
+    /// Encrypted bytes that the socket has not taken yet.
+    out: Vec<u8>,
+    /// The message being encoded.
+    plain: Vec<u8>,
+    /// A message was begun and not finished.
+    under_way: bool,
+    pace: Option<Pace>,
+}
+
+/// A throttle with its clocks.
+struct Pace {
+    throttle: Throttle,
+    started: Instant,
+    time_of_day: Box<dyn Fn() -> Minute>,
+}
+
+impl Sender {
+    pub(super) fn new(shared: Rc<Shared>, stall: Duration) -> Sender {
+        let (out, plain) = (Vec::new(), Vec::new());
+        Sender { shared, stall, out, plain, under_way: false, pace: None }
+    }
+
+    /// Bounds the rate of frames from now on. Other messages are few and do not wait.
+    /// `time_of_day` is the local time.
+    pub fn set_throttle(&mut self, throttle: Throttle, time_of_day: impl Fn() -> Minute + 'static) {
+        let (started, time_of_day) = (Instant::now(), Box::new(time_of_day));
+        self.pace = Some(Pace { throttle, started, time_of_day });
+    }
+
+    /// Sends a message, after all that was kept back.
+    ///
+    /// # Errors
+    /// Any [`LinkError`]; the connection has ended then, unless the message was too long.
+    pub async fn send(&mut self, message: &Message) -> Result<(), LinkError> {
+        if let Message::Frame(frame) = message {
+            self.send_frame(&[frame]).await?;
+            return self.flush().await;
+        }
+        self.plain.clear();
+        message.encode(&mut self.plain)?;
+        self.begin()?;
+        self.shared.tls.borrow_mut().writer().write_all(&self.plain)?;
+        self.write_out().await?;
+        self.under_way = false;
+        Ok(())
+    }
+
+    /// Sends a frame, given in parts. The end of it may be kept back to be sent together with the
+    /// next: call [`flush`](Self::flush) when there is no next one yet.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub async fn send_frame(&mut self, parts: &[&[u8]]) -> Result<(), LinkError> {
+        let bytes = parts.iter().map(|part| part.len()).sum();
+        let envelope = Envelope::new(MessageKind::Frame, bytes)?;
+        self.begin()?;
+        let mut pieces = Pieces { parts: [&[envelope.as_bytes()], parts].concat(), part: 0, at: 0 };
+        loop {
+            let minute = self.pace.as_ref().map(|pace| (pace.time_of_day)());
+            let most = match (&self.pace, minute) {
+                (Some(pace), Some(minute)) => pace.throttle.piece_bytes(minute).min(BATCH_BYTES),
+                _ => BATCH_BYTES,
+            };
+            let piece = pieces.take(most);
+            let bytes = piece.iter().map(|part| part.len()).sum();
+            if bytes == 0 {
+                break;
+            }
+            if let (Some(pace), Some(minute)) = (&mut self.pace, minute) {
+                let wait = pace.throttle.take(bytes, pace.started.elapsed(), minute);
+                if !wait.is_zero() {
+                    self.write_out().await?;
+                    sleep(wait).await;
+                }
+            }
+            self.encrypt(&piece, bytes)?;
+            if self.out.len() >= BATCH_BYTES {
+                self.write_out().await?;
+            }
+        }
+        self.under_way = false;
+        Ok(())
+    }
+
+    /// Sends all that was kept back.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub async fn flush(&mut self) -> Result<(), LinkError> {
+        self.begin()?;
+        self.write_out().await?;
+        self.under_way = false;
+        Ok(())
+    }
+
+    /// Ends this direction as planned: the peer has got everything when its receiver ends. The
+    /// other half stays until the peer ends its direction too.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub async fn finish(mut self) -> Result<(), LinkError> {
+        self.begin()?;
+        self.shared.tls.borrow_mut().send_close_notify();
+        self.write_out().await?;
+        self.shared.stream.shutdown(Shutdown::Write);
+        Ok(())
+    }
+
+    /// Ends the connection at once, for both halves.
+    pub fn close(&self) {
+        self.closer().close();
+    }
+
+    /// What ends the connection from elsewhere.
+    pub fn closer(&self) -> Closer {
+        Closer(Rc::downgrade(&self.shared))
+    }
+
+    /// Refuses to go on after a message that was not finished.
+    fn begin(&mut self) -> Result<(), LinkError> {
+        if self.under_way {
+            self.close();
+            return Err(LinkError::Ended);
+        }
+        self.under_way = true;
+        Ok(())
+    }
+
+    /// Encrypts `bytes` bytes in `piece` behind what is in `out`.
+    fn encrypt(&mut self, piece: &[&[u8]], bytes: usize) -> Result<(), LinkError> {
+        let mut tls = self.shared.tls.borrow_mut();
+        let slices: Vec<_> = piece.iter().map(|part| IoSlice::new(part)).collect();
+        // Without a limit on its buffer rustls takes all of it.
+        let taken = tls.writer().write_vectored(&slices)?;
+        if taken != bytes {
+            return Err(io::Error::from(io::ErrorKind::WriteZero).into());
+        }
+        while tls.wants_write() {
+            tls.write_tls(&mut self.out)?;
+        }
+        Ok(())
+    }
+
+    /// Hands all that is encrypted to the socket.
+    pub(super) async fn write_out(&mut self) -> Result<(), LinkError> {
+        {
+            let mut tls = self.shared.tls.borrow_mut();
+            while tls.wants_write() {
+                tls.write_tls(&mut self.out)?;
+            }
+        }
+        let mut out = std::mem::take(&mut self.out);
+        let mut at = 0;
+        while at < out.len() {
+            let write = self.shared.stream.write(out, at);
+            let (written, back) = timeout(self.stall, write).await.map_err(|_| {
+                self.close();
+                LinkError::Timeout { did: "took nothing of what was sent", after: self.stall }
+            })?;
+            out = back;
+            match written {
+                Ok(0) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
+                Ok(bytes) => at += bytes,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        out.clear();
+        self.out = out;
+        Ok(())
+    }
+}
+
+/// Walks over parts in pieces of a bounded length.
+struct Pieces<'a> {
+    parts: Vec<&'a [u8]>,
+    part: usize,
+    at: usize,
+}
+
+impl<'a> Pieces<'a> {
+    /// The next `most` bytes, as slices of the parts; nothing at the end.
+    fn take(&mut self, most: usize) -> Vec<&'a [u8]> {
+        let (mut piece, mut left) = (Vec::new(), most);
+        while let Some(part) = self.parts.get(self.part).filter(|_| left > 0) {
+            let rest = &part[self.at..];
+            let taken = &rest[..rest.len().min(left)];
+            left -= taken.len();
+            self.at += taken.len();
+            if self.at == part.len() {
+                (self.part, self.at) = (self.part + 1, 0);
+            }
+            if !taken.is_empty() {
+                piece.push(taken);
+            }
+        }
+        piece
+    }
+}
