@@ -1,0 +1,442 @@
+//! First sync, catch-up and verify: content read off the disk, put in order without blocking writes.
+//!
+//! A range is read while no write to it is in flight. If none was admitted by the time the content
+//! is at hand, a sequence is drawn and the content recorded: so the record says what the disk held
+//! at exactly that sequence. Otherwise the read is repeated, at last with the range lock held.
+//! Against a target that has content already, a region is *offered* by its hashes first and only
+//! the blocks that the target asks for are read afresh and sent.
+//!
+//! The regions to catch up are the dirty map's uncaptured ones. A gap ends when none of its volume
+//! is left; a verify is the same walk over all regions, without a gap.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use tidemark_journal::{
+    Kind, Sector, Seq, VolumeId,
+    record::{OFFER_BLOCK_BYTES, flag},
+};
+
+use super::{
+    Effect, LocalIo, OpId,
+    core::{Core, Op},
+    range_lock::LockId,
+};
+use crate::dirty::{REGION_SECTORS, RegionId, regions_in};
+
+/// Reads under way at once.
+pub const READS_MAX: usize = 4;
+/// Offers that may wait for an answer.
+const OFFERS_MAX: usize = 256;
+/// Reads of a range that are given up to a write before the range is locked for one.
+const TRIES_MAX: u32 = 4;
+/// The ring's fill, in thousandths, above which catch-up leaves the room to the application.
+const YIELD_ABOVE_PERMILLE: u64 = 300;
+/// Sectors in the smallest range that is declared unreadable.
+const UNREADABLE_SECTORS: u64 = 8;
+const OFFER_SECTORS: u64 = OFFER_BLOCK_BYTES / 512;
+
+/// How content reaches the target.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mode {
+    /// Hashes first: the target has content.
+    Offer,
+    /// All of it: the target has none.
+    Send,
+}
+
+/// Content read for an [`LocalIo::Read`].
+#[derive(Clone, Copy, Debug)]
+pub struct ReadBack<'a> {
+    /// The bytes of the range.
+    pub data: &'a [u8],
+    /// Whether all of them are zero.
+    pub zeros: bool,
+    /// The hash of each block of 4 KiB, if they were asked for and it is not all zeros.
+    pub hashes: &'a [u8],
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    volume: usize,
+    start: Sector,
+    sectors: u64,
+    offer: bool,
+    tries: u32,
+    /// The region whose work waits for it.
+    region: RegionId,
+}
+
+pub(super) struct ReadOp {
+    part: Part,
+    holds_lock: bool,
+}
+
+struct Reading {
+    op: OpId,
+    volume: usize,
+    start: u64,
+    end: u64,
+    tainted: bool,
+}
+
+#[derive(Default)]
+struct Work {
+    /// Parts and offers that are not through.
+    left: u32,
+    /// A write without a record came in meanwhile.
+    redo: bool,
+    verify: bool,
+}
+
+struct Verify {
+    next: u32,
+    regions: u32,
+    again: Vec<u32>,
+}
+
+/// The state of catch-up for all volumes of a group.
+pub struct CatchUp {
+    mode: Option<Mode>,
+    budget_bytes: u64,
+    cursors: Vec<u32>,
+    verify: Vec<Option<Verify>>,
+    parts: VecDeque<Part>,
+    reading: Vec<Reading>,
+    working: HashMap<RegionId, Work>,
+    offers: BTreeMap<Seq, Part>,
+}
+
+impl CatchUp {
+    pub(super) fn new(volumes: usize) -> CatchUp {
+        CatchUp {
+            mode: None,
+            budget_bytes: 0,
+            cursors: vec![0; volumes],
+            verify: (0..volumes).map(|_| None).collect(),
+            parts: VecDeque::new(),
+            reading: Vec::with_capacity(READS_MAX),
+            working: HashMap::new(),
+            offers: BTreeMap::new(),
+        }
+    }
+}
+
+impl Core {
+    /// The link is up (and how content goes over it) or down. Offers without an answer are made
+    /// again over the next one.
+    pub fn link(&mut self, mode: Option<Mode>) {
+        let state = &mut self.catch_up;
+        state.mode = mode;
+        state.offers.clear();
+        state.parts.clear();
+        for reading in &mut state.reading {
+            reading.tainted = true;
+        }
+        for (region, work) in state.working.drain() {
+            let index = self.volumes.iter().position(|volume| volume.id == region.volume);
+            if work.verify
+                && let Some(verify) = index.and_then(|index| state.verify[index].as_mut())
+            {
+                verify.again.push(region.index);
+            }
+        }
+    }
+
+    /// Lets catch-up and verify read so many bytes; what is left over from before is dropped.
+    pub fn allow_catch_up(&mut self, bytes: u64) {
+        self.catch_up.budget_bytes = bytes;
+    }
+
+    /// Begins to compare all of a volume with the target. What differs is sent.
+    pub fn verify(&mut self, volume: VolumeId) {
+        let index = self.volume_index(volume);
+        let regions = regions_in(self.volumes[index].sectors);
+        self.catch_up.verify[index] = Some(Verify { next: 0, regions, again: Vec::new() });
+    }
+
+    /// How far a volume's verify is: regions compared and regions in all. None if there is none.
+    pub fn verify_progress(&self, volume: VolumeId) -> Option<(u32, u32)> {
+        let verify = self.catch_up.verify[self.volume_index(volume)].as_ref()?;
+        let open = self.catch_up.working.iter().filter(|(r, w)| w.verify && r.volume == volume);
+        let left = (open.count() + verify.again.len()) as u32;
+        Some((verify.next.saturating_sub(left), verify.regions))
+    }
+
+    /// The target's answer to the offer at `seq`: the blocks of 4 KiB that it wants.
+    pub fn needed(&mut self, seq: Seq, mut wants: impl FnMut(u64) -> bool) {
+        let Some(part) = self.catch_up.offers.remove(&seq) else { return };
+        let region = part.region;
+        let blocks = part.sectors.div_ceil(OFFER_SECTORS);
+        let mut runs: Vec<Part> = Vec::new();
+        let mut differing = 0;
+        for block in (0..blocks).filter(|block| wants(*block)) {
+            differing += 1;
+            let start = Sector(part.start.0 + block * OFFER_SECTORS);
+            let end = (start.0 + OFFER_SECTORS).min(part.start.0 + part.sectors);
+            match runs.last_mut() {
+                Some(run) if run.start.0 + run.sectors == start.0 => {
+                    run.sectors = end - run.start.0
+                }
+                _ => runs.push(Part {
+                    start,
+                    sectors: end - start.0,
+                    offer: false,
+                    tries: 0,
+                    ..part
+                }),
+            }
+        }
+        let Some(work) = self.catch_up.working.get_mut(&region) else { return };
+        if work.verify {
+            self.counters.verify_differing_blocks += differing;
+        }
+        work.left += runs.len() as u32;
+        self.catch_up.parts.extend(runs);
+        self.work_through(region);
+    }
+
+    /// A write without a record is admitted: a catch-up under way there has to be done again.
+    pub(super) fn redo_catch_up(&mut self, volume: usize, start: Sector, sectors: u64) {
+        let id = self.volumes[volume].id;
+        let last = RegionId::of(id, Sector(start.0 + sectors - 1)).index;
+        for index in RegionId::of(id, start).index..=last {
+            if let Some(work) = self.catch_up.working.get_mut(&RegionId { volume: id, index }) {
+                work.redo = true;
+            }
+        }
+    }
+
+    /// A write takes its range: reads under way there are of no use any more.
+    pub(super) fn taint(&mut self, volume: usize, start: Sector, sectors: u64) {
+        let end = start.0 + sectors;
+        for reading in &mut self.catch_up.reading {
+            reading.tainted |=
+                reading.volume == volume && reading.start < end && start.0 < reading.end;
+        }
+    }
+
+    /// A failed write left unknown content behind: its regions are read back and sent.
+    pub(super) fn reread(&mut self, volume: usize, start: Sector, sectors: u64) {
+        let id = self.volumes[volume].id;
+        let last = RegionId::of(id, Sector(start.0 + sectors - 1)).index;
+        for index in RegionId::of(id, start).index..=last {
+            self.map.mark_uncaptured(RegionId { volume: id, index });
+        }
+        self.redo_catch_up(volume, start, sectors);
+    }
+
+    pub(super) fn poll_catch_up(&mut self) {
+        if self.overflow {
+            return;
+        }
+        let mut busy = 0;
+        while self.catch_up.reading.len() < READS_MAX
+            && self.catch_up.budget_bytes > 0
+            && self.ring.fill_permille() < YIELD_ABOVE_PERMILLE
+        {
+            let Some(mut part) = self.next_part_to_read() else { break };
+            if !self.volumes[part.volume].lock.is_busy(part.start, part.sectors) {
+                self.begin_read(part, false);
+                continue;
+            }
+            part.tries += 1;
+            if part.tries > TRIES_MAX {
+                self.begin_read(part, true);
+                continue;
+            }
+            self.catch_up.parts.push_back(part);
+            busy += 1;
+            if busy > self.catch_up.parts.len() {
+                break;
+            }
+        }
+        self.end_gaps();
+    }
+
+    fn next_part_to_read(&mut self) -> Option<Part> {
+        if let Some(part) = self.catch_up.parts.pop_front() {
+            return Some(part);
+        }
+        let mode = self.catch_up.mode?;
+        if self.catch_up.offers.len() >= OFFERS_MAX {
+            return None;
+        }
+        for volume in 0..self.volumes.len() {
+            let (region, verify) = match self.next_uncaptured(volume) {
+                Some(region) => (region, false),
+                None => match self.next_to_verify(volume) {
+                    Some(region) => (region, true),
+                    None => continue,
+                },
+            };
+            let start = region.start();
+            let sectors = REGION_SECTORS.min(self.volumes[volume].sectors - start.0);
+            self.catch_up.working.insert(region, Work { left: 1, redo: false, verify });
+            let offer = verify || mode == Mode::Offer;
+            return Some(Part { volume, start, sectors, offer, tries: 0, region });
+        }
+        None
+    }
+
+    fn next_uncaptured(&mut self, volume: usize) -> Option<RegionId> {
+        let id = self.volumes[volume].id;
+        let bits = self.map.uncaptured(id);
+        let from = self.catch_up.cursors[volume];
+        let free = |index: &u32| {
+            !self.catch_up.working.contains_key(&RegionId { volume: id, index: *index })
+        };
+        let after = |from: u32| {
+            std::iter::successors(bits.next(from), |index| bits.next(index + 1)).find(free)
+        };
+        let index = after(from).or_else(|| after(0))?;
+        self.catch_up.cursors[volume] = index + 1;
+        Some(RegionId { volume: id, index })
+    }
+
+    fn next_to_verify(&mut self, volume: usize) -> Option<RegionId> {
+        let id = self.volumes[volume].id;
+        let verify = self.catch_up.verify[volume].as_mut()?;
+        let index = verify.again.pop().or_else(|| {
+            let next = verify.next;
+            (next < verify.regions).then(|| verify.next = next + 1)?;
+            Some(next)
+        });
+        if index.is_none() && !self.catch_up.working.values().any(|work| work.verify) {
+            self.catch_up.verify[volume] = None;
+        }
+        Some(RegionId { volume: id, index: index? })
+    }
+
+    fn begin_read(&mut self, part: Part, with_lock: bool) {
+        let op = self.ops.insert(Op::Read(ReadOp { part, holds_lock: with_lock }));
+        if !with_lock {
+            return self.submit_read(OpId(op));
+        }
+        if self.volumes[part.volume].lock.acquire(LockId(op), part.start, part.sectors) {
+            self.submit_read(OpId(op));
+        }
+    }
+
+    /// The range of a read that insisted on it is granted.
+    pub(super) fn read_locked(&mut self, id: OpId) {
+        self.submit_read(id);
+    }
+
+    fn submit_read(&mut self, id: OpId) {
+        let Op::Read(read) = self.ops.get(id.0) else { unreachable!("a read") };
+        let part = read.part;
+        let bytes = part.sectors * 512;
+        self.catch_up.budget_bytes = self.catch_up.budget_bytes.saturating_sub(bytes);
+        self.counters.catch_up_read_bytes += bytes;
+        self.catch_up.reading.push(Reading {
+            op: id,
+            volume: part.volume,
+            start: part.start.0,
+            end: part.start.0 + part.sectors,
+            tainted: false,
+        });
+        let io = LocalIo::Read { hash: part.offer };
+        let volume = self.volumes[part.volume].id;
+        let (start, sectors) = (part.start, part.sectors);
+        self.effects.push_back(Effect::Local { op: id, volume, io, start, sectors });
+    }
+
+    /// The read of an [`LocalIo::Read`] has ended.
+    pub fn read_ended(&mut self, id: OpId, result: Result<ReadBack<'_>, i32>) {
+        let Op::Read(ReadOp { part, holds_lock }) = self.ops.remove(id.0) else {
+            unreachable!("only reads end here")
+        };
+        let at = self.catch_up.reading.iter().position(|reading| reading.op == id);
+        let tainted = self.catch_up.reading.swap_remove(at.expect("a read under way")).tainted;
+        let dropped = !self.catch_up.working.contains_key(&part.region);
+        if !dropped {
+            match result {
+                _ if tainted => self.read_again(part),
+                Ok(content) => self.record_content(part, content),
+                Err(_) => self.read_failed(part),
+            }
+        }
+        if holds_lock {
+            let mut granted = Vec::new();
+            self.volumes[part.volume].lock.release(LockId(id.0), &mut granted);
+            for lock in granted {
+                self.locked(OpId(lock.0));
+            }
+        }
+    }
+
+    fn read_again(&mut self, part: Part) {
+        self.catch_up.parts.push_back(Part { tries: part.tries + 1, ..part });
+    }
+
+    fn record_content(&mut self, part: Part, content: ReadBack<'_>) {
+        let (kind, flags, payload) = if content.zeros {
+            (Kind::Sync, flag::ZEROS, &[][..])
+        } else if part.offer {
+            (Kind::Offer, 0, content.hashes)
+        } else {
+            (Kind::Sync, 0, content.data)
+        };
+        let Some(seq) = self.draw(payload.len() as u64, false) else {
+            return self.read_again(part);
+        };
+        let volume = self.volumes[part.volume].id;
+        let slot = self.reserve(kind, flags, volume, seq, part.start, part.sectors as u32);
+        if !payload.is_empty() {
+            let region = self.ring.memory().region();
+            region.copy_in(slot.payload_at, payload).expect("the slot has room for its payload");
+        }
+        self.ring.commit(slot);
+        self.ring.local_done(slot);
+        if kind == Kind::Offer {
+            self.catch_up.offers.insert(seq, part);
+        } else {
+            self.work_through(part.region);
+        }
+    }
+
+    /// The disk does not give the range: halves are tried until what cannot be read is known.
+    fn read_failed(&mut self, part: Part) {
+        if part.sectors > UNREADABLE_SECTORS {
+            let half = (part.sectors / 2).next_multiple_of(UNREADABLE_SECTORS);
+            let first = Part { sectors: half, tries: 0, ..part };
+            let rest = part.sectors - half;
+            let second = Part { start: Sector(part.start.0 + half), sectors: rest, ..first };
+            self.catch_up.parts.extend([first, second]);
+            if let Some(work) = self.catch_up.working.get_mut(&part.region) {
+                work.left += 1;
+            }
+            return;
+        }
+        let Some(seq) = self.draw(0, false) else { return self.read_again(part) };
+        let volume = self.volumes[part.volume].id;
+        self.record(Kind::Unreadable, 0, volume, seq, part.start, part.sectors as u32);
+        self.work_through(part.region);
+    }
+
+    /// One part or offer of a region's work is through.
+    fn work_through(&mut self, region: RegionId) {
+        let Some(work) = self.catch_up.working.get_mut(&region) else { return };
+        work.left -= 1;
+        if work.left > 0 {
+            return;
+        }
+        let Some(work) = self.catch_up.working.remove(&region) else { return };
+        if !work.redo && !work.verify {
+            self.map.caught_up(region);
+        }
+    }
+
+    fn end_gaps(&mut self) {
+        for volume in 0..self.volumes.len() {
+            let id = self.volumes[volume].id;
+            let open = self.volumes[volume].gap.is_some_and(|gap| gap.begin.is_some());
+            if open
+                && self.map.uncaptured(id).count() == 0
+                && !self.catch_up.working.keys().any(|region| region.volume == id)
+            {
+                self.end_gap(volume);
+            }
+        }
+    }
+}

@@ -1,0 +1,387 @@
+//! The two sets together: what must be on stable storage before a write may go on.
+//!
+//! The map is asked before every write ([`DirtyMap::ready`]). What it cannot answer "yes" to is
+//! collected, and [`DirtyMap::begin_commit`] says what to write: first all bitmap pages, then the
+//! block of the log. When both are on stable storage, [`DirtyMap::commit_written`] lets the waiting
+//! writes through. One commit is under way at a time, so many waiting writes share the next one.
+//!
+//! Invariant 2 (no lost change) rests on two orders kept here: a region's dirty bit is durable
+//! before the log gives its slot away, and nothing in memory says "marked" before the commit is
+//! written. Invariant 6 rests on epochs: the dirty bits of an epoch are dropped only when every
+//! sequence drawn in it is final-durable and a flush of the local disk begun after it has ended.
+
+use std::collections::{HashSet, VecDeque};
+
+use super::{
+    RegionId,
+    active::{ActiveSet, CHANGES_MAX},
+    bitmap::{self, Bits, PAGE_REGIONS},
+};
+use tidemark_journal::{Seq, VolumeId};
+
+/// One block to be written at an offset of one of the map's files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockWrite {
+    /// The volume whose bitmap file is meant; none for the log.
+    pub volume: Option<VolumeId>,
+    /// Byte in the file, a multiple of 4096.
+    pub offset: u64,
+    /// 4096 bytes.
+    pub block: Vec<u8>,
+}
+
+/// What a commit writes: the pages first, all of them durable, then the log's block.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Commit {
+    /// Bitmap pages, in any order.
+    pub pages: Vec<BlockWrite>,
+    /// The log's transaction, if a slot changes.
+    pub log: Option<BlockWrite>,
+}
+
+struct VolumeMap {
+    id: VolumeId,
+    /// Dirty since the last rotation, and in the epoch before it.
+    current: Bits,
+    previous: Bits,
+    uncaptured: Bits,
+    written: Vec<u64>,
+    /// Pages whose content in memory is not on storage. Writing them can wait.
+    stale: Vec<bool>,
+    flushed_tick: u64,
+}
+
+/// What the map's files said about one volume, to start from.
+pub struct VolumeStart {
+    /// The volume.
+    pub id: VolumeId,
+    /// Regions in it.
+    pub regions: u32,
+    /// For each page, which place to write next.
+    pub written: Vec<u64>,
+    /// Regions known to need catch-up.
+    pub uncaptured: Bits,
+}
+
+/// The dirty map of a group.
+pub struct DirtyMap {
+    map_id: [u8; 16],
+    volumes: Vec<VolumeMap>,
+    active: ActiveSet,
+    wanted: VecDeque<RegionId>,
+    wanted_set: HashSet<RegionId>,
+    /// Uncaptured bits set in memory and not yet durable: for the next commit, and in this one.
+    marking: HashSet<RegionId>,
+    marking_now: HashSet<RegionId>,
+    changed: Vec<u16>,
+    committing: bool,
+    generation: u64,
+    durable_generation: u64,
+    tick: u64,
+    /// The epoch being settled: its last sequence.
+    boundary: Option<Seq>,
+}
+
+impl DirtyMap {
+    /// Starts with an empty active set. `generation` is the highest that the files have seen, and
+    /// `transaction` the log's newest. Every page is written with the first commits.
+    pub fn new(
+        map_id: [u8; 16],
+        generation: u64,
+        transaction: u64,
+        volumes: Vec<VolumeStart>,
+    ) -> DirtyMap {
+        let volumes = volumes
+            .into_iter()
+            .map(|start| VolumeMap {
+                id: start.id,
+                current: Bits::new(start.regions),
+                previous: Bits::new(start.regions),
+                uncaptured: start.uncaptured,
+                stale: vec![true; start.written.len()],
+                written: start.written,
+                flushed_tick: 0,
+            })
+            .collect();
+        DirtyMap {
+            map_id,
+            volumes,
+            active: ActiveSet::new(map_id, transaction),
+            wanted: VecDeque::new(),
+            wanted_set: HashSet::new(),
+            marking: HashSet::new(),
+            marking_now: HashSet::new(),
+            changed: Vec::with_capacity(CHANGES_MAX),
+            committing: false,
+            generation,
+            durable_generation: generation,
+            tick: 0,
+            boundary: None,
+        }
+    }
+
+    /// Whether a captured write into the region may go on. If not, the next commit will let it.
+    pub fn ready(&mut self, region: RegionId) -> bool {
+        if self.active.durable_slot(region).is_some() {
+            return true;
+        }
+        if !self.active.contains(region) && self.wanted_set.insert(region) {
+            self.wanted.push_back(region);
+        }
+        false
+    }
+
+    /// Whether a write into the region that will have no record may go on. If not, the next commit
+    /// will let it.
+    pub fn ready_uncaptured(&mut self, region: RegionId) -> bool {
+        let map = self.volume(region.volume);
+        if map.uncaptured.get(region.index) {
+            return !self.marking.contains(&region) && !self.marking_now.contains(&region);
+        }
+        map.uncaptured.set(region.index);
+        self.marking.insert(region);
+        false
+    }
+
+    /// A write into an active region begins to need it.
+    ///
+    /// # Panics
+    /// When the region is not durably active: that would be a write before its mark.
+    pub fn hold(&mut self, region: RegionId) {
+        let slot = self.active.durable_slot(region).expect("a write before its mark is durable");
+        self.active.slot_mut(slot).users += 1;
+    }
+
+    /// The sequence of a write into a held region has been drawn.
+    pub fn drawn(&mut self, region: RegionId, seq: Seq) {
+        if let Some(slot) = self.active.durable_slot(region) {
+            let slot = self.active.slot_mut(slot);
+            slot.last_seq = slot.last_seq.max(seq);
+        }
+    }
+
+    /// A write into a held region has ended, on the local disk or in an error.
+    pub fn release(&mut self, region: RegionId) {
+        self.tick += 1;
+        let tick = self.tick;
+        if let Some(slot) = self.active.durable_slot(region) {
+            let slot = self.active.slot_mut(slot);
+            slot.users -= 1;
+            slot.last_tick = tick;
+        }
+    }
+
+    /// A flush of a volume's disk begins now; hand the result to [`Self::flush_ended`].
+    pub fn flush_begun(&self) -> u64 {
+        self.tick
+    }
+
+    /// A flush begun at `tick` has ended well: what had completed by then is on stable storage.
+    pub fn flush_ended(&mut self, volume: VolumeId, tick: u64) {
+        let map = self.volume(volume);
+        map.flushed_tick = map.flushed_tick.max(tick);
+    }
+
+    /// Marks every region of a volume as needing catch-up. Durable after the next commits, so
+    /// whoever relies on it waits for [`Self::is_settled`].
+    pub fn doubt(&mut self, volume: VolumeId) {
+        let map = self.volume(volume);
+        map.uncaptured.fill();
+        map.stale.fill(true);
+    }
+
+    /// Marks a region as needing catch-up without anybody waiting for it.
+    pub fn mark_uncaptured(&mut self, region: RegionId) {
+        let map = self.volume(region.volume);
+        if map.uncaptured.set(region.index) {
+            map.stale[(region.index / PAGE_REGIONS) as usize] = true;
+        }
+    }
+
+    /// Catch-up has committed records for all of the region. It stays dirty until they are durable.
+    pub fn caught_up(&mut self, region: RegionId) {
+        let map = self.volume(region.volume);
+        if map.uncaptured.clear(region.index) {
+            map.current.set(region.index);
+            map.stale[(region.index / PAGE_REGIONS) as usize] = true;
+        }
+    }
+
+    /// Closes the epoch of dirty bits, if there are any and the one before has settled. `last` is
+    /// the last sequence drawn. The caller then lets the writes under way end, flushes every volume
+    /// and calls [`Self::settle`] once `last` is final-durable.
+    pub fn rotate(&mut self, last: Seq) -> bool {
+        if self.boundary.is_some() || self.volumes.iter().all(|map| map.current.count() == 0) {
+            return false;
+        }
+        for map in &mut self.volumes {
+            map.previous.absorb(&mut map.current);
+        }
+        self.boundary = Some(last);
+        true
+    }
+
+    /// The last sequence of the epoch that is being settled.
+    pub fn boundary(&self) -> Option<Seq> {
+        self.boundary
+    }
+
+    /// The epoch's records are final-durable and its writes flushed: its bits are dropped.
+    pub fn settle(&mut self) {
+        self.boundary = None;
+        for map in &mut self.volumes {
+            for region in map.previous.iter() {
+                map.stale[(region / PAGE_REGIONS) as usize] = true;
+            }
+            map.previous = Bits::new_like(&map.previous);
+        }
+    }
+
+    /// Gives up the slots whose last write is final-durable and flushed and which nobody uses, so
+    /// that a quiet source keeps no region active. Durable with the next commit.
+    pub fn drop_clean(&mut self, durable: Seq) -> bool {
+        if self.committing {
+            return false;
+        }
+        let clean: Vec<u16> = (0..super::active::SLOTS as u16)
+            .filter(|slot| self.is_clean(*slot, durable))
+            .take(CHANGES_MAX)
+            .collect();
+        for slot in &clean {
+            self.active.replace(*slot, None);
+        }
+        self.changed.extend_from_slice(&clean);
+        !clean.is_empty()
+    }
+
+    fn is_clean(&mut self, slot: u16, durable: Seq) -> bool {
+        let slot = *self.active.peek(slot);
+        let Some(region) = slot.region else { return false };
+        slot.users == 0
+            && slot.last_seq <= durable
+            && slot.last_tick <= self.volume(region.volume).flushed_tick
+    }
+
+    /// Whether something waits for a commit.
+    pub fn wants_commit(&self) -> bool {
+        !self.committing
+            && (!self.wanted.is_empty() || !self.marking.is_empty() || !self.changed.is_empty())
+    }
+
+    /// Begins the next commit; nothing if nothing waits for one (with `all`: if no page is stale
+    /// either) or no slot can be given away now.
+    pub fn begin_commit(&mut self, durable: Seq, all: bool) -> Option<Commit> {
+        if self.committing {
+            return None;
+        }
+        let mut urgent: HashSet<(VolumeId, u32)> = HashSet::new();
+        while self.changed.len() < CHANGES_MAX
+            && let Some(region) = self.wanted.front().copied()
+        {
+            let Some(slot) = self.active.victim() else { break };
+            self.wanted.pop_front();
+            self.wanted_set.remove(&region);
+            let clean = self.is_clean(slot, durable);
+            let old = self.active.replace(slot, Some(region));
+            if let Some(old) = old.region
+                && !clean
+            {
+                self.volume(old.volume).current.set(old.index);
+                urgent.insert((old.volume, old.index / PAGE_REGIONS));
+            }
+            self.changed.push(slot);
+        }
+        for region in &self.marking {
+            urgent.insert((region.volume, region.index / PAGE_REGIONS));
+        }
+        let any_stale = all && self.volumes.iter().any(|map| map.stale.contains(&true));
+        if self.changed.is_empty() && urgent.is_empty() && !any_stale {
+            return None;
+        }
+        self.marking_now = std::mem::take(&mut self.marking);
+        self.generation += 1;
+        self.committing = true;
+        let mut commit = Commit::default();
+        for map in &mut self.volumes {
+            let mut lazy = if all { 1024 } else { 4 };
+            for number in 0..map.written.len() as u32 {
+                let stale = map.stale[number as usize] && lazy > 0;
+                if !urgent.contains(&(map.id, number)) && !stale {
+                    continue;
+                }
+                lazy -= u32::from(stale).min(lazy);
+                map.stale[number as usize] = false;
+                let written = &mut map.written[number as usize];
+                let dirty = [&map.current, &map.previous];
+                let (offset, block) = bitmap::encode(
+                    self.map_id,
+                    number,
+                    self.generation,
+                    *written,
+                    dirty,
+                    &map.uncaptured,
+                );
+                *written += 1;
+                commit.pages.push(BlockWrite { volume: Some(map.id), offset, block });
+            }
+        }
+        if !self.changed.is_empty() {
+            let (offset, block) = self.active.transaction(&self.changed);
+            commit.log = Some(BlockWrite { volume: None, offset, block });
+        }
+        Some(commit)
+    }
+
+    /// The commit is on stable storage.
+    pub fn commit_written(&mut self) {
+        assert!(self.committing, "a commit that was not begun");
+        self.committing = false;
+        self.active.written(&self.changed);
+        self.changed.clear();
+        self.marking_now.clear();
+        self.durable_generation = self.generation;
+    }
+
+    /// Whether a commit is under way.
+    pub fn committing(&self) -> bool {
+        self.committing
+    }
+
+    /// The highest generation on stable storage.
+    pub fn generation(&self) -> u64 {
+        self.durable_generation
+    }
+
+    /// Whether everything in memory is on stable storage.
+    pub fn is_settled(&self) -> bool {
+        !self.committing
+            && !self.wants_commit()
+            && self.volumes.iter().all(|map| !map.stale.contains(&true))
+    }
+
+    /// Whether nothing at all is active, dirty or uncaptured.
+    pub fn is_clean_throughout(&self) -> bool {
+        self.active.taken().next().is_none()
+            && self
+                .volumes
+                .iter()
+                .all(|map| map.current.count() + map.previous.count() + map.uncaptured.count() == 0)
+    }
+
+    /// The uncaptured regions of a volume.
+    pub fn uncaptured(&self, volume: VolumeId) -> &Bits {
+        let map = self.volumes.iter().find(|map| map.id == volume);
+        &map.expect("a volume of this group").uncaptured
+    }
+
+    /// Active and dirty regions of all volumes, for people.
+    pub fn counts(&self) -> (usize, u64) {
+        let dirty = |map: &VolumeMap| u64::from(map.current.count() + map.previous.count());
+        (self.active.taken().count(), self.volumes.iter().map(dirty).sum())
+    }
+
+    fn volume(&mut self, id: VolumeId) -> &mut VolumeMap {
+        let map = self.volumes.iter_mut().find(|map| map.id == id);
+        map.expect("a volume of this group")
+    }
+}
