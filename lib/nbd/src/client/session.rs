@@ -47,6 +47,8 @@ struct SharedState {
 struct Pending {
     request: Request,
     data: BytesMut,
+    /// Bytes of a read that have come.
+    covered: usize,
     extents: Vec<Extent>,
     error: Option<Error>,
     reply: oneshot::Sender<Result<Answer, Error>>,
@@ -85,8 +87,9 @@ impl Session {
             let cookie = shared.next_cookie;
             shared.next_cookie += 1;
             let request = Request { flags, command, cookie, offset, length };
-            let (data, extents, error) = (BytesMut::new(), Vec::new(), None);
-            shared.pending.insert(cookie, Pending { request, data, extents, error, reply });
+            let (data, extents) = (BytesMut::new(), Vec::new());
+            let pending = Pending { request, data, covered: 0, extents, error: None, reply };
+            shared.pending.insert(cookie, pending);
             request
         };
         // A closed queue is answered through `answer`, by `Shared::fail`.
@@ -132,6 +135,9 @@ impl Shared {
         let Some(pending) = self.lock().pending.remove(&cookie) else { return };
         let answer = match (pending.error, pending.request.command) {
             (Some(error), _) => Err(error),
+            (None, Command::Read) if pending.covered != pending.request.length as usize => {
+                Err(lost("the server left out a part of the read"))
+            }
             (None, Command::Read) => Ok(Answer::Data(pending.data.freeze())),
             (None, Command::BlockStatus) => Ok(Answer::Extents(pending.extents)),
             (None, _) => Ok(Answer::Done),
@@ -213,6 +219,7 @@ fn take_reply(input: &mut BytesMut, structured: bool, shared: &Shared) -> Result
             let mut message = input.split_to(head + length);
             let data = message.split_off(head);
             shared.update(cookie, |pending| {
+                pending.covered = data.len();
                 pending.data = data;
                 pending.error = error.map(|errno| Error::new(errno, ""));
             });
@@ -285,6 +292,7 @@ fn place(
         .filter(|range| range.end <= request.length as usize && request.command == Command::Read)
         .ok_or_else(|| "a chunk outside the request".to_owned())?;
     shared.update(request.cookie, |pending| {
+        pending.covered += length;
         pending.data.resize(request.length as usize, 0);
         if let Some(into) = pending.data.get_mut(range) {
             fill(into);

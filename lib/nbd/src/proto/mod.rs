@@ -142,3 +142,6 @@ impl<'a> Cursor<'a> {
         self.array().map(u64::from_be_bytes)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,6 @@
 //! Unix and TCP listeners, bound here or handed over by the service manager.
 
+use std::fs::Permissions;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -7,7 +8,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, setsockopt, sockopt};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, bind,
+    listen, setsockopt, socket, sockopt,
+};
+use nix::sys::stat::{Mode, fchmod};
 use tokio::net::{TcpListener, TcpStream, ToSocketAddrs, UnixListener, UnixStream};
 
 use crate::export::Origin;
@@ -56,10 +61,15 @@ impl Listener {
     pub async fn unix(path: impl AsRef<Path>, mode: u32) -> io::Result<Self> {
         let path = path.as_ref();
         remove_dead_socket(path).await?;
-        let socket = UnixListener::bind(path)?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
-        let path = Some(RemovedOnDrop(path.to_owned()));
-        Ok(Self { _path: path, ..Self::from_socket(Socket::Unix(socket)) })
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+        // Before it has a name, so that there is no moment with wider permissions.
+        fchmod(&fd, Mode::from_bits_truncate(mode))?;
+        bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+        let removed = RemovedOnDrop(path.to_owned());
+        std::fs::set_permissions(path, Permissions::from_mode(mode))?; // what the umask took
+        listen(&fd, Backlog::MAXCONN)?;
+        Ok(Self { _path: Some(removed), ..Self::from_fd(fd)? })
     }
 
     /// Listens on TCP. [`with_tls`](Self::with_tls) with [`Tls::Required`] must follow, or
