@@ -55,6 +55,9 @@ pub enum PkiError {
     /// A certificate could not be made.
     #[error("the certificate cannot be made: {0}")]
     Make(#[from] rcgen::Error),
+    /// No randomness.
+    #[error("the kernel gives no randomness: {0}")]
+    Random(String),
     /// Certificate, key and authority do not go together.
     #[error("these certificates and keys cannot be used: {0}")]
     Config(#[from] rustls::Error),
@@ -139,14 +142,16 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// Makes a new authority. `label` is for people who look at its certificate.
+    /// Makes a new authority. `label` is for people who look at its certificate; random digits
+    /// after it tell two authorities of the same label apart.
     ///
     /// # Errors
-    /// [`PkiError::Make`].
+    /// [`PkiError::Make`] or [`PkiError::Random`].
     pub fn create(label: &str) -> Result<Authority, PkiError> {
+        let mark = getrandom::u32().map_err(|error| PkiError::Random(error.to_string()))?;
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::new(Vec::new())?;
-        params.distinguished_name.push(DnType::CommonName, label);
+        params.distinguished_name.push(DnType::CommonName, format!("{label} {mark:08x}"));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         lives(&mut params, AUTHORITY_LIFE);

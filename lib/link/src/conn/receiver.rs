@@ -119,12 +119,14 @@ impl Receiver {
     /// Waits for encrypted bytes, when all at hand are taken. `false` means the end.
     pub(super) async fn fill(&mut self) -> Result<bool, LinkError> {
         let reading = self.reading.get_or_insert_with(|| {
+            // Until the read is answered there is nothing at hand, should this future be dropped.
+            self.at = 0;
             Box::pin(self.shared.stream.read(std::mem::take(&mut self.encrypted)))
         });
         let (read, encrypted) = timeout_at(self.heard + self.idle, reading)
             .await
             .map_err(|_| LinkError::Timeout { did: "has been silent", after: self.idle })?;
-        (self.reading, self.encrypted, self.at) = (None, encrypted, 0);
+        (self.reading, self.encrypted) = (None, encrypted);
         self.heard = Instant::now();
         match read {
             Ok(0) => self.encrypted.clear(),

@@ -25,7 +25,7 @@ const BATCH_BYTES: usize = 256 << 10;
 /// A future of this half must not be dropped before it is done: what was sent of a message cannot
 /// be taken back, so the connection ends then.
 pub struct Sender {
-    shared: Rc<Shared>,
+    pub(super) shared: Rc<Shared>,
     stall: Duration,
     /// Encrypted bytes that the socket has not taken yet.
     out: Vec<u8>,
