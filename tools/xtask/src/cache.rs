@@ -2,7 +2,8 @@
 //!
 //! The directory is `$TIDEMARK_CACHE`, else `$XDG_CACHE_HOME/tidemark`, else `~/.cache/tidemark`. It holds
 //!
-//! - `kernel/`: an unpacked Debian kernel package: `name` (the package), `boot/`, `lib/modules/RELEASE/`;
+//! - `kernel/`: an unpacked Debian kernel package: `name` (the package), `vmlinux` (the kernel, decompressed, which
+//!   saves each emulated start a second), `lib/modules/RELEASE/`;
 //! - `debian-SUITE-KEY.img`: a raw ext4 root file system for guests, never written by them. `KEY` covers its
 //!   recipe and the kernel, so a change of either makes a new image.
 
@@ -88,7 +89,7 @@ pub struct Kernel {
     pub package: String,
     /// The kernel's release, the name of its directory of modules.
     pub release: String,
-    /// The compressed image that QEMU starts.
+    /// The decompressed kernel that QEMU starts.
     pub image: PathBuf,
     /// The directory that holds `lib/modules/RELEASE`, with its dependency index made.
     pub root: PathBuf,
@@ -119,7 +120,7 @@ impl Cache {
         })?;
         let package = package.trim().to_owned();
         let release = package.strip_prefix("linux-image-").unwrap_or(&package).to_owned();
-        let image = root.join("boot").join(format!("vmlinuz-{release}"));
+        let image = root.join("vmlinux");
         for needed in [&image, &root.join("lib/modules").join(&release).join("modules.dep")] {
             if !needed.exists() {
                 bail!(

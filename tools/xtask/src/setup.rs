@@ -18,6 +18,8 @@ use xtask::cache::{
 
 use crate::process::{capture, run};
 
+mod kernel;
+
 /// Packages that the build, the tests and this set-up use.
 const PACKAGES: &[&str] = &[
     "busybox-static",
@@ -39,6 +41,7 @@ const PACKAGES: &[&str] = &[
     "util-linux",
     "xfsprogs",
     "xz-utils",
+    "zstd",
 ];
 
 /// Packages that must be of one recent release: bookworm's own QEMU clashes with newer tools, so there they
@@ -235,6 +238,9 @@ fn install_kernel(cache: &Cache, suite: &str) -> Result<Kernel> {
     run(Command::new("dpkg").arg("-x").arg(&file).arg(&root))?;
     let release = package.strip_prefix("linux-image-").unwrap_or(&package);
     run(Command::new("depmod").arg("-b").arg(&root).arg(release))?;
+    let compressed = root.join("boot").join(format!("vmlinuz-{release}"));
+    kernel::decompress(&compressed, &root.join("vmlinux"))
+        .with_context(|| format!("cannot decompress {}", compressed.display()))?;
     fs::write(root.join("name"), format!("{package}\n"))?;
     let place = cache.directory().join("kernel");
     if place.exists() {
