@@ -248,7 +248,11 @@ impl Certificates {
             let key = KeyPair::generate().unwrap();
             let mut params = CertificateParams::new(names).unwrap();
             params.distinguished_name.push(DnType::CommonName, format!("the {who}"));
-            params.key_usages = vec![rcgen::KeyUsagePurpose::DigitalSignature];
+            // QEMU insists on key encipherment, though TLS 1.3 has no use for it.
+            params.key_usages = vec![
+                rcgen::KeyUsagePurpose::DigitalSignature,
+                rcgen::KeyUsagePurpose::KeyEncipherment,
+            ];
             params.extended_key_usages = vec![match who {
                 "server" => rcgen::ExtendedKeyUsagePurpose::ServerAuth,
                 _ => rcgen::ExtendedKeyUsagePurpose::ClientAuth,
