@@ -7,13 +7,13 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use support::{OnUnix, One, PATIENCE, Scripted, everything};
+use support::{Certificates, OnUnix, One, PATIENCE, Scripted, everything};
 use tidemark_nbd::client::{Client, Options};
 use tidemark_nbd::proto::options::{
     InfoRequest, OptionHeader, OptionReplyHeader, ReplyType, option,
 };
 use tidemark_nbd::proto::transmission::{Command, Request};
-use tidemark_nbd::{Chunk, Errno, Limits};
+use tidemark_nbd::{Chunk, Errno, Limits, Listener, Server};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
@@ -75,7 +75,7 @@ impl Raw {
     }
 
     /// Waits for the server to cut the connection.
-    async fn is_cut(mut self, why: &str) {
+    async fn expect_cut(mut self, why: &str) {
         let mut rest = Vec::new();
         let read = tokio::time::timeout(PATIENCE, self.0.read_to_end(&mut rest)).await;
         read.unwrap_or_else(|_| panic!("not cut: {why}")).ok();
@@ -97,21 +97,21 @@ async fn is_well(server: &OnUnix) {
 async fn handshakes_that_break_the_rules_are_cut() {
     let export = Scripted::new(everything());
     let server = start(&export, Limits::default()).await;
-    Raw::connect(&server, 4).await.is_cut("unknown client flags").await;
+    Raw::connect(&server, 4).await.expect_cut("unknown client flags").await;
 
     let mut raw = Raw::connect(&server, 3).await;
     raw.0.write_all(&[0x55; 16]).await.unwrap();
-    raw.is_cut("a wrong option magic").await;
+    raw.expect_cut("a wrong option magic").await;
 
     let mut raw = Raw::connect(&server, 3).await;
     let mut out = BytesMut::new();
     OptionHeader { option: option::LIST, length: u32::MAX }.encode(&mut out);
     raw.0.write_all(&out).await.unwrap();
-    raw.is_cut("an option of 4 GiB").await;
+    raw.expect_cut("an option of 4 GiB").await;
 
     let mut raw = Raw::connect(&server, 3).await;
     raw.option(option::EXPORT_NAME, b"nowhere").await;
-    raw.is_cut("EXPORT_NAME of what is not there").await;
+    raw.expect_cut("EXPORT_NAME of what is not there").await;
     is_well(&server).await;
 }
 
@@ -147,13 +147,13 @@ async fn silence_in_the_handshake_is_cut() {
     let export = Scripted::new(everything());
     let server = start(&export, impatient()).await;
     let stream = UnixStream::connect(&server.path).await.unwrap();
-    Raw(stream).is_cut("no client flags").await;
-    Raw::connect(&server, 3).await.is_cut("no option").await;
+    Raw(stream).expect_cut("no client flags").await;
+    Raw::connect(&server, 3).await.expect_cut("no option").await;
     let mut raw = Raw::connect(&server, 3).await;
     let mut out = BytesMut::new();
     OptionHeader { option: option::GO, length: 100 }.encode(&mut out);
     raw.0.write_all(&out).await.unwrap();
-    raw.is_cut("half an option").await;
+    raw.expect_cut("half an option").await;
 }
 
 #[tokio::test]
@@ -166,12 +166,12 @@ async fn a_haggler_without_end_is_cut() {
         loop {
             let mut out = BytesMut::new();
             OptionHeader { option: 99, length: 0 }.encode(&mut out);
-            if raw.0.write_all(&out).await.is_err() || raw.0.read_u64().await.is_err() {
+            let mut reply = [0; 20];
+            if raw.0.write_all(&out).await.is_err() || raw.0.read_exact(&mut reply).await.is_err() {
                 return;
             }
-            raw.0.read_exact(&mut [0; 12]).await.ok();
-            let mut message = [0; 256];
-            raw.0.read(&mut message).await.ok();
+            let mut message = vec![0; OptionReplyHeader::parse(&reply).unwrap().length as usize];
+            raw.0.read_exact(&mut message).await.unwrap();
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
@@ -186,11 +186,11 @@ async fn half_a_request_is_cut_but_an_idle_client_stays() {
 
     let mut raw = Raw::enter(&server).await;
     raw.0.write_all(&[0x25, 0x60]).await.unwrap();
-    raw.is_cut("half a header").await;
+    raw.expect_cut("half a header").await;
     let mut raw = Raw::enter(&server).await;
     raw.request(Command::Write, 1, 0, 100_000).await;
     raw.0.write_all(&[0; 50_000]).await.unwrap();
-    raw.is_cut("half a payload").await;
+    raw.expect_cut("half a payload").await;
 
     idle.read(0, 512).await.expect("idle for longer than the others had");
     assert_eq!(export.calls(), ["read 0+512"], "half a write is no write");
@@ -225,7 +225,7 @@ async fn a_wrong_magic_is_cut_after_what_runs_has_ended() {
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(export.closed.load(SeqCst), 0, "not closed under a write");
     export.release();
-    raw.is_cut("a wrong magic").await;
+    raw.expect_cut("a wrong magic").await;
     export.until("the close", |export| export.closed.load(SeqCst) == 1).await;
 }
 
@@ -241,7 +241,7 @@ async fn a_write_too_long_is_skipped_and_an_absurd_one_cut() {
     raw.request(Command::Flush, 2, 0, 0).await;
     assert_eq!(raw.simple_reply().await, (0, 2));
     raw.request(Command::Write, 3, 0, u32::MAX).await;
-    raw.is_cut("a write of 4 GiB").await;
+    raw.expect_cut("a write of 4 GiB").await;
     assert_eq!(export.calls(), ["flush"]);
 }
 
@@ -259,7 +259,7 @@ async fn replies_still_reach_a_client_that_has_closed_its_sending_side() {
     for _ in 1..=3 {
         assert_eq!(raw.simple_reply().await.0, 0);
     }
-    raw.is_cut("all answered").await;
+    raw.expect_cut("all answered").await;
 }
 
 #[tokio::test]
@@ -275,4 +275,30 @@ async fn clients_beyond_the_limit_wait_for_a_place() {
     drop(first);
     let served = tokio::time::timeout(PATIENCE, third.read_exact(&mut byte)).await;
     served.expect("a place is free").unwrap();
+}
+
+/// The classic injection: what is sent in the clear behind STARTTLS must never be taken for what
+/// came through TLS.
+#[tokio::test]
+async fn options_in_the_clear_behind_starttls_are_not_obeyed() {
+    let certificates = Certificates::make();
+    let export = Scripted::new(everything());
+    let directory = tempfile::TempDir::new().unwrap();
+    let path = directory.path().join("nbd.sock");
+    let listener = Listener::unix(&path, 0o600).await.unwrap();
+    let listener = listener.with_tls(certificates.required(false));
+    let server = Server::new(Arc::new(One(Arc::clone(&export))), Limits::default());
+    tokio::spawn(async move { server.serve(listener).await });
+    let mut stream = UnixStream::connect(&path).await.unwrap();
+    let mut out = BytesMut::new();
+    out.put_u32(3);
+    OptionHeader { option: option::STARTTLS, length: 0 }.encode(&mut out);
+    OptionHeader { option: option::EXPORT_NAME, length: 4 }.encode(&mut out);
+    out.put_slice(b"disk");
+    stream.write_all(&out).await.unwrap();
+    stream.read_exact(&mut [0; 18]).await.unwrap();
+    let mut raw = Raw(stream);
+    assert_eq!(raw.reply().await.0, ReplyType::Ack as u32);
+    raw.expect_cut("no TLS record").await;
+    assert_eq!(export.opened.load(SeqCst), 0);
 }
