@@ -1,1 +1,23 @@
 //! The target: keeps the ordered log and presents the disk as of any write.
+//!
+//! The way through this crate: [`receiver`] takes frames from a source and hands them to a
+//! [`store::log`]; a [`replica`] reads any position out of the log and the base below it;
+//! [`points`] turns names into positions; [`export`] serves them over NBD. [`Target`] is all of it
+//! in one process.
+
+pub mod catalogue;
+pub mod clock;
+pub mod config;
+pub mod export;
+pub mod groups;
+pub mod history;
+pub mod ledger;
+pub mod pins;
+pub mod points;
+pub mod receiver;
+pub mod replica;
+pub mod store;
+mod target;
+
+pub use config::Config;
+pub use target::Target;

@@ -1,0 +1,364 @@
+//! What the target remembers besides the log: groups, histories, sealed segments, branches.
+//!
+//! Values are JSON, so that a catalogue can be read and mended by people; it is small. Everything
+//! but the groups' names and the branches could be found again by scanning the log.
+
+use std::{collections::BTreeMap, path::Path};
+
+use anyhow::Context;
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tidemark_journal::{Ancestry, GroupId, Position, Term};
+
+use crate::{
+    history::History,
+    store::{
+        recover::KnownSegment,
+        segment::{Segment, Summary},
+    },
+};
+
+const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
+const GROUPS: TableDefinition<&str, &[u8]> = TableDefinition::new("groups");
+const HISTORIES: TableDefinition<&str, &[u8]> = TableDefinition::new("histories");
+const VITALS: TableDefinition<&str, &[u8]> = TableDefinition::new("vitals");
+const SEGMENTS: TableDefinition<(&str, u64), &[u8]> = TableDefinition::new("segments");
+const BRANCHES: TableDefinition<(&str, &str), &[u8]> = TableDefinition::new("branches");
+
+/// The version of the tables.
+const SCHEMA: u64 = 1;
+
+/// The target's catalogue.
+pub struct Catalogue {
+    db: Database,
+}
+
+/// A group that has been received at least once.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct GroupRow {
+    /// The source's id for it.
+    pub id: GroupId,
+    /// The node that writes it.
+    pub node: String,
+    /// The path of terms, as the source last named it.
+    pub ancestry: Ancestry,
+    /// When it was first seen, nanoseconds since 1970.
+    pub created_ns: i64,
+}
+
+/// A history as of the end of a sealed segment, and how far the base has come.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct HistoryRow {
+    /// The history.
+    pub history: History,
+    /// The lowest segment that is not in the base.
+    pub first_segment: u64,
+    /// The position that the base holds.
+    pub base: Position,
+    /// The lowest segment that the history does not know.
+    pub next_segment: u64,
+}
+
+/// What changes all the time and is kept with a second's slack.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Vitals {
+    /// The last position acknowledged.
+    pub acked: Position,
+    /// The age counter of received history, nanoseconds.
+    pub received_ns: u64,
+    /// Up to where the source has vouched.
+    pub vouched: Position,
+    /// The source's wall clock then, nanoseconds since 1970.
+    pub vouched_wall_ns: i64,
+    /// The newest generation of the source's dirty map.
+    pub map_generation: u64,
+}
+
+/// A sealed segment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+struct SegmentRow {
+    before: Position,
+    last: Position,
+    data_bytes: u64,
+    wall_min_ns: i64,
+    wall_max_ns: i64,
+    received_ns: u64,
+    index_at: u64,
+    chain: [u8; 32],
+}
+
+/// A branch.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct BranchRow {
+    /// Its term: the parent is the point's, `fork_seq` the point.
+    pub term: Term,
+    /// The name of the point it was made from, for people.
+    pub point: String,
+    /// When it was made, nanoseconds since 1970.
+    pub created_ns: i64,
+    /// The lowest segment of its log that counts.
+    pub first_segment: u64,
+}
+
+impl Catalogue {
+    /// Opens or makes the catalogue.
+    ///
+    /// # Errors
+    /// When it cannot be opened, or is of a later version.
+    pub fn open(path: &Path) -> anyhow::Result<Catalogue> {
+        let what = || format!("cannot open the catalogue {}", path.display());
+        let db = Database::create(path).with_context(what)?;
+        let catalogue = Catalogue { db };
+        let version = catalogue.write(|tx| {
+            tx.open_table(GROUPS)?;
+            tx.open_table(HISTORIES)?;
+            tx.open_table(VITALS)?;
+            tx.open_table(SEGMENTS)?;
+            tx.open_table(BRANCHES)?;
+            let mut meta = tx.open_table(META)?;
+            let version = meta.get("schema")?.map(|version| version.value());
+            if version.is_none() {
+                meta.insert("schema", SCHEMA)?;
+            }
+            Ok(version.unwrap_or(SCHEMA))
+        });
+        let version = version.with_context(what)?;
+        anyhow::ensure!(
+            version == SCHEMA,
+            "the catalogue {} has version {version}; this program reads version {SCHEMA}",
+            path.display()
+        );
+        Ok(catalogue)
+    }
+
+    /// A group's row.
+    ///
+    /// # Errors
+    /// When the catalogue cannot be read.
+    pub fn group(&self, name: &str) -> anyhow::Result<Option<GroupRow>> {
+        self.get(GROUPS, name)
+    }
+
+    /// The names of all groups.
+    ///
+    /// # Errors
+    /// When the catalogue cannot be read.
+    pub fn groups(&self) -> anyhow::Result<Vec<String>> {
+        let table = self.db.begin_read()?.open_table(GROUPS)?;
+        table.iter()?.map(|row| Ok(row?.0.value().to_owned())).collect()
+    }
+
+    /// Keeps a group's row and history, at once.
+    ///
+    /// # Errors
+    /// When the catalogue cannot be written.
+    pub fn put_group(&self, name: &str, row: &GroupRow, history: &HistoryRow) -> anyhow::Result<()> {
+        let (row, history) = (serde_json::to_vec(row)?, serde_json::to_vec(history)?);
+        self.write(|tx| {
+            tx.open_table(GROUPS)?.insert(name, row.as_slice())?;
+            tx.open_table(HISTORIES)?.insert(name, history.as_slice())?;
+            Ok(())
+        })
+    }
+
+    /// A log's history, by the group's name.
+    ///
+    /// # Errors
+    /// When the catalogue cannot be read.
+    pub fn history(&self, name: &str) -> anyhow::Result<HistoryRow> {
+        Ok(self.get(HISTORIES, name)?.unwrap_or_default())
+    }
+
+    /// Keeps a history.
+    ///
+    /// # Errors
+    /// When the catalogue cannot be written.
+    pub fn put_history(&self, name: &str, row: &HistoryRow) -> anyhow::Result<()> {
+        self.put(HISTORIES, name, row)
+    }
+
+    /// Keeps a history and forgets the segments below its first, at once.
+    ///
+    /// # Errors
+    /// When the catalogue cannot be written.
+    pub fn fold_history(&self, name: &str, row: &HistoryRow) -> anyhow::Result<()> {
+        let bytes = serde_json::to_vec(row)?;
+        self.write(|tx| {
+            tx.open_table(HISTORIES)?.insert(name, bytes.as_slice())?;
+            let mut segments = tx.open_table(SEGMENTS)?;
+            segments.retain_in((name, 0)..(name, row.first_segment), |_, _| false)?;
+            Ok(())
+        })
+    }
+
+    /// A group's vitals.
+    ///
+    /// # Errors
+    /// When the catalogue cannot be read.
+    pub fn vitals(&self, name: &str) -> anyhow::Result<Vitals> {
+        Ok(self.get(VITALS, name)?.unwrap_or_default())
+    }
+
+    /// Keeps a group's vitals.
+    ///
+    /// # Errors
+    /// When the catalogue cannot be written.
+    pub fn put_vitals(&self, name: &str, vitals: &Vitals) -> anyhow::Result<()> {
+        self.put(VITALS, name, vitals)
+    }
+
+    /// The sealed segments of a log (`GROUP` or `GROUP/BRANCH`).
+    ///
+    /// # Errors
+    /// When the catalogue cannot be read.
+    pub fn segments(&self, log: &str) -> anyhow::Result<BTreeMap<u64, KnownSegment>> {
+        let table = self.db.begin_read()?.open_table(SEGMENTS)?;
+        let rows = table.range((log, 0)..=(log, u64::MAX))?;
+        rows.map(|row| {
+            let (key, value) = row?;
+            let row: SegmentRow = serde_json::from_slice(value.value())?;
+            let summary = Summary {
+                before: row.before,
+                last: row.last,
+                data_bytes: row.data_bytes,
+                wall_min_ns: row.wall_min_ns,
+                wall_max_ns: row.wall_max_ns,
+                received_ns: row.received_ns,
+            };
+            let known = KnownSegment { summary, index_at: row.index_at, chain: row.chain };
+            Ok((key.value().1, known))
+        })
+        .collect()
+    }
+
+    /// Takes a sealed segment in, with the history as of its end when the log has one.
+    ///
+    /// # Errors
+    /// When the catalogue cannot be written.
+    pub fn put_segment(
+        &self,
+        log: &str,
+        segment: &Segment,
+        index_at: u64,
+        chain: [u8; 32],
+        history: Option<&HistoryRow>,
+    ) -> anyhow::Result<()> {
+        let summary = segment.summary();
+        let row = SegmentRow {
+            before: summary.before,
+            last: summary.last,
+            data_bytes: summary.data_bytes,
+            wall_min_ns: summary.wall_min_ns,
+            wall_max_ns: summary.wall_max_ns,
+            received_ns: summary.received_ns,
+            index_at,
+            chain,
+        };
+        let row = serde_json::to_vec(&row)?;
+        let history = history.map(serde_json::to_vec).transpose()?;
+        self.write(|tx| {
+            tx.open_table(SEGMENTS)?.insert((log, segment.number()), row.as_slice())?;
+            if let Some(history) = &history {
+                tx.open_table(HISTORIES)?.insert(log, history.as_slice())?;
+            }
+            Ok(())
+        })
+    }
+
+    /// The branches of a group.
+    ///
+    /// # Errors
+    /// When the catalogue cannot be read.
+    pub fn branches(&self, group: &str) -> anyhow::Result<BTreeMap<String, BranchRow>> {
+        let table = self.db.begin_read()?.open_table(BRANCHES)?;
+        let mut branches = BTreeMap::new();
+        for row in table.range((group, "")..)? {
+            let (key, value) = row?;
+            let (of, name) = key.value();
+            if of != group {
+                break;
+            }
+            branches.insert(name.to_owned(), serde_json::from_slice(value.value())?);
+        }
+        Ok(branches)
+    }
+
+    /// Keeps a branch.
+    ///
+    /// # Errors
+    /// When the catalogue cannot be written.
+    pub fn put_branch(&self, group: &str, name: &str, row: &BranchRow) -> anyhow::Result<()> {
+        let row = serde_json::to_vec(row)?;
+        self.write(|tx| {
+            tx.open_table(BRANCHES)?.insert((group, name), row.as_slice())?;
+            Ok(())
+        })
+    }
+
+    /// Forgets a branch and its segments.
+    ///
+    /// # Errors
+    /// When the catalogue cannot be written.
+    pub fn drop_branch(&self, group: &str, name: &str) -> anyhow::Result<()> {
+        let log = format!("{group}/{name}");
+        self.write(|tx| {
+            tx.open_table(BRANCHES)?.remove((group, name))?;
+            let mut segments = tx.open_table(SEGMENTS)?;
+            segments.retain_in((log.as_str(), 0)..=(log.as_str(), u64::MAX), |_, _| false)?;
+            Ok(())
+        })
+    }
+
+    /// Forgets a group, its segments and its branches.
+    ///
+    /// # Errors
+    /// When the catalogue cannot be written.
+    pub fn forget(&self, group: &str) -> anyhow::Result<()> {
+        for branch in self.branches(group)?.keys() {
+            self.drop_branch(group, branch)?;
+        }
+        self.write(|tx| {
+            tx.open_table(GROUPS)?.remove(group)?;
+            tx.open_table(HISTORIES)?.remove(group)?;
+            tx.open_table(VITALS)?.remove(group)?;
+            let mut segments = tx.open_table(SEGMENTS)?;
+            segments.retain_in((group, 0)..=(group, u64::MAX), |_, _| false)?;
+            Ok(())
+        })
+    }
+
+    fn get<T: DeserializeOwned>(
+        &self,
+        table: TableDefinition<&str, &[u8]>,
+        key: &str,
+    ) -> anyhow::Result<Option<T>> {
+        let table = self.db.begin_read()?.open_table(table)?;
+        let value = table.get(key)?;
+        Ok(value.map(|value| serde_json::from_slice(value.value())).transpose()?)
+    }
+
+    fn put<T: Serialize>(
+        &self,
+        table: TableDefinition<&str, &[u8]>,
+        key: &str,
+        value: &T,
+    ) -> anyhow::Result<()> {
+        let value = serde_json::to_vec(value)?;
+        self.write(|tx| {
+            tx.open_table(table)?.insert(key, value.as_slice())?;
+            Ok(())
+        })
+    }
+
+    /// One transaction: durable when this returns.
+    fn write<T>(
+        &self,
+        change: impl FnOnce(&redb::WriteTransaction) -> Result<T, redb::Error>,
+    ) -> anyhow::Result<T> {
+        let tx = self.db.begin_write()?;
+        let value = change(&tx)?;
+        tx.commit()?;
+        Ok(value)
+    }
+}
+

@@ -1,0 +1,335 @@
+//! Points and branches as NBD exports.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tidemark_journal::{SECTOR_BYTES, Seq, VolumeId};
+use tidemark_nbd::{
+    BlockSizes, BoxFuture, Chunk, ClientInfo, Errno, Error, Export, ExportEntry, ExportInfo,
+    Exports, Extent, Features, OpenError, Purpose, Reply,
+};
+use tokio::sync::Semaphore;
+
+use crate::{
+    groups::Groups,
+    pins::PinGuard,
+    points::{
+        PointName, Spec,
+        latest::{Client, LatestGuard, LatestTable},
+        resolve::{Scope, resolve},
+    },
+    replica::Replica,
+    store::{ReadError, base::Stretch, index::Query, read::Plan},
+};
+
+/// Reads under way at once, each on a thread of its own.
+const READS_MAX: usize = 16;
+/// The longest read that is answered in one piece.
+const READ_BYTES_MAX: u32 = 32 << 20;
+/// Marks that a listing names.
+const MARKS_LISTED_MAX: usize = 20;
+
+/// All exports of a target.
+pub struct TargetExports {
+    groups: Arc<Groups>,
+    latest: Arc<LatestTable>,
+    workers: Arc<Workers>,
+}
+
+/// Threads for what blocks on the disk, a bounded number at once.
+pub struct Workers(Arc<Semaphore>);
+
+impl Workers {
+    /// So many at once.
+    pub fn new(most: usize) -> Arc<Workers> {
+        Arc::new(Workers(Arc::new(Semaphore::new(most))))
+    }
+
+    /// Runs something that blocks.
+    ///
+    /// # Errors
+    /// When it panics or the target ends.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        let ended = |_| Error::new(Errno::Shutdown, "the target is ending");
+        let place = Arc::clone(&self.0).acquire_owned().await.map_err(ended)?;
+        let work = move || {
+            let _place = place;
+            work()
+        };
+        let failed = |error| Error::new(Errno::Io, format!("a read failed: {error}"));
+        tokio::task::spawn_blocking(work).await.map_err(failed)
+    }
+}
+
+impl TargetExports {
+    /// The exports of these groups.
+    pub fn new(groups: Arc<Groups>, latest: Arc<LatestTable>) -> TargetExports {
+        TargetExports { groups, latest, workers: Workers::new(READS_MAX) }
+    }
+}
+
+impl Exports for TargetExports {
+    fn list<'a>(&'a self, _client: &'a ClientInfo) -> BoxFuture<'a, Vec<ExportEntry>> {
+        let groups = Arc::clone(&self.groups);
+        Box::pin(async move {
+            let listed = self.workers.run(move || groups.replicas().iter().flat_map(|r| list(r)).collect());
+            listed.await.unwrap_or_default()
+        })
+    }
+
+    fn open<'a>(
+        &'a self,
+        name: &'a str,
+        purpose: Purpose,
+        client: &'a ClientInfo,
+    ) -> BoxFuture<'a, Result<Arc<dyn Export>, OpenError>> {
+        let (groups, latest) = (Arc::clone(&self.groups), Arc::clone(&self.latest));
+        let workers = Arc::clone(&self.workers);
+        let (name, client) = (name.to_owned(), Client::of(client));
+        Box::pin(async move {
+            let own = Arc::clone(&workers);
+            let opened = own.run(move || open(&groups, &latest, &workers, &name, purpose, &client));
+            opened.await.map_err(|error| OpenError::unavailable(error.message))?
+        })
+    }
+}
+
+fn open(
+    groups: &Groups,
+    latest: &Arc<LatestTable>,
+    workers: &Arc<Workers>,
+    name: &str,
+    purpose: Purpose,
+    client: &Client,
+) -> Result<Arc<dyn Export>, OpenError> {
+    let name = PointName::parse(name).map_err(OpenError::unavailable)?;
+    let replica = groups.replica(&name.group).ok_or_else(|| {
+        let known: Vec<String> = groups.replicas().iter().map(|r| r.name().to_owned()).collect();
+        OpenError::unavailable(format!(
+            "this target has no replica of a group '{}'; it has: {}",
+            name.group,
+            known.join(", ")
+        ))
+    })?;
+    let Some(volume) = &name.volume else {
+        return Err(OpenError::unavailable(format!("name a volume: {}/VOLUME@...", name.group)));
+    };
+    let refused = |refusal: crate::points::Refusal| OpenError::unavailable(refusal.0);
+    let mut hold = Hold { _pin: None, _latest: None };
+    let (seq, fixed) = match &name.spec {
+        Spec::Latest if purpose == Purpose::Transmission => {
+            let (seq, guard) = latest.open(&replica, volume, client).map_err(refused)?;
+            hold._latest = Some(guard);
+            (seq, false)
+        }
+        Spec::Latest => (latest.look(&replica, volume, client).map_err(refused)?, false),
+        spec => (resolve(&replica, Some(volume), spec).map_err(refused)?.seq, true),
+    };
+    if purpose == Purpose::Transmission {
+        let pin = replica.pin(seq, format!("an open export, {name}"));
+        hold._pin = Some(pin.map_err(|oldest| {
+            OpenError::unavailable(format!(
+                "{name} has just left the window; the oldest point is @seq:{oldest}"
+            ))
+        })?);
+    }
+    let found = replica.ledger().history(|history| {
+        let volume = history.volume(volume)?;
+        Some((volume.id, volume.sectors_at(seq), volume.physical_block_bytes))
+    });
+    let (id, sectors, physical) =
+        found.ok_or_else(|| OpenError::unavailable("the volume is no longer there"))?;
+    Ok(Arc::new(PointExport {
+        canonical: PointName { spec: Spec::Seq(seq), ..name.clone() }.to_string(),
+        name: name.to_string(),
+        view: Arc::new(View { replica, volume: id, at: seq }),
+        workers: Arc::clone(workers),
+        bytes: sectors * SECTOR_BYTES,
+        physical_block_bytes: physical,
+        fixed,
+        _hold: hold,
+    }))
+}
+
+fn list(replica: &Arc<Replica>) -> Vec<ExportEntry> {
+    let end = replica.journal().progress().durable.seq;
+    replica.ledger().history(|history| {
+        let mut entries = Vec::new();
+        for volume in history.volumes.iter().filter(|volume| volume.removed.is_none()) {
+            let of = format!("{}/{}", replica.name(), volume.name);
+            let Ok(scope) = Scope::of(history, replica.name(), Some(&volume.name)) else { continue };
+            if scope.newest_good(history, end).is_some() {
+                entries.push(ExportEntry {
+                    name: format!("{of}@latest"),
+                    description: "the newest point".to_owned(),
+                });
+            }
+            let good = |seq| scope.check(history, seq, end).is_ok();
+            let marks = history.marks.iter().rev().filter(|mark| good(mark.seq));
+            for mark in marks.take(MARKS_LISTED_MAX) {
+                entries.push(ExportEntry {
+                    name: format!("{of}@mark:{}", mark.name),
+                    description: format!("mark at {}", crate::clock::format_wall(mark.wall_ns)),
+                });
+            }
+            if let Some((first, _)) = scope.good_ranges(history, end, usize::MAX).first() {
+                entries.push(ExportEntry {
+                    name: format!("{of}@seq:{first}"),
+                    description: "the oldest point".to_owned(),
+                });
+            }
+        }
+        entries
+    })
+}
+
+/// A volume as of a position.
+pub struct View {
+    replica: Arc<Replica>,
+    volume: VolumeId,
+    at: Seq,
+}
+
+impl View {
+    fn plan(&self, start: u64, end: u64) -> Result<Plan, ReadError> {
+        let mut plan = Plan::new(Query { volume: self.volume, start, end, at: self.at });
+        self.replica.ask(&mut plan, self.at)?;
+        Ok(plan)
+    }
+
+    /// Reads bytes: their content, and which stretches of it are known to be zeros.
+    ///
+    /// # Errors
+    /// Any [`ReadError`].
+    pub fn read(&self, offset: u64, length: u32) -> Result<Vec<u8>, ReadError> {
+        let (start, end) = sectors(offset, u64::from(length));
+        let mut out = vec![0; ((end - start) * SECTOR_BYTES) as usize];
+        let plan = self.plan(start, end)?;
+        self.replica.finish(plan, self.volume, start, &mut out)?;
+        let skip = (offset - start * SECTOR_BYTES) as usize;
+        out.truncate(skip + length as usize);
+        out.drain(..skip);
+        Ok(out)
+    }
+
+    /// The stretches from `offset` on, by whether they are known to be zeros. May end early.
+    ///
+    /// # Errors
+    /// Any [`ReadError`].
+    pub fn stretches(&self, offset: u64, length: u64) -> Result<Vec<Stretch>, ReadError> {
+        let (start, end) = sectors(offset, length);
+        let plan = self.plan(start, end)?;
+        self.replica.stretches(plan, self.volume)
+    }
+}
+
+/// The sectors that a range of bytes touches.
+fn sectors(offset: u64, length: u64) -> (u64, u64) {
+    (offset / SECTOR_BYTES, (offset + length).div_ceil(SECTOR_BYTES))
+}
+
+struct Hold {
+    _pin: Option<PinGuard>,
+    _latest: Option<LatestGuard>,
+}
+
+/// A read-only export of a point.
+struct PointExport {
+    name: String,
+    canonical: String,
+    view: Arc<View>,
+    workers: Arc<Workers>,
+    bytes: u64,
+    physical_block_bytes: u32,
+    fixed: bool,
+    _hold: Hold,
+}
+
+impl Export for PointExport {
+    fn info(&self) -> ExportInfo {
+        ExportInfo {
+            size: self.bytes,
+            block_sizes: BlockSizes {
+                minimum: 1,
+                preferred: self.physical_block_bytes.clamp(4096, 64 << 10),
+                maximum: READ_BYTES_MAX,
+            },
+            features: Features {
+                read_only: true,
+                // Nothing is ever unwritten, so a flush holds for every connection.
+                flush: true,
+                cache: false,
+                multi_conn: self.fixed,
+                ..Features::default()
+            },
+            canonical_name: (self.name != self.canonical).then(|| self.canonical.clone()),
+            description: None,
+        }
+    }
+
+    fn read(self: Arc<Self>, offset: u64, length: u32) -> Reply<Vec<Chunk>> {
+        Reply::future(async move {
+            let view = Arc::clone(&self.view);
+            let read = self.workers.run(move || view.read(offset, length)).await?;
+            let bytes = read.map_err(|error| failed(&self.name, &error))?;
+            Ok(pieces(Bytes::from(bytes)))
+        })
+    }
+
+    fn block_status(
+        self: Arc<Self>,
+        offset: u64,
+        length: u64,
+        _one: bool,
+    ) -> Reply<Vec<Extent>> {
+        Reply::future(async move {
+            let view = Arc::clone(&self.view);
+            let found = self.workers.run(move || view.stretches(offset, length)).await?;
+            let stretches = found.map_err(|error| failed(&self.name, &error))?;
+            Ok(extents(&stretches, offset, length))
+        })
+    }
+}
+
+/// What a client is told of an error here, which is logged with its place.
+pub fn failed(name: &str, error: &ReadError) -> Error {
+    tracing::error!(export = name, "a read fails: {error}");
+    Error::new(Errno::Io, error.to_string())
+}
+
+/// The stretches in bytes, from `offset` on.
+pub fn extents(stretches: &[Stretch], offset: u64, length: u64) -> Vec<Extent> {
+    let end = offset + length;
+    let mut extents: Vec<Extent> = Vec::new();
+    for stretch in stretches {
+        let start = (stretch.start * SECTOR_BYTES).max(offset);
+        let stop = (stretch.end * SECTOR_BYTES).min(end);
+        if start < stop {
+            let zeros = stretch.zeros;
+            extents.push(Extent { length: stop - start, hole: zeros, zero: zeros });
+        }
+    }
+    extents
+}
+
+/// Long zeros are handed over as holes.
+fn pieces(bytes: Bytes) -> Vec<Chunk> {
+    const GRAIN: usize = 64 << 10;
+    let mut pieces = Vec::new();
+    let mut at = 0;
+    while at < bytes.len() {
+        let zeros = |part: &[u8]| part.iter().all(|byte| *byte == 0);
+        let step = |at: usize| bytes.slice(at..(at + GRAIN).min(bytes.len()));
+        let is_hole = zeros(&step(at));
+        let mut end = at;
+        while end < bytes.len() && zeros(&step(end)) == is_hole {
+            end += step(end).len();
+        }
+        pieces.push(if is_hole { Chunk::Hole((end - at) as u32) } else { Chunk::Data(bytes.slice(at..end)) });
+        at = end;
+    }
+    pieces
+}

@@ -1,0 +1,214 @@
+//! The groups of a target: which are configured, which have a replica, who is connected.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use anyhow::Context;
+use tidemark_link::message::{Heartbeat, Hello};
+use tokio::sync::mpsc;
+
+use crate::{
+    catalogue::{Catalogue, GroupRow},
+    clock,
+    config::{GroupConfig, StoreConfig},
+    receiver::driver::blocking,
+    replica::Replica,
+    store::{log::Owner, segment::Caches},
+};
+
+/// The groups of a target.
+pub struct Groups {
+    configs: Vec<GroupConfig>,
+    store: StoreConfig,
+    dir: PathBuf,
+    catalogue: Arc<Catalogue>,
+    caches: Arc<Caches>,
+    /// Owners of logs, for the link's thread to run.
+    owners: mpsc::UnboundedSender<Owner>,
+    table: Mutex<BTreeMap<String, Entry>>,
+}
+
+#[derive(Default)]
+struct Entry {
+    replica: Option<Arc<Replica>>,
+    session: Option<SessionStatus>,
+    received_bytes: u64,
+}
+
+/// A connected source.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionStatus {
+    /// Since when, nanoseconds since 1970.
+    pub since_wall_ns: i64,
+    /// When the last heartbeat came.
+    pub heard: Option<Instant>,
+    /// The source's wall clock less this one's at the last heartbeat, nanoseconds; the time the
+    /// heartbeat took is in it.
+    pub clock_ahead_ns: i64,
+}
+
+impl Groups {
+    /// The groups of a configuration, with the replicas that the catalogue knows.
+    ///
+    /// # Errors
+    /// When a log cannot be recovered.
+    pub fn open(
+        configs: &[GroupConfig],
+        store: StoreConfig,
+        dir: &Path,
+        catalogue: &Arc<Catalogue>,
+        owners: mpsc::UnboundedSender<Owner>,
+    ) -> anyhow::Result<Groups> {
+        let pages = store.page_cache.0 / 4096;
+        let chunks = store.chunk_cache.0 / tidemark_journal::chunk::CHUNK_BYTES_MAX as u64;
+        let groups = Groups {
+            configs: configs.to_vec(),
+            store,
+            dir: dir.to_owned(),
+            catalogue: Arc::clone(catalogue),
+            caches: Caches::new(pages as usize, chunks as usize),
+            owners,
+            table: Mutex::default(),
+        };
+        for config in configs {
+            if groups.row(&config.name).is_some() {
+                let replica = groups.open_replica(config)?;
+                groups.table().entry(config.name.clone()).or_default().replica = Some(replica);
+            }
+        }
+        Ok(groups)
+    }
+
+    /// What the configuration says.
+    pub fn configs(&self) -> &[GroupConfig] {
+        &self.configs
+    }
+
+    /// The catalogue.
+    pub fn catalogue(&self) -> &Arc<Catalogue> {
+        &self.catalogue
+    }
+
+    /// How logs are kept.
+    pub fn store(&self) -> &StoreConfig {
+        &self.store
+    }
+
+    /// The caches of all logs.
+    pub fn caches(&self) -> &Arc<Caches> {
+        &self.caches
+    }
+
+    /// Has a log's owner run on the link's thread.
+    ///
+    /// # Errors
+    /// When the target is ending.
+    pub fn run_owner(&self, owner: Owner) -> anyhow::Result<()> {
+        self.owners.send(owner).ok().context("the target is ending")
+    }
+
+    /// A group's row in the catalogue.
+    pub fn row(&self, name: &str) -> Option<GroupRow> {
+        self.catalogue.group(name).unwrap_or_else(|error| {
+            tracing::error!(group = name, "{error:#}");
+            None
+        })
+    }
+
+    /// A group's replica.
+    pub fn replica(&self, name: &str) -> Option<Arc<Replica>> {
+        self.table().get(name)?.replica.clone()
+    }
+
+    /// All replicas.
+    pub fn replicas(&self) -> Vec<Arc<Replica>> {
+        self.table().values().filter_map(|entry| entry.replica.clone()).collect()
+    }
+
+    /// A configured group's replica, made when it is greeted for the first time.
+    ///
+    /// # Errors
+    /// When the catalogue or the log cannot be written.
+    pub async fn take_on(
+        self: &Arc<Self>,
+        name: &str,
+        hello: &Hello,
+    ) -> anyhow::Result<Arc<Replica>> {
+        if let Some(replica) = self.replica(name) {
+            return Ok(replica);
+        }
+        let (groups, name, hello) = (Arc::clone(self), name.to_owned(), hello.clone());
+        blocking(move || {
+            let config = groups.configs.iter().find(|config| config.name == name);
+            let config = config.context("the group is not configured")?;
+            if groups.row(&name).is_none() {
+                Replica::create(config, &groups.catalogue, &hello)?;
+            }
+            let replica = groups.open_replica(config)?;
+            groups.table().entry(name).or_default().replica = Some(Arc::clone(&replica));
+            Ok(replica)
+        })
+        .await
+    }
+
+    /// Takes a replica out of the table, to be forgotten.
+    pub fn remove(&self, name: &str) -> Option<Arc<Replica>> {
+        self.table().remove(name)?.replica
+    }
+
+    /// Lets the owners of all logs end.
+    pub fn end_logs(&self) {
+        self.replicas().iter().for_each(|replica| replica.writer().end());
+    }
+
+    /// A source's session has begun.
+    pub fn connected(&self, name: &str) {
+        let status =
+            SessionStatus { since_wall_ns: clock::wall_ns(), heard: None, clock_ahead_ns: 0 };
+        self.table().entry(name.to_owned()).or_default().session = Some(status);
+    }
+
+    /// A source's session has ended.
+    pub fn disconnected(&self, name: &str) {
+        if let Some(entry) = self.table().get_mut(name) {
+            entry.session = None;
+        }
+    }
+
+    /// So many bytes of frames have come.
+    pub fn received(&self, name: &str, bytes: u64) {
+        if let Some(entry) = self.table().get_mut(name) {
+            entry.received_bytes += bytes;
+        }
+    }
+
+    /// A heartbeat has come.
+    pub fn heard(&self, name: &str, heartbeat: &Heartbeat, received_wall_ns: i64) {
+        if let Some(session) = self.table().get_mut(name).and_then(|entry| entry.session.as_mut()) {
+            session.heard = Some(Instant::now());
+            session.clock_ahead_ns = heartbeat.wall_ns.saturating_sub(received_wall_ns);
+        }
+    }
+
+    /// A group's session, and the bytes of frames received since the start.
+    pub fn session(&self, name: &str) -> (Option<SessionStatus>, u64) {
+        let table = self.table();
+        table.get(name).map_or((None, 0), |entry| (entry.session, entry.received_bytes))
+    }
+
+    fn open_replica(&self, config: &GroupConfig) -> anyhow::Result<Arc<Replica>> {
+        let dir = self.dir.join(&config.name);
+        let (replica, owner) =
+            Replica::open(config, &self.store, &dir, &self.catalogue, &self.caches)?;
+        self.run_owner(owner)?;
+        Ok(Arc::new(replica))
+    }
+
+    fn table(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,146 @@
+//! What a replica knows of its history, kept in the catalogue.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
+    time::{Duration, Instant},
+};
+
+use tidemark_journal::{FrameView, segment::SegmentEnd};
+use tidemark_link::message::Heartbeat;
+
+use crate::{
+    catalogue::{Catalogue, HistoryRow, Vitals},
+    history::History,
+    store::{journal::Follower, segment::Segment},
+};
+
+/// The longest silence that still counts as received history.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+
+/// A group's history and vitals.
+pub struct Ledger {
+    name: String,
+    catalogue: Arc<Catalogue>,
+    row: RwLock<HistoryRow>,
+    vitals: Mutex<Beat>,
+}
+
+struct Beat {
+    vitals: Vitals,
+    kept: Vitals,
+    last: Option<Instant>,
+}
+
+impl Ledger {
+    /// The ledger of a group, as the catalogue has it.
+    ///
+    /// # Errors
+    /// When the catalogue cannot be read.
+    pub fn open(name: &str, catalogue: &Arc<Catalogue>) -> anyhow::Result<Ledger> {
+        let vitals = catalogue.vitals(name)?;
+        Ok(Ledger {
+            name: name.to_owned(),
+            catalogue: Arc::clone(catalogue),
+            row: RwLock::new(catalogue.history(name)?),
+            vitals: Mutex::new(Beat { vitals, kept: vitals, last: None }),
+        })
+    }
+
+    /// What is known, under a lock: be brief.
+    pub fn row(&self) -> RwLockReadGuard<'_, HistoryRow> {
+        self.row.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks at the history, under a lock: be brief.
+    pub fn history<T>(&self, look: impl FnOnce(&History) -> T) -> T {
+        look(&self.row().history)
+    }
+
+    /// Changes what is known, in memory.
+    pub fn change<T>(&self, change: impl FnOnce(&mut HistoryRow) -> T) -> T {
+        change(&mut self.row.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What changes all the time.
+    pub fn vitals(&self) -> Vitals {
+        self.beat().vitals
+    }
+
+    /// Begins to count received history from now on, as a session begins.
+    pub fn begin(&self) {
+        self.beat().last = Some(Instant::now());
+    }
+
+    /// Takes a heartbeat in: the source lives, vouches, and says how new its dirty map is.
+    pub fn heard(&self, heartbeat: &Heartbeat) {
+        let mut beat = self.beat();
+        beat.count();
+        let vitals = &mut beat.vitals;
+        vitals.map_generation = vitals.map_generation.max(heartbeat.map_generation);
+        if heartbeat.vouched.seq >= vitals.vouched.seq {
+            vitals.vouched = heartbeat.vouched;
+            vitals.vouched_wall_ns = heartbeat.wall_ns;
+        }
+    }
+
+    /// Keeps the vitals in the catalogue if they have changed.
+    ///
+    /// # Errors
+    /// When the catalogue cannot be written.
+    pub fn keep_vitals(&self) -> anyhow::Result<()> {
+        let vitals = {
+            let beat = self.beat();
+            if beat.vitals == beat.kept {
+                return Ok(());
+            }
+            beat.vitals
+        };
+        self.catalogue.put_vitals(&self.name, &vitals)?;
+        self.beat().kept = vitals;
+        Ok(())
+    }
+
+    /// Keeps the history in the catalogue.
+    ///
+    /// # Errors
+    /// When the catalogue cannot be written.
+    pub fn keep_history(&self) -> anyhow::Result<()> {
+        let row = self.row().clone();
+        self.catalogue.put_history(&self.name, &row)
+    }
+
+    fn beat(&self) -> MutexGuard<'_, Beat> {
+        self.vitals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Beat {
+    fn count(&mut self) {
+        let now = Instant::now();
+        let since = self.last.replace(now).map_or(Duration::ZERO, |last| now - last);
+        let since = since.min(SILENCE_MAX).as_nanos();
+        self.vitals.received_ns += u64::try_from(since).unwrap_or(u64::MAX);
+    }
+}
+
+impl Follower for Ledger {
+    fn stored(&self, frame: &FrameView<'_>) {
+        self.change(|row| row.history.extend(frame));
+        let mut beat = self.beat();
+        if beat.last.is_some() {
+            beat.count();
+        }
+        if frame.header().last().seq > beat.vitals.acked.seq {
+            beat.vitals.acked = frame.header().last();
+        }
+    }
+
+    fn received_ns(&self) -> u64 {
+        self.beat().vitals.received_ns
+    }
+
+    fn sealed(&self, segment: &Segment, end: &SegmentEnd) -> anyhow::Result<()> {
+        let row = self.row().clone();
+        self.catalogue.put_segment(&self.name, segment, end.index_at, end.chain, Some(&row))
+    }
+}

@@ -1,0 +1,9 @@
+//! Points: positions that can be recovered, and the names they go by.
+
+pub mod latest;
+pub mod name;
+pub mod resolve;
+pub mod time;
+
+pub use name::{PointName, Spec};
+pub use resolve::{Refusal, Resolved};

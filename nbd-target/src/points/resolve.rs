@@ -1,0 +1,210 @@
+//! From a point's name to a position, or to the reason why not.
+
+use tidemark_journal::{Seq, VolumeId};
+
+use super::{name::Spec, time};
+use crate::{
+    history::{Gap, History, Volume},
+    replica::Replica,
+};
+
+/// A point that can be recovered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Resolved {
+    /// The position's sequence.
+    pub seq: Seq,
+    /// Whether the name means the same position whenever it is asked.
+    pub fixed: bool,
+}
+
+/// Why a point cannot be had, as a sentence that says what can.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Refusal(pub String);
+
+/// Resolves what stands after the `@`, for one volume or for the whole group. May block on the disk.
+///
+/// # Errors
+/// [`Refusal`].
+pub fn resolve(
+    replica: &Replica,
+    volume: Option<&str>,
+    spec: &Spec,
+) -> Result<Resolved, Refusal> {
+    let end = replica.journal().progress().durable.seq;
+    let scope = replica.ledger().history(|history| Scope::of(history, replica.name(), volume))?;
+    let fixed = |seq| Resolved { seq, fixed: true };
+    match spec {
+        Spec::Latest => replica.ledger().history(|history| {
+            let newest = scope.newest_good(history, end);
+            let seq = newest.ok_or_else(|| scope.nothing_good(history, end))?;
+            Ok(Resolved { seq, fixed: false })
+        }),
+        Spec::Seq(seq) => {
+            replica.ledger().history(|history| scope.check(history, *seq, end)).map(fixed)
+        }
+        Spec::Mark(name) => replica.ledger().history(|history| {
+            let mark = history.marks.iter().rev().find(|mark| mark.name == *name);
+            let mark = mark.ok_or_else(|| scope.no_such_mark(history, name))?;
+            scope.check(history, mark.seq, end).map(fixed)
+        }),
+        Spec::Time(wall_ns) => {
+            let seq = time::resolve(replica, *wall_ns, end)?;
+            replica.ledger().history(|history| scope.check(history, seq, end)).map(fixed)
+        }
+        Spec::Branch(name) => {
+            Err(Refusal(format!("@branch:{name} is a branch, not a point of the replica")))
+        }
+    }
+}
+
+/// What must be outside its gaps.
+pub struct Scope {
+    group: String,
+    volume: Option<(VolumeId, String)>,
+}
+
+impl Scope {
+    /// One volume, by its name, or the whole group.
+    ///
+    /// # Errors
+    /// [`Refusal`] when there is no such volume.
+    pub fn of(history: &History, group: &str, volume: Option<&str>) -> Result<Scope, Refusal> {
+        let found = match volume {
+            None => None,
+            Some(name) => {
+                let volume = history.volume(name).ok_or_else(|| {
+                    let names: Vec<&str> =
+                        history.volumes.iter().map(|volume| volume.name.as_str()).collect();
+                    let all = names.join(", ");
+                    Refusal(format!("group '{group}' has no volume '{name}'; it has: {all}"))
+                })?;
+                Some((volume.id, volume.name.clone()))
+            }
+        };
+        Ok(Scope { group: group.to_owned(), volume: found })
+    }
+
+    /// Whether a position is retained, has been reached, and is outside the gaps.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub fn check(&self, history: &History, at: Seq, end: Seq) -> Result<Seq, Refusal> {
+        if at < history.oldest {
+            return Err(Refusal(format!(
+                "@seq:{at} is no longer retained; the oldest point is @seq:{}",
+                self.next_good(history, history.oldest, end).unwrap_or(history.oldest)
+            )));
+        }
+        if at > end {
+            let newest = self.newest_good(history, end);
+            let hint = newest.map_or(String::new(), |seq| format!("; the newest is @seq:{seq}"));
+            return Err(Refusal(format!("@seq:{at} has not been received yet{hint}")));
+        }
+        let Some((volume, gap)) = self.gap_at(history, at) else {
+            if self.volumes(history, at).next().is_some() {
+                return Ok(at);
+            }
+            return Err(self.nothing_good(history, end));
+        };
+        let near = |seq: Option<Seq>, word| {
+            seq.map_or(format!("none {word}"), |seq| format!("@seq:{seq} {word}"))
+        };
+        Err(Refusal(format!(
+            "@seq:{at} lies in a gap of volume '{}' ({}): its writes were not captured in order \
+             there; the nearest good points are {} and {}",
+            volume.name,
+            gap.describe(),
+            near(self.newest_good(history, at), "before"),
+            near(self.next_good(history, at, end), "after"),
+        )))
+    }
+
+    /// The newest good position at or below `from`.
+    pub fn newest_good(&self, history: &History, from: Seq) -> Option<Seq> {
+        let mut at = from;
+        while at >= history.oldest && at > Seq::ZERO {
+            match self.gap_at(history, at) {
+                Some((_, gap)) => at = Seq(gap.begin.0.checked_sub(1)?),
+                None => return self.volumes(history, at).next().map(|_| at),
+            }
+        }
+        None
+    }
+
+    /// The oldest good position at or above `from`, and not above `end`.
+    pub fn next_good(&self, history: &History, from: Seq, end: Seq) -> Option<Seq> {
+        let mut at = from;
+        while at <= end {
+            match self.gap_at(history, at) {
+                Some((_, gap)) => at = gap.end?,
+                None => return self.volumes(history, at).next().map(|_| at),
+            }
+        }
+        None
+    }
+
+    /// The stretches of good positions from the oldest to the newest, at most `most` of the newest.
+    pub fn good_ranges(&self, history: &History, end: Seq, most: usize) -> Vec<(Seq, Seq)> {
+        let mut ranges = Vec::new();
+        let mut from = end;
+        while ranges.len() < most {
+            let Some(last) = self.newest_good(history, from) else { break };
+            let mut first = history.oldest.max(Seq(1));
+            for volume in self.volumes(history, last) {
+                first = first.max(volume.added);
+                let ends = volume.gaps.iter().filter_map(|gap| gap.end);
+                first = first.max(ends.filter(|end| *end <= last).max().unwrap_or(first));
+            }
+            ranges.push((first, last));
+            from = Seq(first.0 - 1);
+        }
+        ranges.reverse();
+        ranges
+    }
+
+    fn volumes<'h>(
+        &'h self,
+        history: &'h History,
+        at: Seq,
+    ) -> impl Iterator<Item = &'h Volume> + 'h {
+        let id = self.volume.as_ref().map(|(id, _)| *id);
+        let wanted = move |volume: &&Volume| id.is_none_or(|id| id == volume.id);
+        history.volumes.iter().filter(wanted).filter(move |volume| volume.present_at(at))
+    }
+
+    fn gap_at<'h>(&'h self, history: &'h History, at: Seq) -> Option<(&'h Volume, &'h Gap)> {
+        let gaps = self.volumes(history, at).filter_map(|v| Some((v, v.gap_at(at)?)));
+        // The one that began first says most.
+        gaps.min_by_key(|(_, gap)| gap.begin)
+    }
+
+    fn nothing_good(&self, history: &History, end: Seq) -> Refusal {
+        let what = match &self.volume {
+            Some((_, name)) => format!("{}/{name}", self.group),
+            None => self.group.clone(),
+        };
+        Refusal(match self.gap_at(history, end) {
+            Some((volume, gap)) => format!(
+                "{what} has no point yet: volume '{}' is in a gap ({}); wait until it has caught up",
+                volume.name,
+                gap.describe()
+            ),
+            None => format!("{what} has no point yet: nothing has been received"),
+        })
+    }
+
+    fn no_such_mark(&self, history: &History, name: &str) -> Refusal {
+        let known: Vec<&str> =
+            history.marks.iter().rev().take(10).map(|mark| mark.name.as_str()).collect();
+        let known = if known.is_empty() {
+            "there are none".to_owned()
+        } else {
+            format!("the newest are: {}", known.join(", "))
+        };
+        Refusal(format!("group '{}' has no mark '{name}'; {known}", self.group))
+    }
+}
+
+#[cfg(test)]
+mod tests;

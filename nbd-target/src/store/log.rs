@@ -1,0 +1,550 @@
+//! The log's owner: the one task that writes a log's files.
+//!
+//! It is fed by a bounded queue and never cancelled, since a write that has been submitted lands in
+//! any case. What has queued up while the last batch was being synced becomes the next batch: one
+//! write, one fdatasync, then everything in it is acknowledged (invariant 4). Each batch begins at
+//! a multiple of 4096, and inside a batch no further frame does; so a frame that is found at such
+//! an offset *after* a damaged one proves that the damaged one had been synced before
+//! (see [`super::recover`]).
+
+mod seal;
+
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
+
+use tidemark_journal::{
+    FrameView, Position,
+    segment::{BLOCK_BYTES, SegmentEnd, SegmentStart, padding},
+};
+use tidemark_link::seam::{self, AlignedBuf, File, How};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+
+use super::{
+    index::{MemoryIndex, sealed},
+    journal::{Follower, Journal},
+    segment::{Segment, Summary, file_name},
+};
+
+/// The most bytes in a batch; a longer frame is a batch by itself.
+const BATCH_BYTES_MAX: usize = 8 << 20;
+/// The most bytes of frames waiting for the owner.
+pub const QUEUE_BYTES_MAX: usize = 48 << 20;
+const QUEUE_FRAMES_MAX: usize = 4096;
+/// How long to wait before asking again for room.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How a log is written.
+#[derive(Clone, Copy, Debug)]
+pub struct LogOptions {
+    /// Bytes of a segment's file, index and trailer included.
+    pub segment_bytes: u64,
+    /// Entries after which a segment is sealed in any case: the bound of an index in memory.
+    pub entries_max: usize,
+    /// Whether each batch is synced before it counts; else only on request.
+    pub sync_batches: bool,
+}
+
+/// Feeds a log's owner.
+#[derive(Clone)]
+pub struct LogWriter {
+    queue: mpsc::Sender<Request>,
+    room: Arc<Semaphore>,
+    journal: Arc<Journal>,
+    ending: Arc<watch::Sender<bool>>,
+}
+
+enum Request {
+    Frame(Vec<u8>, OwnedSemaphorePermit),
+    Sync(oneshot::Sender<Result<(), Closed>>),
+}
+
+/// The log takes nothing more in.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("the log takes nothing more in: {0}")]
+pub struct Closed(pub Arc<str>);
+
+impl LogWriter {
+    /// Hands a frame over, which has been checked and continues the one before. Waits while the
+    /// queue is full. How far it has come is seen at the journal.
+    ///
+    /// # Errors
+    /// [`Closed`] when the log has failed or ends.
+    pub async fn append(&self, frame: Vec<u8>) -> Result<(), Closed> {
+        let bytes = frame.len().min(QUEUE_BYTES_MAX) as u32;
+        let closed = |_| self.closed();
+        let permit =
+            Arc::clone(&self.room).acquire_many_owned(bytes).await.map_err(|_| self.closed())?;
+        self.queue.send(Request::Frame(frame, permit)).await.map_err(closed)
+    }
+
+    /// Makes everything handed over before durable.
+    ///
+    /// # Errors
+    /// [`Closed`] when the log has failed or ends.
+    pub async fn sync(&self) -> Result<(), Closed> {
+        let (done, synced) = oneshot::channel();
+        self.queue.send(Request::Sync(done)).await.map_err(|_| self.closed())?;
+        synced.await.map_err(|_| self.closed())?
+    }
+
+    /// Lets the owner end once what was handed over is stored, or at once where it waits for room.
+    pub fn end(&self) {
+        self.ending.send_replace(true);
+    }
+
+    /// The log's read side.
+    pub fn journal(&self) -> &Arc<Journal> {
+        &self.journal
+    }
+
+    fn closed(&self) -> Closed {
+        Closed(self.journal.progress().failed.unwrap_or_else(|| "it is being closed".into()))
+    }
+}
+
+/// The last segment, to go on with.
+pub struct Tail {
+    /// The segment.
+    pub segment: Arc<Segment>,
+    /// Byte at which the next batch begins.
+    pub end: u64,
+    /// Bytes of its file.
+    pub file_bytes: u64,
+    /// Over the bytes before `end`.
+    pub hasher: blake3::Hasher,
+    /// Chain hash of the segment before.
+    pub chain_before: [u8; 32],
+}
+
+/// Where a log goes on.
+pub enum Start {
+    /// In its last segment.
+    Tail(Tail),
+    /// In a new segment of this number, after that chain hash.
+    Next {
+        /// The number.
+        number: u64,
+        /// The chain hash before.
+        chain_before: [u8; 32],
+    },
+}
+
+/// A log's owner, to be run on a thread of the seam.
+pub struct Owner {
+    journal: Arc<Journal>,
+    follower: Arc<dyn Follower>,
+    options: LogOptions,
+    queue: mpsc::Receiver<Request>,
+    /// Why nothing may be taken in, from whoever watches over the space.
+    gate: watch::Receiver<Option<Arc<str>>>,
+    ending: watch::Receiver<bool>,
+    start: Option<Start>,
+}
+
+/// A writer and the owner it feeds.
+pub fn new(
+    journal: Arc<Journal>,
+    follower: Arc<dyn Follower>,
+    options: LogOptions,
+    gate: watch::Receiver<Option<Arc<str>>>,
+    start: Start,
+) -> (LogWriter, Owner) {
+    let (sender, queue) = mpsc::channel(QUEUE_FRAMES_MAX);
+    let room = Arc::new(Semaphore::new(QUEUE_BYTES_MAX));
+    let (end, ending) = watch::channel(false);
+    let ending_sender = Arc::new(end);
+    let writer =
+        LogWriter { queue: sender, room, journal: Arc::clone(&journal), ending: ending_sender };
+    (writer, Owner { journal, follower, options, queue, gate, ending, start: Some(start) })
+}
+
+/// The segment that is being written.
+struct Active {
+    file: File,
+    segment: Arc<Segment>,
+    end: u64,
+    file_bytes: u64,
+    hasher: blake3::Hasher,
+    chain_before: [u8; 32],
+    /// Upper bounds of what the index will hold.
+    entries: usize,
+    chunks: usize,
+    frames: usize,
+    unsynced: bool,
+}
+
+/// A file that has its room and no content yet.
+struct Spare {
+    file: File,
+    path: PathBuf,
+    number: u64,
+    bytes: u64,
+}
+
+impl Owner {
+    /// Takes frames in until all writers are gone; then syncs and ends.
+    pub async fn run(mut self) {
+        if let Err(error) = self.work().await {
+            let text: Arc<str> = format!("{error:#}").into();
+            tracing::error!(log = %self.journal.dir().display(), "the log has failed: {text}");
+            self.journal.advance(|progress| progress.failed = Some(Arc::clone(&text)));
+            // Writers that wait are told by the queue's end.
+        }
+    }
+
+    async fn work(&mut self) -> io::Result<()> {
+        let (mut active, mut next) = match self.start.take() {
+            Some(Start::Tail(tail)) => {
+                let next = (tail.segment.number() + 1, [0; 32]);
+                (Some(self.reopen(tail).await?), next)
+            }
+            Some(Start::Next { number, chain_before }) => (None, (number, chain_before)),
+            None => return Ok(()),
+        };
+        let mut spare = None;
+        let mut sealing: Option<tokio::task::JoinHandle<io::Result<()>>> = None;
+        let mut buffer = AlignedBuf::new(
+            tidemark_journal::frame::FRAME_BYTES_MAX + 2 * BLOCK_BYTES as usize + BATCH_BYTES_MAX,
+        );
+        let mut carried = None;
+        loop {
+            let request = match carried.take() {
+                Some(request) => request,
+                None => match self.next().await {
+                    Some(request) => request,
+                    None => break,
+                },
+            };
+            let first = match request {
+                Request::Frame(bytes, permit) => (bytes, permit),
+                Request::Sync(done) => {
+                    let outcome = self.sync(active.as_mut()).await;
+                    let told = outcome.as_ref().map_err(|e| Closed(e.to_string().into())).copied();
+                    let _ = done.send(told);
+                    outcome?;
+                    continue;
+                }
+            };
+            self.wait_for_gate().await?;
+            let needs = Needs::of(&first.0)?;
+            let full = active.as_ref().is_none_or(|active| !self.fits(active, &needs, 0));
+            if full {
+                if let Some(old) = active.take() {
+                    if let Some(handle) = sealing.take() {
+                        handle.await.map_err(io::Error::other)??;
+                    }
+                    let (number, chain) = (old.segment.number() + 1, self.roll(old, &mut sealing).await?);
+                    next = (number, chain);
+                }
+                let opened = self.begin(next, needs, &mut spare).await?;
+                active = Some(opened);
+            }
+            let Some(open) = active.as_mut() else { continue };
+            buffer.clear();
+            if open.end == 0 {
+                let start = SegmentStart {
+                    number: open.segment.number(),
+                    group: self.journal.group(),
+                    before: open.segment.summary().before,
+                    created_ns: crate::clock::wall_ns(),
+                    chain_before: open.chain_before,
+                };
+                buffer.extend(&start.encode()).map_err(io::Error::other)?;
+            }
+            let mut batch = Vec::new();
+            let mut candidate = Some((first, needs));
+            while let Some(((bytes, permit), needs)) = candidate.take() {
+                let at = open.end + buffer.len() as u64;
+                buffer.extend(&bytes).map_err(io::Error::other)?;
+                open.entries += needs.entries;
+                open.chunks += needs.chunks;
+                open.frames += 1;
+                batch.push((at, bytes, permit));
+                // A further frame joins unless it would begin at a multiple of 4096 (see above).
+                let aligned = (buffer.len() as u64).is_multiple_of(BLOCK_BYTES);
+                if aligned || buffer.len() >= BATCH_BYTES_MAX {
+                    break;
+                }
+                match self.queue.try_recv() {
+                    Ok(Request::Frame(bytes, permit)) => {
+                        let needs = Needs::of(&bytes)?;
+                        if self.fits(open, &needs, buffer.len() as u64) {
+                            candidate = Some(((bytes, permit), needs));
+                        } else {
+                            carried = Some(Request::Frame(bytes, permit));
+                        }
+                    }
+                    Ok(sync) => carried = Some(sync),
+                    Err(_) => {}
+                }
+            }
+            buffer.pad_to_block();
+            buffer = self.write(open, buffer).await?;
+            open.hasher.update(buffer.as_slice());
+            open.end += buffer.len() as u64;
+            open.unsynced = true;
+            if self.options.sync_batches {
+                open.file.sync_data().await?;
+                open.unsynced = false;
+            }
+            self.publish(open, &batch)?;
+            drop(batch);
+            if spare.is_none() && open.end > open.file_bytes / 2 {
+                // Ahead of need, so that it is known early whether there is room.
+                match self.prepare(open.segment.number() + 1, self.options.segment_bytes).await {
+                    Ok(file) => spare = Some(file),
+                    Err(error) if no_room(&error) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        self.sync(active.as_mut()).await?;
+        if let Some(handle) = sealing {
+            handle.await.map_err(io::Error::other)??;
+        }
+        Ok(())
+    }
+
+    /// The next request; none when all writers are gone, or the log ends and nothing is left.
+    async fn next(&mut self) -> Option<Request> {
+        tokio::select! {
+            biased;
+            request = self.queue.recv() => return request,
+            () = ended(&mut self.ending) => {}
+        }
+        self.queue.close();
+        self.queue.recv().await
+    }
+
+    async fn wait_for_gate(&mut self) -> io::Result<()> {
+        loop {
+            let closed = self.gate.borrow_and_update().clone();
+            self.journal.advance(|progress| progress.stalled.clone_from(&closed));
+            if closed.is_none() {
+                return Ok(());
+            }
+            tokio::select! {
+                () = ended(&mut self.ending) => return Err(gave_up()),
+                changed = self.gate.changed() => changed.map_err(io::Error::other)?,
+            }
+        }
+    }
+
+    fn fits(&self, active: &Active, needs: &Needs, buffered: u64) -> bool {
+        let index = sealed::bytes_max(
+            active.entries + needs.entries,
+            active.chunks + needs.chunks,
+            active.frames + 1,
+        );
+        let data = (active.end + buffered + needs.bytes as u64).next_multiple_of(BLOCK_BYTES);
+        data + index + BLOCK_BYTES <= active.file_bytes
+            && active.entries + needs.entries <= self.options.entries_max
+    }
+
+    async fn reopen(&self, tail: Tail) -> io::Result<Active> {
+        let file = File::open(tail.segment.path(), How::WRITE_DIRECT).await?;
+        let counts = tail.segment.with_memory(|index| {
+            (index.entries().len(), index.chunks().len(), index.frames().len())
+        });
+        let (entries, chunks, frames) = counts.unwrap_or_default();
+        Ok(Active {
+            file,
+            segment: tail.segment,
+            end: tail.end,
+            file_bytes: tail.file_bytes,
+            hasher: tail.hasher,
+            chain_before: tail.chain_before,
+            entries,
+            chunks,
+            frames,
+            unsynced: false,
+        })
+    }
+
+    /// Makes a file with its room set aside.
+    async fn prepare(&self, number: u64, bytes: u64) -> io::Result<Spare> {
+        let path = self.journal.dir().join(file_name(number));
+        let file = File::open(&path, How::NEW_DIRECT).await?;
+        if let Err(error) = file.preallocate(0, bytes).await {
+            let _ = std::fs::remove_file(&path);
+            return Err(error);
+        }
+        seam::sync_dir(self.journal.dir()).await?;
+        Ok(Spare { file, path, number, bytes })
+    }
+
+    /// Begins a segment, waiting for room as long as there is none.
+    async fn begin(
+        &mut self,
+        (number, chain_before): (u64, [u8; 32]),
+        needs: Needs,
+        spare: &mut Option<Spare>,
+    ) -> io::Result<Active> {
+        let index = sealed::bytes_max(needs.entries, needs.chunks, 1);
+        let least = 2 * BLOCK_BYTES + (needs.bytes as u64).next_multiple_of(BLOCK_BYTES) + index;
+        let bytes = self.options.segment_bytes.max(least);
+        let spare = loop {
+            let made = match spare.take().filter(|spare| spare.number == number) {
+                Some(spare) if spare.bytes >= bytes => Ok(spare),
+                Some(spare) => {
+                    let more = spare.file.preallocate(0, bytes).await;
+                    more.map(|_| Spare { bytes, ..spare })
+                }
+                None => self.prepare(number, bytes).await,
+            };
+            match made {
+                Ok(spare) => break spare,
+                Err(error) if no_room(&error) => {
+                    let text = format!(
+                        "there is no room for another segment of {} MiB: {error}",
+                        bytes >> 20
+                    );
+                    self.stall(&text).await?;
+                    let _ = std::fs::remove_file(self.journal.dir().join(file_name(number)));
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        self.journal.advance(|progress| progress.stalled = None);
+        let before = self.journal.progress().written;
+        let segment = Arc::new(Segment::open(
+            spare.path,
+            number,
+            Summary::empty(before),
+            MemoryIndex::default(),
+            self.journal.caches(),
+        ));
+        self.journal.push(Arc::clone(&segment));
+        Ok(Active {
+            file: spare.file,
+            segment,
+            end: 0,
+            file_bytes: spare.bytes,
+            hasher: blake3::Hasher::new(),
+            chain_before,
+            entries: 0,
+            chunks: 0,
+            frames: 0,
+            unsynced: false,
+        })
+    }
+
+    /// Writes a batch, waiting for room where the file system gives less than it had promised.
+    async fn write(&mut self, open: &Active, mut buffer: AlignedBuf) -> io::Result<AlignedBuf> {
+        loop {
+            let (result, back) = open.file.write_all_at(buffer, open.end).await;
+            buffer = back;
+            match result {
+                Ok(()) => break,
+                Err(error) if no_room(&error) => self.stall(&error.to_string()).await?,
+                Err(error) => return Err(error),
+            }
+        }
+        self.journal.advance(|progress| progress.stalled = None);
+        Ok(buffer)
+    }
+
+    async fn stall(&mut self, text: &str) -> io::Result<()> {
+        let stalled: Arc<str> = text.into();
+        if self.journal.progress().stalled.as_ref() != Some(&stalled) {
+            tracing::warn!(log = %self.journal.dir().display(), "not accepting: {text}");
+        }
+        self.journal.advance(|progress| progress.stalled = Some(stalled));
+        tokio::select! {
+            () = ended(&mut self.ending) => Err(gave_up()),
+            () = tokio::time::sleep(RETRY) => Ok(()),
+        }
+    }
+
+    fn publish(
+        &self,
+        open: &Active,
+        batch: &[(u64, Vec<u8>, OwnedSemaphorePermit)],
+    ) -> io::Result<()> {
+        let received_ns = self.follower.received_ns();
+        let mut end = None;
+        for (at, bytes, _) in batch {
+            let view = FrameView::parse(bytes).map_err(io::Error::other)?;
+            open.segment.publish(&view, *at, open.end, received_ns);
+            self.follower.stored(&view);
+            end = Some(view.header().last());
+        }
+        if let Some(end) = end {
+            self.moved(end, self.options.sync_batches);
+        }
+        Ok(())
+    }
+
+    fn moved(&self, end: Position, durable: bool) {
+        self.journal.advance(|progress| {
+            progress.written = end;
+            if durable {
+                progress.durable = end;
+            }
+        });
+    }
+
+    async fn sync(&self, active: Option<&mut Active>) -> io::Result<()> {
+        if let Some(active) = active.filter(|active| active.unsynced) {
+            active.file.sync_data().await?;
+            active.unsynced = false;
+        }
+        self.journal.advance(|progress| progress.durable = progress.written);
+        Ok(())
+    }
+
+    /// Ends a segment and has it sealed in the background; returns its chain hash.
+    async fn roll(
+        &self,
+        mut old: Active,
+        sealing: &mut Option<tokio::task::JoinHandle<io::Result<()>>>,
+    ) -> io::Result<[u8; 32]> {
+        self.sync(Some(&mut old)).await?;
+        let data_hash = *old.hasher.finalize().as_bytes();
+        let chain = SegmentEnd::chain_hash(&old.chain_before, &data_hash);
+        let (segment, follower) = (old.segment, Arc::clone(&self.follower));
+        let seal = move || seal::seal(&segment, old.end, data_hash, chain, &*follower);
+        *sealing = Some(tokio::task::spawn_blocking(seal));
+        Ok(chain)
+    }
+}
+
+pub use seal::seal;
+
+async fn ended(ending: &mut watch::Receiver<bool>) {
+    // An error means that all writers are gone, which the queue says too.
+    if ending.wait_for(|ending| *ending).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+fn gave_up() -> io::Error {
+    io::Error::other("it was ended while it waited for room")
+}
+
+/// What a frame takes.
+#[derive(Clone, Copy)]
+struct Needs {
+    bytes: usize,
+    entries: usize,
+    chunks: usize,
+}
+
+impl Needs {
+    fn of(frame: &[u8]) -> io::Result<Needs> {
+        let header = tidemark_journal::frame::FrameHeader::peek(frame).map_err(io::Error::other)?;
+        let chunks = header.chunks.get() as usize;
+        // A record has an entry for each chunk it lies in; only its last one is shared.
+        let entries = header.records.get() as usize + chunks;
+        Ok(Needs { bytes: frame.len(), entries, chunks })
+    }
+}
+
+/// Whether an error says that the file system is full.
+pub fn no_room(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Zeros that follow data of this length in its last block.
+pub fn pad(bytes: u64) -> u64 {
+    padding(bytes)
+}

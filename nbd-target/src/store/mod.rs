@@ -1,0 +1,53 @@
+//! What the target keeps: the log of frames, its index, and the base below it.
+
+pub mod base;
+pub mod cache;
+pub mod index;
+pub mod journal;
+pub mod log;
+pub mod read;
+pub mod recover;
+pub mod segment;
+
+/// Why stored content cannot be given.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The file system refused.
+    #[error("{what}: {error}")]
+    Io {
+        /// What was being read.
+        what: String,
+        /// What it said.
+        error: std::io::Error,
+    },
+    /// The bytes are not those that were written; the text names the place.
+    #[error("{0}")]
+    Damaged(String),
+    /// The source could not read its own disk here.
+    #[error("the source could not read sectors {start}..{end} of its disk before this position")]
+    Unreadable {
+        /// First sector.
+        start: u64,
+        /// The sector after the last.
+        end: u64,
+    },
+    /// The position has left the window since.
+    #[error("the position is no longer retained; the oldest is @seq:{oldest}")]
+    NotRetained {
+        /// The oldest position still good.
+        oldest: tidemark_journal::Seq,
+    },
+}
+
+impl ReadError {
+    /// An error of the file system, or damage that a checksum showed.
+    pub fn io(what: impl Into<String>, error: std::io::Error) -> ReadError {
+        match error.kind() {
+            std::io::ErrorKind::InvalidData => ReadError::Damaged(error.to_string()),
+            std::io::ErrorKind::UnexpectedEof => {
+                ReadError::Damaged(format!("{} is cut short", what.into()))
+            }
+            _ => ReadError::Io { what: what.into(), error },
+        }
+    }
+}

@@ -1,0 +1,483 @@
+//! Finding a log again after a restart.
+//!
+//! Sealed segments that the catalogue knows are taken as they are. The others, mostly just the one
+//! that was being written, are scanned. Where the frames of a segment end, the bytes decide:
+//!
+//! | after the last good frame | a whole frame further on, at a multiple of 4096 | what was acknowledged | it is |
+//! |---|---|---|---|
+//! | zeros to the end | no | is all here | the end |
+//! | anything else | no | is all here | an unacknowledged tail, cut off |
+//! | any | no | is not all here | damage |
+//! | any | yes | any | damage |
+//!
+//! A batch is written only after the one before was synced, and only its first frame begins at a
+//! multiple of 4096; so a whole frame further on shows that what is missing had been durable. What
+//! is damaged is never cut off (invariant 8): the file is kept under another name, and the log ends
+//! before the damage, so that the source sends again what it has or compares everything.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, OpenOptions},
+    io,
+    os::{fd::AsRawFd, unix::fs::FileExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::{Context, bail};
+use tidemark_journal::{
+    FrameView, GroupId, Position, Seq,
+    frame::HEADER_BYTES,
+    segment::{BLOCK_BYTES, Next, SegmentEnd, SegmentStart, next},
+};
+
+use super::{
+    index::MemoryIndex,
+    journal::Follower,
+    log::{LogOptions, Start, Tail, pad, seal},
+    segment::{Caches, Segment, Summary, file_name, number_of},
+};
+
+/// What the catalogue knows of a sealed segment.
+#[derive(Clone, Copy, Debug)]
+pub struct KnownSegment {
+    /// What is known of its content.
+    pub summary: Summary,
+    /// Byte at which its index begins.
+    pub index_at: u64,
+    /// The chain hash after it.
+    pub chain: [u8; 32],
+}
+
+/// What there is to know before looking.
+pub struct Expected<'a> {
+    /// The group.
+    pub group: GroupId,
+    /// The lowest segment number that still counts; files below it are remains and are removed.
+    pub first: u64,
+    /// The sealed segments.
+    pub known: &'a BTreeMap<u64, KnownSegment>,
+    /// The position before the first segment that counts.
+    pub before: Position,
+    /// The last sequence known to have been acknowledged.
+    pub acked: Seq,
+    /// The age counter that is given to what is found.
+    pub received_ns: u64,
+}
+
+/// What was found.
+pub struct Recovered {
+    /// The segments from the oldest to the newest.
+    pub segments: Vec<Arc<Segment>>,
+    /// Where to go on.
+    pub start: Start,
+    /// The last position.
+    pub end: Position,
+    /// What was damaged, a sentence each.
+    pub damage: Vec<String>,
+}
+
+/// Finds the log in `dir`, which is created if it is not there. Frames that no known segment holds
+/// are handed to the follower in order.
+///
+/// # Errors
+/// When files cannot be read or written, or a known segment is missing.
+pub fn recover(
+    dir: &Path,
+    caches: &Arc<Caches>,
+    options: &LogOptions,
+    expected: &Expected<'_>,
+    follower: &dyn Follower,
+) -> anyhow::Result<Recovered> {
+    fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    let numbers = list(dir, expected.first)?;
+    for known in expected.known.keys().filter(|number| **number >= expected.first) {
+        if !numbers.contains(known) {
+            bail!("segment {known} of {} is missing", dir.display());
+        }
+    }
+    let mut found = Recovered {
+        segments: Vec::new(),
+        start: Start::Next { number: expected.first, chain_before: [0; 32] },
+        end: expected.before,
+        damage: Vec::new(),
+    };
+    let mut chain = [0; 32];
+    let mut next_number = expected.first;
+    let mut unsealed: Option<(Scan, Arc<Segment>)> = None;
+    for number in numbers {
+        let path = dir.join(file_name(number));
+        if let Some(known) = expected.known.get(&number) {
+            found.end = known.summary.last;
+            let (summary, index_at) = (known.summary, known.index_at);
+            found.segments.push(Arc::new(Segment::sealed(path, number, summary, index_at, caches)));
+            (chain, next_number) = (known.chain, number + 1);
+            continue;
+        }
+        if !found.damage.is_empty() || number != next_number {
+            set_aside(&path, &mut found.damage, "it follows what is damaged")?;
+            continue;
+        }
+        let scan = scan(&path, number, expected, found.end, follower)
+            .with_context(|| format!("cannot scan {}", path.display()))?;
+        if scan.nothing {
+            if scan.foreign || (scan.frames_further_on && options.sync_batches) {
+                set_aside(&path, &mut found.damage, "it does not follow the segment before")?;
+            } else {
+                // Room set aside ahead of need, or a first batch that was never acknowledged.
+                fs::remove_file(&path)?;
+            }
+            continue;
+        }
+        // A segment was begun only after the one before had come to its end.
+        if let Some((scan, segment)) = unsealed.take() {
+            chain = seal_found(&scan, &segment, follower)?;
+        }
+        found.end = scan.summary.last;
+        next_number = number + 1;
+        let short = found.end.seq < expected.acked && !begun(dir, next_number)?;
+        if (scan.frames_further_on && options.sync_batches) || (scan.bad && short) {
+            repair(&path, &scan, &mut found.damage)?;
+        } else if scan.bad {
+            tracing::info!(segment = number, at = scan.end, "an unacknowledged tail is cut off");
+        }
+        let segment = match scan.sealed {
+            Some(end) => {
+                chain = end.chain;
+                let segment = Segment::sealed(path, number, scan.summary, end.index_at, caches);
+                let segment = Arc::new(segment);
+                follower.sealed(&segment, &end)?;
+                segment
+            }
+            None => {
+                cut(&path, scan.end, options.segment_bytes)?;
+                let segment =
+                    Segment::open(path, number, scan.summary, MemoryIndex::default(), caches);
+                Arc::new(segment)
+            }
+        };
+        if scan.sealed.is_none() {
+            reindex(&scan, &segment)?;
+            unsealed = Some((scan, Arc::clone(&segment)));
+        }
+        found.segments.push(segment);
+    }
+    if found.end.seq < expected.acked && found.damage.is_empty() {
+        found.damage.push(format!(
+            "{} ends at {}, although {} had been acknowledged",
+            dir.display(),
+            found.end.seq,
+            expected.acked
+        ));
+    }
+    found.start = match unsealed {
+        Some((scan, segment)) => Start::Tail(Tail {
+            end: scan.end + pad(scan.end),
+            file_bytes: fs::metadata(segment.path())?.len(),
+            hasher: hash(segment.path(), scan.end + pad(scan.end))?,
+            chain_before: scan.chain_before,
+            segment,
+        }),
+        None => Start::Next { number: next_number, chain_before: chain },
+    };
+    Ok(found)
+}
+
+/// What a scan of a segment found.
+struct Scan {
+    path: PathBuf,
+    summary: Summary,
+    /// Byte at which the last good frame ends.
+    end: u64,
+    chain_before: [u8; 32],
+    /// The trailer, when the segment is sealed.
+    sealed: Option<SegmentEnd>,
+    /// No frame is in it.
+    nothing: bool,
+    /// It says that it follows something else than what is here.
+    foreign: bool,
+    /// Something that is neither a frame nor zeros follows the last good frame.
+    bad: bool,
+    /// A whole frame stands at a multiple of 4096 after what is missing.
+    frames_further_on: bool,
+}
+
+fn scan(
+    path: &Path,
+    number: u64,
+    expected: &Expected<'_>,
+    before: Position,
+    follower: &dyn Follower,
+) -> anyhow::Result<Scan> {
+    let file = File::open(path)?;
+    let bytes = file.metadata()?.len();
+    let mut block = vec![0; BLOCK_BYTES as usize];
+    let mut result = Scan {
+        path: path.to_owned(),
+        summary: Summary::empty(before),
+        end: BLOCK_BYTES,
+        chain_before: [0; 32],
+        sealed: None,
+        nothing: true,
+        foreign: false,
+        bad: false,
+        frames_further_on: false,
+    };
+    read_up_to(&file, &mut block, 0)?;
+    match SegmentStart::decode(&block) {
+        Ok(start)
+            if (start.number, start.group, start.before) == (number, expected.group, before) =>
+        {
+            result.chain_before = start.chain_before;
+        }
+        Ok(_) => {
+            result.foreign = true;
+            return Ok(result);
+        }
+        Err(_) => {
+            result.bad = block.iter().any(|byte| *byte != 0);
+            result.frames_further_on =
+                frames_further_on(&file, BLOCK_BYTES, bytes, expected, before.seq)?;
+            return Ok(result);
+        }
+    }
+    if bytes >= 2 * BLOCK_BYTES {
+        read_up_to(&file, &mut block, bytes - BLOCK_BYTES)?;
+        let trailer = SegmentEnd::decode(&block).ok().filter(|end| end.number == number);
+        result.sealed = trailer.filter(|end| end.index_at + end.index_bytes + BLOCK_BYTES == bytes);
+    }
+    let limit = result.sealed.map_or(bytes, |end| end.index_at);
+    let mut at = BLOCK_BYTES;
+    let mut header = vec![0; HEADER_BYTES];
+    let mut frame = Vec::new();
+    while at < limit {
+        let have = read_up_to(&file, &mut header, at)?;
+        match next(at, &header[..have]) {
+            Next::Pad(further) => at = further,
+            Next::Frame(frame_bytes) if at + frame_bytes as u64 <= limit => {
+                frame.resize(frame_bytes, 0);
+                read_up_to(&file, &mut frame, at)?;
+                let good = FrameView::parse(&frame).ok().filter(|view| {
+                    view.verify_chunks().is_ok()
+                        && view.header().group() == expected.group
+                        && view.header().first_seq.get() > result.summary.last.seq.0
+                });
+                let Some(view) = good else {
+                    result.bad = true;
+                    break;
+                };
+                at += frame_bytes as u64;
+                result.end = at;
+                result.nothing = false;
+                result.summary.extend(&view, at + pad(at), expected.received_ns);
+                follower.stored(&view);
+            }
+            Next::Frame(_) => {
+                result.bad = true;
+                break;
+            }
+            Next::End(_) => {
+                let have = read_up_to(&file, &mut block, at)?;
+                result.bad = block[..have].iter().any(|byte| *byte != 0);
+                break;
+            }
+        }
+    }
+    let last = result.summary.last.seq;
+    if let Some(end) = result.sealed {
+        result.frames_further_on = end.last.seq != last;
+        if result.frames_further_on {
+            result.sealed = None;
+        }
+    } else {
+        result.frames_further_on = frames_further_on(&file, at, bytes, expected, last)?;
+    }
+    Ok(result)
+}
+
+/// Whether a whole frame above `seq` begins at a multiple of 4096 after `from`.
+fn frames_further_on(
+    file: &File,
+    from: u64,
+    to: u64,
+    expected: &Expected<'_>,
+    seq: Seq,
+) -> io::Result<bool> {
+    const STEP_BYTES: u64 = 1 << 20;
+    let mut step = vec![0; STEP_BYTES as usize];
+    let mut at = from.next_multiple_of(BLOCK_BYTES);
+    if at == from {
+        at += BLOCK_BYTES;
+    }
+    while at < to {
+        let have = read_up_to(file, &mut step, at)?;
+        for (place, block) in step[..have].chunks(BLOCK_BYTES as usize).enumerate() {
+            let Ok(header) = tidemark_journal::frame::FrameHeader::peek(block) else { continue };
+            let mut meta = vec![0; header.meta_bytes.get() as usize];
+            read_up_to(file, &mut meta, at + place as u64 * BLOCK_BYTES)?;
+            let whole = FrameView::parse_meta(&meta).is_ok_and(|view| {
+                view.header().group() == expected.group && view.header().last_seq.get() > seq.0
+            });
+            if whole {
+                return Ok(true);
+            }
+        }
+        if have == 0 {
+            break;
+        }
+        at += have as u64;
+    }
+    Ok(false)
+}
+
+/// Fills a segment's index in memory from its frames, which have been checked.
+fn reindex(scan: &Scan, segment: &Segment) -> anyhow::Result<()> {
+    let file = File::open(&scan.path)?;
+    let (mut at, mut header, mut frame) = (BLOCK_BYTES, vec![0; HEADER_BYTES], Vec::new());
+    let received_ns = scan.summary.received_ns;
+    while at < scan.end {
+        let have = read_up_to(&file, &mut header, at)?;
+        match next(at, &header[..have]) {
+            Next::Pad(further) => at = further,
+            Next::Frame(frame_bytes) => {
+                frame.resize(frame_bytes, 0);
+                read_up_to(&file, &mut frame, at)?;
+                let view = FrameView::parse(&frame)?;
+                let end = at + frame_bytes as u64;
+                segment.publish(&view, at, end + pad(end), received_ns);
+                at = end;
+            }
+            Next::End(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Cuts off what follows the frames and sets the room aside anew, durably.
+fn cut(path: &Path, end: u64, segment_bytes: u64) -> anyhow::Result<()> {
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    let whole = segment_bytes.max((end + pad(end)) * 2);
+    if file.metadata()?.len() != whole || !zeros_after(&file, end)? {
+        file.set_len(end)?;
+        file.set_len(end + pad(end))?;
+    }
+    // SAFETY: a plain system call on an open descriptor; it touches no memory of ours.
+    let failed = unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, whole as libc::off_t) } != 0;
+    if failed {
+        // Without room the segment is full as it is, and the next one waits for room.
+        tracing::warn!(path = %path.display(), "no room to go on: {}", io::Error::last_os_error());
+    }
+    file.sync_all()?;
+    Ok(())
+}
+
+fn zeros_after(file: &File, end: u64) -> io::Result<bool> {
+    let mut block = vec![0; (pad(end) + BLOCK_BYTES) as usize];
+    let have = read_up_to(file, &mut block, end)?;
+    Ok(block[..have].iter().all(|byte| *byte == 0))
+}
+
+/// Seals a segment that a later one follows.
+fn seal_found(
+    scan: &Scan,
+    segment: &Segment,
+    follower: &dyn Follower,
+) -> anyhow::Result<[u8; 32]> {
+    let end = scan.end + pad(scan.end);
+    let data_hash = *hash(segment.path(), end)?.finalize().as_bytes();
+    let chain = SegmentEnd::chain_hash(&scan.chain_before, &data_hash);
+    seal(segment, end, data_hash, chain, follower)?;
+    Ok(chain)
+}
+
+/// Keeps a damaged segment under another name and puts its good part in its place.
+fn repair(path: &Path, scan: &Scan, damage: &mut Vec<String>) -> anyhow::Result<()> {
+    let copy = path.with_extension("part");
+    let (mut from, mut to) = (File::open(path)?, File::create(&copy)?);
+    io::copy(&mut io::Read::take(&mut from, scan.end), &mut to)?;
+    to.sync_all()?;
+    let reason = format!(
+        "{} is damaged at byte {}, below what was acknowledged; records after {} are lost here",
+        path.display(),
+        scan.end,
+        scan.summary.last.seq
+    );
+    fs::rename(path, free_name(path))?;
+    fs::rename(&copy, path)?;
+    sync_parent(path)?;
+    damage.push(reason);
+    Ok(())
+}
+
+fn set_aside(path: &Path, damage: &mut Vec<String>, why: &str) -> anyhow::Result<()> {
+    fs::rename(path, free_name(path))?;
+    sync_parent(path)?;
+    damage.push(format!("{} is set aside: {why}", path.display()));
+    Ok(())
+}
+
+fn free_name(path: &Path) -> PathBuf {
+    let names = (0..).map(|n| path.with_extension(format!("damaged-{n}")));
+    let mut free = names.filter(|name| !name.exists());
+    free.next().unwrap_or_else(|| path.with_extension("damaged"))
+}
+
+fn sync_parent(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+}
+
+/// Whether the segment of this number has been begun: it has its header.
+fn begun(dir: &Path, number: u64) -> anyhow::Result<bool> {
+    let mut block = vec![0; BLOCK_BYTES as usize];
+    match File::open(dir.join(file_name(number))) {
+        Ok(file) => read_up_to(&file, &mut block, 0)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error.into()),
+    };
+    Ok(SegmentStart::decode(&block).is_ok())
+}
+
+/// The numbers of the segments in a directory from `first` on; files below it are removed.
+fn list(dir: &Path, first: u64) -> anyhow::Result<Vec<u64>> {
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let Some(number) = entry.file_name().to_str().and_then(number_of) else { continue };
+        if number < first {
+            fs::remove_file(entry.path())?;
+        } else {
+            numbers.push(number);
+        }
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+fn hash(path: &Path, end: u64) -> io::Result<blake3::Hasher> {
+    let mut hasher = blake3::Hasher::new();
+    let file = File::open(path)?;
+    let mut step = vec![0; 1 << 20];
+    let mut at = 0;
+    while at < end {
+        let want = step.len().min((end - at) as usize);
+        file.read_exact_at(&mut step[..want], at)?;
+        hasher.update(&step[..want]);
+        at += want as u64;
+    }
+    Ok(hasher)
+}
+
+/// Reads until the buffer is full or the file ends; the rest of the buffer is zeros.
+fn read_up_to(file: &File, out: &mut [u8], at: u64) -> io::Result<usize> {
+    let mut have = 0;
+    while have < out.len() {
+        match file.read_at(&mut out[have..], at + have as u64) {
+            Ok(0) => break,
+            Ok(bytes) => have += bytes,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    out[have..].fill(0);
+    Ok(have)
+}

@@ -1,0 +1,260 @@
+//! The whole target in one process.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use anyhow::Context;
+use tidemark_link::{
+    conn::Timeouts,
+    pki::{self, Identity, Trust},
+    seam,
+};
+use tidemark_nbd::{Limits, Listener, Server, Tls};
+use tokio::{
+    runtime::Runtime,
+    sync::{mpsc, watch},
+};
+
+use crate::{
+    Config,
+    catalogue::Catalogue,
+    export::TargetExports,
+    groups::Groups,
+    points::latest::LatestTable,
+    receiver::driver::Sessions,
+    store::log::Owner,
+};
+
+/// How long clients get to have their requests answered when the target ends.
+const GRACE: Duration = Duration::from_secs(5);
+/// How often vitals are kept and the windows looked at.
+const TICK: Duration = Duration::from_secs(1);
+
+/// A running target. Dropping it without [`shutdown`](Self::shutdown) is like a crash: it leaves
+/// what was not durable.
+pub struct Target {
+    runtime: Option<Runtime>,
+    groups: Arc<Groups>,
+    server: Server,
+    link_addr: SocketAddr,
+    nbd_addr: Option<SocketAddr>,
+    nbd_unix: Option<PathBuf>,
+    end: watch::Sender<bool>,
+    link: Option<JoinHandle<()>>,
+}
+
+impl Target {
+    /// Recovers what is there, opens the ports and serves. Blocks while logs are recovered; must
+    /// not be called on a thread of an async runtime.
+    ///
+    /// # Errors
+    /// A sentence that says what cannot be opened, read or listened on.
+    pub fn start(config: &Config) -> anyhow::Result<Target> {
+        config.check()?;
+        let dir = config.data_dir.clone();
+        std::fs::create_dir_all(&dir)
+            .with_context(|| format!("cannot create {}", dir.display()))?;
+        let catalogue = Arc::new(Catalogue::open(&dir.join("catalogue.redb"))?);
+        let (owners, new_owners) = mpsc::unbounded_channel();
+        let opened =
+            Groups::open(&config.groups, config.store, &dir.join("groups"), &catalogue, owners);
+        let groups = Arc::new(opened?);
+
+        let identity = Identity::from_pem(&read(&config.link.certificate)?, &read(&config.link.key)?)
+            .with_context(|| format!("the identity in {}", config.link.certificate.display()))?;
+        let trust = Trust::from_pem(&read(&config.link.ca)?)
+            .with_context(|| format!("the authority in {}", config.link.ca.display()))?;
+        let link_tls = pki::server_config(&identity, &trust)?;
+        let listener = std::net::TcpListener::bind(config.link.listen)
+            .with_context(|| format!("cannot listen on {}", config.link.listen))?;
+        let link_addr = listener.local_addr()?;
+
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("tidemark-target")
+            .enable_all()
+            .build()?;
+        let linger = config.nbd.latest_linger.0;
+        let latest = LatestTable::new(linger);
+        let exports = TargetExports::new(Arc::clone(&groups), Arc::clone(&latest));
+        let server = Server::new(Arc::new(exports), Limits::default());
+        let listeners = runtime.block_on(nbd_listeners(config))?;
+        let nbd_addr = listeners.iter().find_map(Listener::tcp_address);
+        for listener in listeners {
+            let server = server.clone();
+            runtime.spawn(async move {
+                if let Err(error) = server.serve(listener).await {
+                    tracing::error!("the NBD server has ended: {error}");
+                }
+            });
+        }
+        let (end, ending) = watch::channel(false);
+        runtime.spawn(housekeeping(Arc::clone(&groups), latest, ending.clone()));
+
+        let (copy, (ready, started)) = (Arc::clone(&groups), std::sync::mpsc::channel());
+        let link = std::thread::Builder::new().name("tidemark-link".to_owned()).spawn(move || {
+            let work = async {
+                let sessions = Sessions::new(copy, Timeouts::default());
+                let listener = seam::Listener::from_std(listener);
+                let _ = ready.send(Ok(()));
+                link_thread(sessions, listener, link_tls, new_owners, ending).await;
+            };
+            if let Err(error) = seam::run(work) {
+                let _ = ready.send(Err(error));
+            }
+        })?;
+        let mut target = Target {
+            runtime: Some(runtime),
+            groups,
+            server,
+            link_addr,
+            nbd_addr,
+            nbd_unix: config.nbd.unix.clone(),
+            end,
+            link: Some(link),
+        };
+        match started.recv() {
+            Ok(Ok(())) => Ok(target),
+            Ok(Err(error)) => {
+                target.stop();
+                Err(error.into())
+            }
+            Err(_) => {
+                target.stop();
+                anyhow::bail!("the link's thread has ended")
+            }
+        }
+    }
+
+    /// Where sources connect to.
+    pub fn link_addr(&self) -> SocketAddr {
+        self.link_addr
+    }
+
+    /// Where remote NBD clients connect to.
+    pub fn nbd_addr(&self) -> Option<SocketAddr> {
+        self.nbd_addr
+    }
+
+    /// Where local NBD clients connect to.
+    pub fn nbd_unix(&self) -> Option<&Path> {
+        self.nbd_unix.as_deref()
+    }
+
+    /// The groups.
+    pub fn groups(&self) -> &Arc<Groups> {
+        &self.groups
+    }
+
+    /// Ends everything in order: clients, sessions, logs. Blocks; must not be called on a thread of
+    /// an async runtime.
+    pub fn shutdown(mut self) {
+        self.stop();
+    }
+
+    fn stop(&mut self) {
+        let Some(runtime) = self.runtime.take() else { return };
+        runtime.block_on(self.server.shutdown(GRACE));
+        self.end.send_replace(true);
+        if let Some(link) = self.link.take() {
+            let _ = link.join();
+        }
+        for replica in self.groups.replicas() {
+            let kept = replica.ledger().keep_vitals().and_then(|()| replica.ledger().keep_history());
+            if let Err(error) = kept {
+                tracing::error!(group = replica.name(), "{error:#}");
+            }
+        }
+        runtime.shutdown_background();
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            self.end.send_replace(true);
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Everything on the link's thread: sessions, and the owners of all logs, which outlive them.
+async fn link_thread(
+    sessions: std::rc::Rc<Sessions>,
+    listener: seam::Listener,
+    tls: Arc<rustls::ServerConfig>,
+    mut new_owners: mpsc::UnboundedReceiver<Owner>,
+    mut ending: watch::Receiver<bool>,
+) {
+    let accepting = seam::spawn(std::rc::Rc::clone(&sessions).accept(listener, tls));
+    let mut owners = Vec::new();
+    loop {
+        tokio::select! {
+            owner = new_owners.recv() => match owner {
+                Some(owner) => {
+                    owners.retain(|handle: &tokio::task::JoinHandle<()>| !handle.is_finished());
+                    owners.push(seam::spawn(owner.run()));
+                }
+                None => break,
+            },
+            _ = ending.wait_for(|ending| *ending) => break,
+        }
+    }
+    accepting.abort();
+    sessions.end().await;
+    sessions.groups().end_logs();
+    for owner in owners {
+        let _ = owner.await;
+    }
+}
+
+async fn housekeeping(
+    groups: Arc<Groups>,
+    latest: Arc<LatestTable>,
+    mut ending: watch::Receiver<bool>,
+) {
+    loop {
+        tokio::select! {
+            _ = ending.wait_for(|ending| *ending) => return,
+            () = tokio::time::sleep(TICK) => {}
+        }
+        let (groups, latest) = (Arc::clone(&groups), Arc::clone(&latest));
+        let tick = move || {
+            latest.forget_gone();
+            for replica in groups.replicas() {
+                if let Err(error) = replica.ledger().keep_vitals() {
+                    tracing::warn!(group = replica.name(), "{error:#}");
+                }
+            }
+        };
+        if let Err(error) = tokio::task::spawn_blocking(tick).await {
+            tracing::error!("housekeeping failed: {error}");
+        }
+    }
+}
+
+async fn nbd_listeners(config: &Config) -> anyhow::Result<Vec<Listener>> {
+    let mut listeners = Vec::new();
+    if let Some(path) = &config.nbd.unix {
+        let listener = Listener::unix(path, 0o660).await;
+        listeners.push(listener.with_context(|| format!("cannot listen on {}", path.display()))?);
+    }
+    if let Some(address) = config.nbd.listen {
+        let client_ca = config.nbd.require_client_certificate.then_some(config.link.ca.as_path());
+        let (certificate, key) = (&config.link.certificate, &config.link.key);
+        let tls = tidemark_nbd::tls::server_config(certificate, key, client_ca)?;
+        let listener = Listener::tcp(address).await;
+        let listener = listener.with_context(|| format!("cannot listen on {address}"))?;
+        listeners.push(listener.with_tls(Tls::Required(tls)));
+    }
+    Ok(listeners)
+}
+
+fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
