@@ -377,8 +377,8 @@ impl Guest {
         })?;
         if self.debian {
             // "degraded" is up as well: which units must not fail is for the tests to say.
-            let state =
-                self.spawn_for("systemctl is-system-running --wait", BOOT_TIMEOUT)?.wait()?.text();
+            let ask = "systemctl is-system-running --wait; udevadm settle";
+            let state = self.spawn_for(ask, BOOT_TIMEOUT)?.wait()?.text();
             if !["running", "degraded"].contains(&state.trim()) {
                 bail!("systemd in {} is {:?} after the start", self.name, state.trim());
             }
