@@ -3,4 +3,11 @@
 pub mod kernel;
 
 pub mod capture;
+pub mod clock;
 pub mod dirty;
+pub mod encoder;
+pub mod engine;
+pub mod lag;
+pub mod link;
+pub mod outbox;
+pub mod state;

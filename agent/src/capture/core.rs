@@ -1,6 +1,6 @@
 //! The capture core: requests in, effects out.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
 use tidemark_journal::{GapReason, Kind, Record, Sector, Seq, VolumeId, record::flag};
 
@@ -12,7 +12,10 @@ use super::{
     ring::{RingWriter, SlotRef},
     slab::Slab,
 };
-use crate::dirty::{REGION_SECTORS, RegionId, map::DirtyMap};
+use crate::{
+    dirty::{REGION_SECTORS, RegionId, map::DirtyMap},
+    kernel::memfd::Region,
+};
 
 /// The most regions that one part of a wide request covers, and the most such parts at once:
 /// together a quarter of the active set.
@@ -124,6 +127,8 @@ pub struct Core {
     pub(super) counters: Counters,
     /// Flushes of an epoch under way, and whether one failed.
     epoch: Option<Epoch>,
+    doubt: bool,
+    stop_flushed: bool,
     granted: Vec<LockId>,
 }
 
@@ -170,6 +175,8 @@ impl Core {
             overflow: false,
             counters: Counters::default(),
             epoch: None,
+            doubt: false,
+            stop_flushed: false,
             granted: Vec::with_capacity(64),
         }
     }
@@ -489,7 +496,7 @@ impl Core {
     /// goes on with catch-up. Call it once per turn of the engine's loop.
     pub fn poll(&mut self) {
         self.ring.collect();
-        if self.overflow && self.ring.fill_permille() < RESUME_BELOW_PERMILLE {
+        if self.overflow && !self.doubt && self.ring.fill_permille() < RESUME_BELOW_PERMILLE {
             self.record_owed_gaps();
             self.overflow = self.owes_gaps() || !self.can_draw(0, false);
         }
@@ -507,6 +514,62 @@ impl Core {
         if let Some(commit) = self.map.begin_commit(self.durable, all) {
             self.effects.push_back(Effect::CommitMap(commit));
         }
+    }
+
+    /// The memory that payloads of slots lie in.
+    pub fn ring_region(&self) -> Arc<Region> {
+        self.ring.memory().region().clone()
+    }
+
+    /// The two sides' memories disagree: nothing is captured until [`Self::end_doubt`], every
+    /// region is marked, and the gap with which the next term begins is owed.
+    pub fn begin_doubt(&mut self) {
+        self.link(None);
+        self.overflow = true;
+        self.doubt = true;
+        for index in 0..self.volumes.len() {
+            let id = self.volumes[index].id;
+            self.map.doubt(id);
+            self.volumes[index].gap = Some(Gap::owed(GapReason::Doubt));
+        }
+    }
+
+    /// Whether a new term may begin: nothing captured is under way or waits for the encoder, and
+    /// every mark is durable.
+    pub fn is_ready_for_term(&self) -> bool {
+        let captured = |op: &Op| matches!(op, Op::Write(op) if op.slot.is_some());
+        self.doubt
+            && self.ring.is_drained()
+            && self.map.is_settled()
+            && !self.ops.iter().any(captured)
+    }
+
+    /// A new term has begun after `last_seq`; sequences up to `ceiling` are its own.
+    pub fn end_doubt(&mut self, last_seq: Seq, ceiling: Seq) {
+        self.last_seq = last_seq;
+        (self.ceiling, self.asked_ceiling) = (ceiling, ceiling);
+        self.doubt = false;
+    }
+
+    /// Takes the next step towards nothing being active or dirty, for a clean stop. True when that
+    /// is so, on stable storage.
+    pub fn settle_for_stop(&mut self) -> bool {
+        if !self.is_idle() {
+            return false;
+        }
+        if self.map.is_clean_throughout() && self.map.is_settled() {
+            return true;
+        }
+        if !self.stop_flushed {
+            self.stop_flushed = true;
+            for volume in 0..self.volumes.len() {
+                self.flush(None, volume);
+            }
+            return false;
+        }
+        self.map.drop_clean(self.durable);
+        self.maintain();
+        false
     }
 
     /// Closes the epoch of dirty bits and writes what can wait. Call it every few seconds.
@@ -574,7 +637,7 @@ impl Core {
     }
 
     pub(super) fn can_draw(&mut self, payload_bytes: u64, about_ring: bool) -> bool {
-        self.last_seq < self.ceiling && self.ring.has_room(payload_bytes, about_ring)
+        !self.doubt && self.last_seq < self.ceiling && self.ring.has_room(payload_bytes, about_ring)
     }
 
     /// Draws the next sequence, if one is reserved and the ring has room for the record.
@@ -660,6 +723,11 @@ impl Core {
     /// The last sequence drawn.
     pub fn last_seq(&self) -> Seq {
         self.last_seq
+    }
+
+    /// Sequences up to here are durably reserved.
+    pub fn ceiling(&self) -> Seq {
+        self.ceiling
     }
 
     /// The highest sequence known to be final-durable.

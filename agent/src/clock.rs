@@ -1,0 +1,43 @@
+//! Journal time and wall time of a source.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Nanoseconds on the boot clock, which goes on while the machine sleeps and is never set.
+fn boot_ns() -> u64 {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME);
+    time.map_or(0, |time| Duration::from(time).as_nanos() as u64)
+}
+
+/// Journal time: continues where the source's last life had reserved to, at the pace of the boot
+/// clock. It orders and ages; it never goes back and has no date.
+#[derive(Clone, Copy, Debug)]
+pub struct JournalClock {
+    base_ns: u64,
+    started_ns: u64,
+}
+
+impl JournalClock {
+    /// Goes on after `base_ns`.
+    pub fn after(base_ns: u64) -> JournalClock {
+        JournalClock { base_ns: base_ns + 1, started_ns: boot_ns() }
+    }
+
+    /// Journal time now, nanoseconds.
+    pub fn now_ns(&self) -> u64 {
+        self.base_ns + (boot_ns() - self.started_ns)
+    }
+}
+
+/// The wall clock, nanoseconds since 1970.
+pub fn wall_ns() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// The local time of day, for throttle schedules.
+pub fn minute_of_day() -> tidemark_link::throttle::Minute {
+    let now = jiff::Zoned::now();
+    let seconds = u32::try_from(now.hour()).unwrap_or(0) * 3600
+        + u32::try_from(now.minute()).unwrap_or(0) * 60;
+    tidemark_link::throttle::Minute::of_second(seconds)
+}

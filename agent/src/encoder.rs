@@ -1,0 +1,231 @@
+//! The encoder: takes captured records out of the ring, in order, and makes frames of them.
+//!
+//! Frames batch by themselves: while the sender is busy with a frame, the next one fills; when it
+//! has nothing to send, whatever is there goes at once.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::{JoinHandle, Thread},
+    time::Duration,
+};
+
+use tidemark_journal::{Compression, FrameBuilder, FrameMeta, GroupId, Position, Record, TermId};
+
+use crate::{
+    capture::ring::RingReader,
+    clock::{JournalClock, wall_ns},
+    outbox::{FrameFacts, Outbox},
+};
+
+/// Raw bytes at which a frame is closed though the sender is busy.
+const FRAME_RAW_BYTES: u64 = 1 << 20;
+/// The outbox's fill, in thousandths, above which the fastest compression is used.
+const HURRY_ABOVE_PERMILLE: u64 = 500;
+const FASTEST: i32 = -5;
+
+/// Where encoded history goes on.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// The term that is being written.
+    pub term: TermId,
+    /// The position that the next frame continues.
+    pub before: Position,
+}
+
+struct Shared {
+    asleep: AtomicBool,
+    stop: AtomicBool,
+    frames: AtomicU64,
+    raw_bytes: AtomicU64,
+    frame_bytes: AtomicU64,
+    next_place: Mutex<Option<Place>>,
+}
+
+/// Counters of an encoder.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EncoderCounters {
+    /// Frames made.
+    pub frames: u64,
+    /// Payload bytes before compression.
+    pub raw_bytes: u64,
+    /// Bytes of the frames.
+    pub frame_bytes: u64,
+}
+
+/// A handle to the encoder's thread.
+#[derive(Clone)]
+pub struct Waker {
+    shared: Arc<Shared>,
+    thread: Thread,
+}
+
+impl Waker {
+    /// Records were committed, or the sender has taken a frame.
+    pub fn wake(&self) {
+        if self.shared.asleep.swap(false, Ordering::AcqRel) {
+            self.thread.unpark();
+        }
+    }
+
+    /// Asks the encoder to end when the ring is drained.
+    pub fn stop(&self) {
+        self.shared.stop.store(true, Ordering::Release);
+        self.thread.unpark();
+    }
+
+    /// The next frame opens a new term. To be called while the ring is drained.
+    pub fn set_place(&self, place: Place) {
+        *self.shared.next_place.lock().unwrap_or_else(PoisonError::into_inner) = Some(place);
+    }
+
+    /// The counters.
+    pub fn counters(&self) -> EncoderCounters {
+        EncoderCounters {
+            frames: self.shared.frames.load(Ordering::Relaxed),
+            raw_bytes: self.shared.raw_bytes.load(Ordering::Relaxed),
+            frame_bytes: self.shared.frame_bytes.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// Starts the encoder of a group.
+///
+/// # Errors
+/// The thread cannot be started.
+pub fn start(
+    group: GroupId,
+    place: Place,
+    ring: RingReader,
+    outbox: Arc<Outbox>,
+    clock: JournalClock,
+    compression: Compression,
+) -> std::io::Result<(Waker, JoinHandle<()>)> {
+    let shared = Arc::new(Shared {
+        asleep: AtomicBool::new(false),
+        stop: AtomicBool::new(false),
+        frames: AtomicU64::new(0),
+        raw_bytes: AtomicU64::new(0),
+        frame_bytes: AtomicU64::new(0),
+        next_place: Mutex::new(None),
+    });
+    let mut encoder = Encoder {
+        group,
+        place,
+        ring,
+        outbox,
+        clock,
+        compression,
+        builder: FrameBuilder::new(compression),
+        first: None,
+        shared: shared.clone(),
+    };
+    let handle =
+        std::thread::Builder::new().name("tm-encoder".into()).spawn(move || encoder.run())?;
+    Ok((Waker { shared, thread: handle.thread().clone() }, handle))
+}
+
+struct Encoder {
+    group: GroupId,
+    place: Place,
+    ring: RingReader,
+    outbox: Arc<Outbox>,
+    clock: JournalClock,
+    compression: Compression,
+    builder: FrameBuilder,
+    first: Option<Record>,
+    shared: Arc<Shared>,
+}
+
+impl Encoder {
+    fn run(&mut self) {
+        loop {
+            let full = self.fill();
+            let stopping = self.shared.stop.load(Ordering::Acquire);
+            let ready = full || stopping || self.outbox.unsent() == 0;
+            if !self.builder.is_empty() && ready {
+                if !self.finish() {
+                    return;
+                }
+            } else if stopping {
+                return;
+            } else {
+                self.sleep();
+            }
+        }
+    }
+
+    /// Moves committed records into the builder. True when it is as full as it should get.
+    fn fill(&mut self) -> bool {
+        loop {
+            let (builder, first) = (&mut self.builder, &mut self.first);
+            if builder.raw_bytes() >= FRAME_RAW_BYTES {
+                return true;
+            }
+            let mut full = false;
+            let took = self.ring.take(|record, payload| {
+                full = !builder.fits(record);
+                if !full {
+                    first.get_or_insert(*record);
+                    builder.push(record, [payload]);
+                }
+                !full
+            });
+            if full || !took {
+                return full;
+            }
+        }
+    }
+
+    /// Closes the frame and puts it into the outbox. False once that is closed.
+    fn finish(&mut self) -> bool {
+        let next = self.shared.next_place.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(place) = next {
+            self.place = place;
+        }
+        let first = self.first.take().expect("a frame has a first record");
+        let age_ns = self.clock.now_ns().saturating_sub(first.time_ns);
+        let about = FrameMeta {
+            group: self.group,
+            term: self.place.term,
+            before: self.place.before,
+            wall_ns: wall_ns().saturating_sub(i64::try_from(age_ns).unwrap_or(0)),
+        };
+        let frame = self.builder.finish(&about);
+        let (last, raw_bytes) = (frame.last, frame.raw_bytes);
+        let (bytes, before) = (frame.frame_bytes() as u64, self.place.before);
+        let facts = FrameFacts { before, last, time_ns: first.time_ns, raw_bytes };
+        let kept = self.outbox.push([frame.meta, frame.payload], &facts);
+        self.shared.frames.fetch_add(1, Ordering::Relaxed);
+        self.shared.raw_bytes.fetch_add(raw_bytes, Ordering::Relaxed);
+        self.shared.frame_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.builder.clear();
+        self.ring.encoded();
+        self.place.before = Position { term: self.place.term, seq: last };
+        self.adapt();
+        kept
+    }
+
+    fn adapt(&mut self) {
+        let hurry = self.outbox.backlog().fill_permille > HURRY_ABOVE_PERMILLE;
+        let wanted = match self.compression {
+            Compression::Zstd(_) if hurry => Compression::Zstd(FASTEST),
+            usual => usual,
+        };
+        if self.builder.compression() != wanted {
+            self.builder.set_compression(wanted);
+        }
+    }
+
+    fn sleep(&mut self) {
+        self.shared.asleep.store(true, Ordering::SeqCst);
+        let more = self.ring.has_more();
+        let go = more || (!self.builder.is_empty() && self.outbox.unsent() == 0);
+        if !go && !self.shared.stop.load(Ordering::Acquire) {
+            std::thread::park_timeout(Duration::from_millis(100));
+        }
+        self.shared.asleep.store(false, Ordering::Release);
+    }
+}

@@ -1,0 +1,214 @@
+//! The engine: one thread per group that carries out what the capture core decides.
+//!
+//! One io_uring carries the ublk queues of all the group's devices, the reads and writes of the
+//! backing disks, and a wake-up for requests that come from other threads (NBD fronts, the link,
+//! the state keeper). The loop: wait, take completions and commands, let the core think, carry out
+//! its effects.
+
+mod buffers;
+mod effects;
+mod hasher;
+mod requests;
+mod run;
+mod ublk;
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread::JoinHandle,
+};
+
+use tidemark_journal::{Ancestry, GapReason, Sector, Seq, VolumeId};
+use tokio::sync::oneshot;
+
+use crate::{
+    capture::{
+        catchup::Mode,
+        core::{Core, Counters},
+    },
+    clock::JournalClock,
+    encoder, kernel,
+    kernel::blockdev::Backing,
+    outbox::Outbox,
+    state::keeper::{Done, Keeper},
+};
+
+pub use hasher::Hashed;
+pub use requests::{Answer, FrontAsk, FrontRequest, Payload};
+pub use ublk::UblkQueue;
+
+/// The most bytes that one read of a front may ask for.
+pub const READ_BYTES_MAX: u64 = buffers::Pool::bytes_max();
+
+/// What the engine is told by other threads.
+pub enum Command {
+    /// A request from a front.
+    Request(FrontRequest),
+    /// The state keeper has finished something.
+    Kept(Done),
+    /// The hasher has looked at content that was read for catch-up.
+    Hashed(Hashed),
+    /// Everything up to here is final-durable.
+    Durable(Seq),
+    /// The link is up (and how content goes over it) or down.
+    Link(Option<Mode>),
+    /// The target's answer to an offer: a bit for each block of 4 KiB.
+    Needed(Seq, [u8; 32]),
+    /// Set a mark.
+    Mark(String, oneshot::Sender<Result<Seq, String>>),
+    /// Compare a volume, or all.
+    Verify(Option<VolumeId>),
+    /// The two sides' memories disagree: the replica ends at this sequence, and its target has
+    /// seen this generation.
+    Doubt(Seq, u64),
+    /// Serve a ublk device.
+    Serve(UblkQueue),
+    /// End when everything captured is final-durable, or at once; answers whether it was clean.
+    Stop {
+        /// Do not wait for the target.
+        at_once: bool,
+        /// The answer.
+        done: oneshot::Sender<bool>,
+    },
+}
+
+/// The way to a running engine. Cheap to clone.
+#[derive(Clone)]
+pub struct Engine {
+    commands: mpsc::Sender<Command>,
+    waker: kernel::uring::Waker,
+    pending: Arc<AtomicBool>,
+    state: Arc<Mutex<Snapshot>>,
+}
+
+impl Engine {
+    /// Hands a command over. False if the engine has ended.
+    pub fn tell(&self, command: Command) -> bool {
+        let sent = self.commands.send(command).is_ok();
+        if !self.pending.swap(true, Ordering::AcqRel) {
+            self.waker.wake();
+        }
+        sent
+    }
+
+    /// How things stood a moment ago.
+    pub fn snapshot(&self) -> Snapshot {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// How an engine stands.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// Counters.
+    pub counters: Counters,
+    /// The last sequence drawn.
+    pub last_seq: Seq,
+    /// The position up to which everything is captured, unless writes pass uncaptured now.
+    pub vouched: Option<Seq>,
+    /// The highest sequence known to be final-durable.
+    pub durable: Seq,
+    /// Sequences up to here are durably reserved.
+    pub ceiling: Seq,
+    /// How full the ring is, in thousandths.
+    pub ring_fill_permille: u64,
+    /// Whether writes are being let through without a record.
+    pub overflow: bool,
+    /// Regions active, and regions dirty.
+    pub active_regions: u64,
+    /// See above.
+    pub dirty_regions: u64,
+    /// Journal time of this snapshot, nanoseconds.
+    pub journal_ns: u64,
+    /// Wall clock at that time, nanoseconds since 1970.
+    pub wall_ns: i64,
+    /// Whether the state disk has failed.
+    pub tracking_lost: Option<String>,
+    /// Requests of applications under way.
+    pub requests: u64,
+    /// For each volume.
+    pub volumes: Vec<VolumeSnapshot>,
+}
+
+/// How a volume stands.
+#[derive(Clone, Debug)]
+pub struct VolumeSnapshot {
+    /// The volume.
+    pub id: VolumeId,
+    /// The gap it is in.
+    pub gap: Option<GapReason>,
+    /// Regions still to be caught up.
+    pub uncaptured_regions: u32,
+    /// Regions in all.
+    pub regions: u32,
+    /// A verify's progress: regions compared, regions in all.
+    pub verify: Option<(u32, u32)>,
+}
+
+/// A volume as the engine serves it.
+pub struct EngineVolume {
+    /// Its number.
+    pub id: VolumeId,
+    /// The disk below.
+    pub backing: Arc<Backing>,
+    /// Its size.
+    pub sectors: u64,
+}
+
+/// What an engine is made of.
+pub struct Parts {
+    /// The capture core.
+    pub core: Core,
+    /// The volumes, in the core's order.
+    pub volumes: Vec<EngineVolume>,
+    /// Journal time.
+    pub clock: JournalClock,
+    /// The encoder, to be woken.
+    pub encoder: encoder::Waker,
+    /// The encoded frames, for a doubt.
+    pub outbox: Arc<Outbox>,
+    /// The path of terms.
+    pub ancestry: Ancestry,
+    /// The most bytes a second that catch-up reads.
+    pub catch_up_bytes_per_s: Option<u64>,
+    /// Told when a new term was begun: the link greets anew.
+    pub on_term: Box<dyn Fn(Ancestry) + Send>,
+}
+
+/// Starts an engine. `make_keeper` gets the way to answer it.
+///
+/// # Errors
+/// No io_uring, no memory, no thread, or the keeper does not start.
+pub fn start(
+    parts: Parts,
+    make_keeper: impl FnOnce(Box<dyn Fn(Done) + Send>) -> std::io::Result<Keeper> + Send + 'static,
+) -> anyhow::Result<(Engine, JoinHandle<()>)> {
+    let (commands, inbox) = mpsc::channel();
+    let (ready, started) = mpsc::channel();
+    let handle =
+        std::thread::Builder::new().name("tm-engine".into()).spawn(
+            move || match run::Loop::new(parts, commands, inbox, make_keeper) {
+                Ok((engine, mut work)) => {
+                    let _ = ready.send(Ok(engine));
+                    work.run();
+                }
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                }
+            },
+        )?;
+    let engine = started.recv()??;
+    Ok((engine, handle))
+}
+
+/// A range of a volume, in sectors, that a front has checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// First sector.
+    pub start: Sector,
+    /// Sectors.
+    pub sectors: u64,
+}

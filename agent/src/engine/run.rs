@@ -1,0 +1,311 @@
+//! The engine's loop.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    time::{Duration, Instant},
+};
+
+use tidemark_journal::{
+    Ancestry, Seq, TermId,
+    record::{MARK_ID_BYTES, MARK_NAME_BYTES_MAX},
+};
+use tokio::sync::oneshot;
+
+use super::{
+    Command, Engine, Parts, Snapshot, VolumeSnapshot, effects::Disk, requests::FrontRequest,
+    ublk::Devices,
+};
+use crate::{
+    capture::{catchup::ReadBack, core::Core},
+    clock::{JournalClock, wall_ns},
+    dirty::regions_in,
+    encoder,
+    outbox::Outbox,
+    state::{
+        keeper::{Done, Job, Keeper},
+        recovery::opening,
+    },
+};
+
+/// The longest the loop sleeps: how old a snapshot of an idle group gets.
+const TICK: Duration = Duration::from_millis(200);
+/// How often epochs of dirty bits are closed.
+const MAINTAIN: Duration = Duration::from_secs(5);
+/// Sequences reserved with a new term.
+const TERM_RESERVE: u64 = 1 << 24;
+
+pub(super) struct Loop {
+    pub core: Core,
+    pub disk: Disk,
+    pub devices: Devices,
+    clock: JournalClock,
+    encoder: encoder::Waker,
+    outbox: Arc<Outbox>,
+    pub keeper: Keeper,
+    ancestry: Ancestry,
+    on_term: Box<dyn Fn(Ancestry) + Send>,
+    inbox: mpsc::Receiver<Command>,
+    pending: Arc<AtomicBool>,
+    snapshot: Arc<Mutex<Snapshot>>,
+    snapshot_at: Instant,
+    maintain_at: Instant,
+    catch_up_bytes_per_s: Option<u64>,
+    catch_up_at: Instant,
+    tracking_lost: Option<String>,
+    /// A doubt being prepared: where the replica ends, and the generation to exceed.
+    doubt: Option<(Seq, u64)>,
+    stop: Option<(bool, oneshot::Sender<bool>)>,
+}
+
+impl Loop {
+    pub fn new(
+        parts: Parts,
+        commands: mpsc::Sender<Command>,
+        inbox: mpsc::Receiver<Command>,
+        make_keeper: impl FnOnce(Box<dyn Fn(Done) + Send>) -> std::io::Result<Keeper>,
+    ) -> anyhow::Result<(Engine, Loop)> {
+        let mut disk = Disk::new(parts.core.ring_region(), &parts.volumes)?;
+        let engine = Engine {
+            commands,
+            waker: disk.ring.waker(),
+            pending: Arc::new(AtomicBool::new(false)),
+            state: Arc::default(),
+        };
+        let teller = engine.clone();
+        let keeper = make_keeper(Box::new(move |done| {
+            teller.tell(Command::Kept(done));
+        }))?;
+        let teller = engine.clone();
+        disk.start_hasher(move |hashed| {
+            teller.tell(Command::Hashed(hashed));
+        })?;
+        let now = Instant::now();
+        let mut work = Loop {
+            core: parts.core,
+            disk,
+            devices: Devices::default(),
+            clock: parts.clock,
+            encoder: parts.encoder,
+            outbox: parts.outbox,
+            keeper,
+            ancestry: parts.ancestry,
+            on_term: parts.on_term,
+            inbox,
+            pending: engine.pending.clone(),
+            snapshot: engine.state.clone(),
+            snapshot_at: now,
+            maintain_at: now + MAINTAIN,
+            catch_up_bytes_per_s: parts.catch_up_bytes_per_s,
+            catch_up_at: now,
+            tracking_lost: None,
+            doubt: None,
+            stop: None,
+        };
+        work.publish(now);
+        Ok((engine, work))
+    }
+
+    pub fn run(&mut self) {
+        loop {
+            if let Err(error) = self.disk.ring.wait(Some(TICK)) {
+                // Nothing can be answered without the ring: the devices' requests stay with the
+                // kernel, for the next agent.
+                tracing::error!(%error, "the io_uring of the capture thread failed");
+                return;
+            }
+            self.core.set_now(self.clock.now_ns());
+            while let Some(completion) = self.disk.ring.completion() {
+                self.completed(completion);
+            }
+            self.pending.store(false, Ordering::Release);
+            while let Ok(command) = self.inbox.try_recv() {
+                self.command(command);
+            }
+            self.tick(Instant::now());
+            self.core.poll();
+            if self.carry_out() {
+                self.encoder.wake();
+            }
+            if self.advance_stop() {
+                return;
+            }
+        }
+    }
+
+    fn tick(&mut self, now: Instant) {
+        if now >= self.maintain_at {
+            self.maintain_at = now + MAINTAIN;
+            self.core.maintain();
+        }
+        let since = now.duration_since(self.catch_up_at);
+        match self.catch_up_bytes_per_s {
+            None => self.core.allow_catch_up(u64::MAX),
+            Some(rate) if since >= Duration::from_millis(20) => {
+                self.catch_up_at = now;
+                self.core.allow_catch_up((rate as f64 * since.as_secs_f64()) as u64 + 1);
+            }
+            Some(_) => {}
+        }
+        if now.duration_since(self.snapshot_at) >= Duration::from_millis(50) {
+            self.publish(now);
+        }
+        self.advance_doubt();
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Request(request) => self.front_request(request),
+            Command::Kept(done) => self.kept(done),
+            Command::Hashed(hashed) => {
+                let (op, result) = self.disk.hashed(&hashed);
+                self.core.read_ended(op, Ok(ReadBack { hashes: &hashed.hashes, ..result }));
+                self.disk.catch_up_read_ended(op);
+            }
+            Command::Durable(seq) => {
+                self.core.final_durable(seq);
+                let term = self.ancestry.current().id;
+                let position = tidemark_journal::Position { term, seq };
+                self.keeper.ask(Job::Acked(position));
+            }
+            Command::Link(mode) => self.core.link(mode.filter(|_| self.stop.is_none())),
+            Command::Needed(seq, bits) => self.core.needed(seq, |block| {
+                bits.get(block as usize / 8).is_some_and(|byte| byte & (1 << (block % 8)) != 0)
+            }),
+            Command::Mark(name, answer) => {
+                let _ = answer.send(self.mark(&name));
+            }
+            Command::Verify(volume) => {
+                for id in self.disk.volume_ids() {
+                    if volume.is_none_or(|wanted| wanted == id) {
+                        self.core.verify(id);
+                    }
+                }
+            }
+            Command::Doubt(seq, generation) => {
+                self.doubt = Some((seq, generation));
+                self.outbox.discard();
+                self.core.begin_doubt();
+                self.encoder.wake();
+            }
+            Command::Serve(queue) => self.devices.serve(queue, &mut self.disk.ring),
+            Command::Stop { at_once, done } => {
+                self.core.link(None);
+                self.stop = Some((at_once, done));
+            }
+        }
+    }
+
+    fn front_request(&mut self, request: FrontRequest) {
+        let Some(sectors) = self.disk.volume_sectors(request.volume) else {
+            let _ = request.answer.send(Err(libc::ENXIO));
+            return;
+        };
+        let end = request.range.start.0.checked_add(request.range.sectors);
+        if end.is_none_or(|end| end > sectors) {
+            let _ = request.answer.send(Err(libc::EINVAL));
+            return;
+        }
+        if let Some(request) = self.disk.front_request(request) {
+            self.core.submit(request);
+        }
+    }
+
+    fn kept(&mut self, done: Done) {
+        match done {
+            Done::Committed => self.core.map_committed(),
+            Done::Reserved(seq) => self.core.ceiling_reserved(seq),
+            Done::Failed(sentence) => self.tracking_lost = Some(sentence),
+            Done::Term(ancestry, ceiling) => {
+                let fork_seq = ancestry.current().fork_seq;
+                self.encoder.set_place(opening(&ancestry));
+                self.outbox.rewind(fork_seq);
+                self.outbox.resume();
+                self.core.end_doubt(fork_seq, ceiling);
+                self.ancestry = ancestry.clone();
+                self.doubt = None;
+                (self.on_term)(ancestry);
+            }
+        }
+    }
+
+    fn mark(&mut self, name: &str) -> Result<Seq, String> {
+        if name.is_empty() || name.len() > MARK_NAME_BYTES_MAX {
+            return Err(format!("a mark's name has 1 to {MARK_NAME_BYTES_MAX} bytes"));
+        }
+        let mut payload = vec![0; MARK_ID_BYTES];
+        payload.extend_from_slice(name.as_bytes());
+        self.core.mark(&payload)
+    }
+
+    /// A doubt goes on when nothing captured is on its way and every region is durably marked: a
+    /// new term is begun, in which everything is compared.
+    fn advance_doubt(&mut self) {
+        let Some((seq, generation)) = self.doubt else { return };
+        if !self.core.is_ready_for_term() {
+            self.encoder.wake();
+            self.core.maintain();
+            return;
+        }
+        let fork_seq = self.core.last_seq().max(seq);
+        let next = TermId::random().ok().and_then(|id| self.ancestry.fork(id, fork_seq).ok());
+        if let Some(ancestry) = next {
+            let ceiling = Seq(fork_seq.0 + TERM_RESERVE);
+            self.keeper.ask(Job::Term(ancestry, ceiling, generation));
+            // Not again: the answer ends the doubt.
+            self.doubt = None;
+        }
+    }
+
+    /// True when the engine is to end.
+    fn advance_stop(&mut self) -> bool {
+        let Some((at_once, _)) = &self.stop else { return false };
+        let settled = self.disk.is_idle()
+            && self.core.last_seq() == self.core.durable()
+            && self.core.settle_for_stop();
+        let clean = settled && self.tracking_lost.is_none();
+        if !settled && !*at_once {
+            return false;
+        }
+        if self.carry_out() {
+            self.encoder.wake();
+        }
+        self.keeper.ask(Job::Stop(clean.then_some(self.core.last_seq())));
+        if let Some((_, done)) = self.stop.take() {
+            let _ = done.send(clean);
+        }
+        true
+    }
+
+    fn publish(&mut self, now: Instant) {
+        self.snapshot_at = now;
+        let (active, dirty) = self.core.map().counts();
+        let volumes = self.disk.volume_ids().into_iter().map(|id| VolumeSnapshot {
+            id,
+            gap: self.core.gap(id),
+            uncaptured_regions: self.core.map().uncaptured(id).count(),
+            regions: regions_in(self.disk.volume_sectors(id).unwrap_or(0)),
+            verify: self.core.verify_progress(id),
+        });
+        let snapshot = Snapshot {
+            counters: self.core.counters(),
+            last_seq: self.core.last_seq(),
+            vouched: self.core.vouched(),
+            journal_ns: self.clock.now_ns(),
+            wall_ns: wall_ns(),
+            durable: self.core.durable(),
+            ceiling: self.core.ceiling(),
+            ring_fill_permille: self.core.ring_fill_permille(),
+            overflow: self.core.is_overflowing(),
+            active_regions: active as u64,
+            dirty_regions: dirty,
+            tracking_lost: self.tracking_lost.clone(),
+            requests: self.disk.requests_under_way() as u64,
+            volumes: volumes.collect(),
+        };
+        *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = snapshot;
+    }
+}

@@ -1,0 +1,512 @@
+//! The link to the target: greets, sends frames in order, takes acknowledgements.
+//!
+//! It runs on a thread of its own (lib/link's seam) and comes back by itself: a cut, slow or
+//! half-open network costs time, never data. What is sent comes out of the
+//! [outbox](crate::outbox), which keeps it until the target has it durably; after a reconnect the
+//! stream goes on exactly where the replica ends.
+
+use std::{
+    cell::RefCell,
+    rc::Rc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, anyhow};
+use rustls::ClientConfig;
+use tidemark_journal::{Ancestry, FrameView, Position, Seq, cut};
+use tidemark_link::{
+    conn::{Connection, Receiver, Sender, Timeouts},
+    hello::{TargetMemory, Verdict, compare},
+    message::{
+        GroupHello, Heartbeat, Hello, Message, Notice, ProtocolRange, RefuseCode, VolumeHello,
+    },
+    pki::NodeName,
+    seam,
+    throttle::{Schedule, Throttle},
+};
+use tokio::sync::Notify;
+
+use crate::{
+    capture::catchup::Mode,
+    clock::JournalClock,
+    encoder,
+    engine::{Command, Engine},
+    lag::LagHistogram,
+    outbox::Outbox,
+    state::keeper::Keeper,
+};
+
+/// How often the source says that it is alive.
+const HEARTBEAT: Duration = Duration::from_millis(500);
+/// Waits between attempts to connect: the first and the longest.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// The wait after the target has refused: people have to do something.
+const REFUSED_WAIT: Duration = Duration::from_secs(5);
+
+/// What a link is made of.
+pub struct LinkParts {
+    /// The target's address, `host:port`.
+    pub address: String,
+    /// The target's node name.
+    pub target: NodeName,
+    /// This side's certificate and the authority.
+    pub tls: Arc<ClientConfig>,
+    /// The group, as the target knows it.
+    pub group: GroupHello,
+    /// Its volumes.
+    pub volumes: Vec<VolumeHello>,
+    /// The path of terms.
+    pub ancestry: Ancestry,
+    /// What is known to be final-durable from an earlier life.
+    pub acked: Position,
+    /// The frames.
+    pub outbox: Arc<Outbox>,
+    /// Woken when a frame is taken.
+    pub encoder: encoder::Waker,
+    /// Told of acknowledgements and answers.
+    pub engine: Engine,
+    /// Knows the generation of the state.
+    pub keeper: Keeper,
+    /// The generation of the state when it was opened.
+    pub generation_found: u64,
+    /// Journal time.
+    pub clock: JournalClock,
+    /// Bounds the rate.
+    pub throttle: Schedule,
+}
+
+/// How a link stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum LinkState {
+    /// Not connected; a new attempt follows.
+    #[default]
+    Down,
+    /// Frames go over it.
+    Up,
+    /// The target has refused; a new attempt follows all the same.
+    Refused(RefuseCode),
+}
+
+/// What there is to know of a link.
+#[derive(Clone, Debug, Default)]
+pub struct LinkStatus {
+    /// How it stands.
+    pub state: LinkState,
+    /// Since when, on the wall clock, nanoseconds since 1970.
+    pub since_ns: i64,
+    /// Why it is not up; for people.
+    pub sentence: Option<String>,
+    /// What the target last had to say.
+    pub notice: Option<Notice>,
+    /// The target's disk is full.
+    pub target_full: bool,
+    /// Bytes of frames sent.
+    pub sent_bytes: u64,
+    /// Connections made.
+    pub connections: u64,
+    /// The last heartbeat's way there and back.
+    pub round_trip_ns: Option<u64>,
+    /// The highest position known to be final-durable.
+    pub durable: Position,
+    /// From a record's time to the acknowledgement that it is final-durable.
+    pub lag: LagHistogram,
+}
+
+struct Shared {
+    ancestry: Mutex<Ancestry>,
+    status: Mutex<LinkStatus>,
+    /// Woken when the path of terms has changed, and at the end.
+    changed: Notify,
+    stop: std::sync::atomic::AtomicBool,
+}
+
+impl Shared {
+    fn status(&self) -> MutexGuard<'_, LinkStatus> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_state(&self, state: LinkState, sentence: Option<String>) {
+        let mut status = self.status();
+        if status.state != state {
+            status.since_ns = crate::clock::wall_ns();
+        }
+        (status.state, status.sentence) = (state, sentence);
+    }
+
+    fn ancestry(&self) -> Ancestry {
+        self.ancestry.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn stopping(&self) -> bool {
+        self.stop.load(std::sync::atomic::Ordering::Acquire)
+    }
+}
+
+/// A running link.
+pub struct Link {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Tells a link that a new term has begun.
+#[derive(Clone)]
+pub struct TermTeller(Arc<Shared>);
+
+impl TermTeller {
+    /// For a link that is started later with this teller.
+    pub fn new(ancestry: Ancestry) -> TermTeller {
+        TermTeller(Arc::new(Shared {
+            ancestry: Mutex::new(ancestry),
+            status: Mutex::default(),
+            changed: Notify::new(),
+            stop: false.into(),
+        }))
+    }
+
+    /// The link greets anew with this path.
+    pub fn tell(&self, ancestry: Ancestry) {
+        *self.0.ancestry.lock().unwrap_or_else(PoisonError::into_inner) = ancestry;
+        self.0.changed.notify_one();
+    }
+}
+
+impl Link {
+    /// Starts the link's thread.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
+    pub fn start(parts: LinkParts, teller: TermTeller) -> std::io::Result<Link> {
+        let shared = teller.0;
+        let worker = shared.clone();
+        let thread = std::thread::Builder::new().name("tm-link".into()).spawn(move || {
+            let work = Worker { parts, shared: worker.clone(), greeted: false };
+            if let Err(error) = seam::run(work.run()) {
+                tracing::error!(%error, "the link cannot run");
+                worker.set_state(LinkState::Down, Some(error.to_string()));
+            }
+        })?;
+        Ok(Link { shared, thread: Some(thread) })
+    }
+
+    /// How it stands.
+    pub fn status(&self) -> LinkStatus {
+        self.shared.status().clone()
+    }
+
+    /// Ends it. What was not acknowledged stays in the outbox.
+    pub fn stop(&mut self) {
+        self.shared.stop.store(true, std::sync::atomic::Ordering::Release);
+        self.shared.changed.notify_one();
+        if let Some(thread) = self.thread.take() {
+            // A panic there has been reported by the runtime already.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+struct Worker {
+    parts: LinkParts,
+    shared: Arc<Shared>,
+    /// A target has taken us on in this life.
+    greeted: bool,
+}
+
+/// How a session ended.
+enum End {
+    /// The path of terms has changed, or people want an end.
+    Changed,
+    /// The target said no.
+    Refused(RefuseCode, String),
+    /// The two sides' memories disagree: the engine prepares a new term.
+    Doubt(String),
+}
+
+impl Worker {
+    async fn run(mut self) {
+        let mut backoff = BACKOFF.0;
+        while !self.shared.stopping() {
+            let started = Instant::now();
+            let ended = self.session().await;
+            self.parts.engine.tell(Command::Link(None));
+            if self.shared.stopping() {
+                break;
+            }
+            if started.elapsed() > Duration::from_secs(10) {
+                backoff = BACKOFF.0;
+            }
+            let wait = match ended {
+                Ok(End::Changed) => Duration::ZERO,
+                Ok(End::Refused(code, sentence)) => {
+                    tracing::warn!(group = %self.parts.group.name, %sentence, "the target refuses");
+                    self.shared.set_state(LinkState::Refused(code), Some(sentence));
+                    REFUSED_WAIT
+                }
+                Ok(End::Doubt(sentence)) => {
+                    tracing::warn!(group = %self.parts.group.name, %sentence, "comparing everything");
+                    self.shared.set_state(LinkState::Down, Some(sentence));
+                    Duration::from_secs(60)
+                }
+                Err(error) => {
+                    let sentence = format!("{error:#}");
+                    tracing::info!(group = %self.parts.group.name, %sentence, "the link is down");
+                    self.shared.set_state(LinkState::Down, Some(sentence));
+                    backoff
+                }
+            };
+            backoff = (backoff * 2).min(BACKOFF.1);
+            // A change of terms or a stop ends the wait.
+            let _ = tokio::time::timeout(wait, self.shared.changed.notified()).await;
+        }
+        self.shared.set_state(LinkState::Down, None);
+    }
+
+    fn hello(&self) -> Hello {
+        let parts = &self.parts;
+        let snapshot = parts.engine.snapshot();
+        let known = self.shared.status().durable;
+        let acked = if known.seq > Seq::ZERO { known } else { parts.acked };
+        let generation =
+            if self.greeted { parts.keeper.generation() } else { parts.generation_found };
+        Hello {
+            protocol: ProtocolRange::OWN,
+            features: Vec::new(),
+            software: env!("CARGO_PKG_VERSION").to_owned(),
+            group: parts.group.clone(),
+            ancestry: self.shared.ancestry(),
+            volumes: parts.volumes.clone(),
+            acked,
+            ceiling: snapshot.ceiling,
+            map_generation: generation,
+        }
+    }
+
+    async fn session(&mut self) -> anyhow::Result<End> {
+        let timeouts = Timeouts { idle: Duration::from_secs(10), ..Timeouts::default() };
+        let parts = &self.parts;
+        let mut connection =
+            Connection::connect(&parts.address, &parts.tls, &parts.target, &timeouts)
+                .await
+                .with_context(|| format!("target {} at {}", parts.target, parts.address))?;
+        let hello = self.hello();
+        let welcome = match connection.ask(&Message::Hello(hello.clone())).await? {
+            Message::Welcome(welcome) => welcome,
+            Message::Refuse(refuse) => return Ok(End::Refused(refuse.code, refuse.sentence)),
+            other => {
+                return Err(anyhow!("the target answered the greeting with {:?}", other.kind()));
+            }
+        };
+        let memory = TargetMemory::from(&welcome);
+        let doubt = |why: String| {
+            let at = welcome.position.map_or(Seq::ZERO, |position| position.seq);
+            parts.engine.tell(Command::Doubt(at, welcome.map_generation));
+            Ok(End::Doubt(why))
+        };
+        let (from, mode) = match compare(&hello, &memory) {
+            Verdict::Resume { from } => (from, Mode::Offer),
+            Verdict::Fresh => {
+                let first = hello.ancestry.terms()[0];
+                (Position { term: first.id, seq: first.fork_seq }, Mode::Send)
+            }
+            Verdict::Doubt { why } => return doubt(why.sentence().to_owned()),
+            Verdict::Refuse(refuse) => return Ok(End::Refused(refuse.code, refuse.sentence)),
+        };
+        parts.outbox.release(from.seq);
+        let missing = match parts.outbox.first() {
+            None => false,
+            Some(frame) => {
+                let inside = frame.before.seq < from.seq && from.seq < frame.last;
+                !inside && !hello.ancestry.continues(from, frame.before)
+            }
+        };
+        if missing {
+            return doubt("records that the target lacks are no longer kept".into());
+        }
+        parts.outbox.rewind(from.seq);
+        parts.engine.tell(Command::Durable(from.seq));
+        parts.engine.tell(Command::Link(Some(mode)));
+        self.greeted = true;
+        {
+            let mut status = self.shared.status();
+            status.connections += 1;
+            status.durable = from;
+            status.target_full = false;
+        }
+        self.shared.set_state(LinkState::Up, None);
+        tracing::info!(group = %self.parts.group.name, position = %from, "the link is up");
+        self.stream(connection, &hello.ancestry, from).await
+    }
+
+    async fn stream(
+        &self,
+        connection: Connection,
+        ancestry: &Ancestry,
+        from: Position,
+    ) -> anyhow::Result<End> {
+        let (sender, receiver) = connection.split();
+        let closer = sender.closer();
+        let beats = Rc::new(RefCell::new(None));
+        let sending = SendLoop {
+            sender,
+            from,
+            ancestry: ancestry.clone(),
+            outbox: self.parts.outbox.clone(),
+            encoder: self.parts.encoder.clone(),
+            engine: self.parts.engine.clone(),
+            keeper: self.parts.keeper.clone(),
+            shared: self.shared.clone(),
+            beats: beats.clone(),
+            throttle: self.parts.throttle.clone(),
+        };
+        // Sending must not be dropped in the middle of a message, so it is a task of its own.
+        let sending = seam::spawn(sending.run());
+        let received = tokio::select! {
+            received = self.receive(receiver, ancestry, &beats) => received,
+            () = self.changed() => Ok(End::Changed),
+        };
+        closer.close();
+        let sent = sending.await.map_err(|error| anyhow!("the sending task ended: {error}"))?;
+        match (received, sent) {
+            (Ok(end), _) => Ok(end),
+            (Err(error), Ok(())) => Err(error),
+            (Err(error), Err(other)) => Err(error.context(other)),
+        }
+    }
+
+    async fn changed(&self) {
+        self.shared.changed.notified().await;
+    }
+
+    async fn receive(
+        &self,
+        mut receiver: Receiver,
+        ancestry: &Ancestry,
+        beats: &RefCell<Option<(u64, Instant)>>,
+    ) -> anyhow::Result<End> {
+        let term = ancestry.current().id;
+        while let Some(message) = receiver.recv().await? {
+            match message {
+                Message::Ack(ack) if ack.term == term => {
+                    let now_ns = self.parts.clock.now_ns();
+                    let mut status = self.shared.status();
+                    status.target_full = ack.flags.full;
+                    if ack.final_durable > status.durable.seq || status.durable.term != term {
+                        status.durable = Position { term, seq: ack.final_durable };
+                        for time_ns in self.parts.outbox.times_through(ack.final_durable) {
+                            status.lag.add(now_ns.saturating_sub(time_ns));
+                        }
+                        drop(status);
+                        self.parts.outbox.release(ack.final_durable);
+                        self.parts.engine.tell(Command::Durable(ack.final_durable));
+                    }
+                }
+                // An acknowledgement of a path that has been left.
+                Message::Ack(_) => {}
+                Message::Need(need) => {
+                    let mut bits = [0; 32];
+                    for block in need.wanted() {
+                        bits[block / 8] |= 1 << (block % 8);
+                    }
+                    self.parts.engine.tell(Command::Needed(need.seq, bits));
+                }
+                Message::Echo(echo) => {
+                    if let Some((number, at)) = *beats.borrow()
+                        && number == echo.number
+                    {
+                        self.shared.status().round_trip_ns = Some(at.elapsed().as_nanos() as u64);
+                    }
+                }
+                Message::Notice(notice) => {
+                    tracing::warn!(sentence = %notice.sentence, "the target says");
+                    self.shared.status().notice = Some(notice);
+                }
+                Message::Refuse(refuse) => return Ok(End::Refused(refuse.code, refuse.sentence)),
+                Message::Bye => return Err(anyhow!("the target is ending")),
+                other => return Err(anyhow!("the target sent a {:?}", other.kind())),
+            }
+        }
+        Err(anyhow!("the target has ended the connection"))
+    }
+}
+
+struct SendLoop {
+    sender: Sender,
+    from: Position,
+    ancestry: Ancestry,
+    outbox: Arc<Outbox>,
+    encoder: encoder::Waker,
+    engine: Engine,
+    keeper: Keeper,
+    shared: Arc<Shared>,
+    beats: Rc<RefCell<Option<(u64, Instant)>>>,
+    throttle: Schedule,
+}
+
+impl SendLoop {
+    async fn run(mut self) -> anyhow::Result<()> {
+        self.sender.set_throttle(Throttle::new(self.throttle.clone()), crate::clock::minute_of_day);
+        let mut beat_at = tokio::time::Instant::now();
+        let mut number = 0;
+        let mut vouch: Option<Heartbeat> = None;
+        let outbox = self.outbox.clone();
+        loop {
+            // Either wakes it; what there is to do is looked at below.
+            let _ = tokio::time::timeout_at(beat_at, outbox.filled.notified()).await;
+            loop {
+                if tokio::time::Instant::now() >= beat_at {
+                    beat_at = tokio::time::Instant::now() + HEARTBEAT;
+                    number += 1;
+                    self.heartbeat(number, &mut vouch).await?;
+                }
+                let Some(frame) = outbox.lend() else { break };
+                self.encoder.wake();
+                let sent = if frame.info().before.seq < self.from.seq {
+                    self.send_tail(&frame).await?
+                } else {
+                    self.sender.send_frame(&[&frame]).await?;
+                    frame.len() as u64
+                };
+                drop(frame);
+                self.shared.status().sent_bytes += sent;
+            }
+            self.encoder.wake();
+            self.sender.flush().await?;
+        }
+    }
+
+    /// The first frame may begin before the position at which the replica ends.
+    async fn send_tail(&mut self, frame: &[u8]) -> anyhow::Result<u64> {
+        let view = FrameView::parse(frame).context("a frame of our own is damaged")?;
+        let Some(tail) = cut::tail(&view, self.from.seq) else { return Ok(0) };
+        self.sender.send_frame(&[&tail]).await?;
+        Ok(tail.len() as u64)
+    }
+
+    async fn heartbeat(
+        &mut self,
+        number: u64,
+        vouch: &mut Option<Heartbeat>,
+    ) -> anyhow::Result<()> {
+        let snapshot = self.engine.snapshot();
+        let term = self.ancestry.current().id;
+        let map_generation = self.keeper.generation();
+        // Only what has been sent can be vouched for.
+        if let Some(seq) = snapshot.vouched.filter(|seq| self.outbox.sent_through(*seq)) {
+            let (journal_ns, wall_ns) = (snapshot.journal_ns, snapshot.wall_ns);
+            let vouched = Position { term, seq };
+            *vouch = Some(Heartbeat { number, journal_ns, wall_ns, vouched, map_generation });
+        }
+        let Some(last) = *vouch else { return Ok(()) };
+        *self.beats.borrow_mut() = Some((number, Instant::now()));
+        let message = Message::Heartbeat(Heartbeat { number, map_generation, ..last });
+        self.sender.send(&message).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,345 @@
+//! The outbox: encoded frames, kept until the final target has them.
+//!
+//! It is the frames area of the [ring](crate::capture::ring): a ring of bytes in which frames lie
+//! end to end, each in one piece. The encoder puts frames in, the sender reads them (again after a
+//! reconnect, verbatim), and the acknowledgement of the final target frees them, oldest first.
+
+use std::{
+    collections::VecDeque,
+    ops::Deref,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    time::Duration,
+};
+
+use tidemark_journal::{Position, Seq};
+use tokio::sync::Notify;
+
+use crate::capture::ring::{FRAMES_END_AT, FRAMES_START_AT, RingMemory};
+
+/// A frame's place and what is known of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrameInfo {
+    /// The position it continues.
+    pub before: Position,
+    /// Its last sequence.
+    pub last: Seq,
+    /// Journal time of its first record.
+    pub time_ns: u64,
+    /// Raw bytes of its payload.
+    pub raw_bytes: u64,
+    /// Bytes of the frame.
+    pub bytes: u64,
+    /// Counter of its first byte in the area.
+    at: u64,
+}
+
+#[derive(Default)]
+struct State {
+    frames: VecDeque<FrameInfo>,
+    /// Counter after the last frame.
+    end: u64,
+    /// Counter of the first byte in use.
+    start: u64,
+    /// The last sequence handed to the sender over the present link.
+    sent: Seq,
+    /// The frame the sender is reading, by its last sequence: it stays until it is given back.
+    lent: Option<Seq>,
+    /// Frames are dropped instead of kept: what they hold will be compared instead.
+    discarding: bool,
+    closed: bool,
+}
+
+/// The frames of one group.
+pub struct Outbox {
+    memory: Arc<RingMemory>,
+    state: Mutex<State>,
+    room: Condvar,
+    /// Woken when a frame comes in.
+    pub filled: Notify,
+}
+
+/// How full an outbox is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Frames kept.
+    pub frames: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Journal time of the oldest record that is not final-durable.
+    pub oldest_ns: Option<u64>,
+    /// How full the area is, 0 to 1000.
+    pub fill_permille: u64,
+}
+
+impl Outbox {
+    /// An empty outbox in the frames area of a ring.
+    pub fn new(memory: Arc<RingMemory>) -> Arc<Outbox> {
+        let state = Mutex::default();
+        Arc::new(Outbox { memory, state, room: Condvar::new(), filled: Notify::new() })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts a frame in, waiting for room as long as it takes. False once the outbox is closed.
+    pub fn push(&self, parts: [&[u8]; 2], info: &FrameFacts) -> bool {
+        let area = self.memory.layout().frame_bytes;
+        let bytes = (parts[0].len() + parts[1].len()) as u64;
+        assert!(bytes <= area, "a frame longer than the outbox");
+        let mut state = self.state();
+        let at = loop {
+            if state.closed || state.discarding {
+                return !state.closed;
+            }
+            if let Some(at) = place(&state, area, bytes) {
+                break at;
+            }
+            let waited = self.room.wait_timeout(state, Duration::from_millis(500));
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        };
+        let offset = self.memory.layout().frames_at() + at % area;
+        let region = self.memory.region();
+        for (part, before) in [(parts[0], 0), (parts[1], parts[0].len() as u64)] {
+            region.copy_in(offset + before, part).expect("the place lies inside the area");
+        }
+        let FrameFacts { before, last, time_ns, raw_bytes } = *info;
+        state.frames.push_back(FrameInfo { before, last, time_ns, raw_bytes, bytes, at });
+        state.end = at + bytes;
+        self.memory.word(FRAMES_END_AT).store(state.end, Ordering::Release);
+        drop(state);
+        self.filled.notify_one();
+        true
+    }
+
+    /// Frames that were not handed to the sender yet.
+    pub fn unsent(&self) -> usize {
+        let state = self.state();
+        state.frames.len() - state.frames.partition_point(|frame| frame.last <= state.sent)
+    }
+
+    /// Whether everything up to `seq` was handed to the sender over the present link.
+    pub fn sent_through(&self, seq: Seq) -> bool {
+        self.state().sent >= seq
+    }
+
+    /// Journal times of the frames kept that end at `seq` or before.
+    pub fn times_through(&self, seq: Seq) -> Vec<u64> {
+        let state = self.state();
+        let through = state.frames.iter().take_while(|frame| frame.last <= seq);
+        through.map(|frame| frame.time_ns).collect()
+    }
+
+    /// Goes back to just after `seq`: a new link resumes there.
+    pub fn rewind(&self, seq: Seq) {
+        self.state().sent = seq;
+    }
+
+    /// The position before the first frame kept, or the end of what was freed.
+    pub fn first(&self) -> Option<FrameInfo> {
+        self.state().frames.front().copied()
+    }
+
+    /// The next frame for the sender. It stays in place until the loan is dropped.
+    pub fn lend(&self) -> Option<Loan<'_>> {
+        let mut state = self.state();
+        let next = state.frames.partition_point(|frame| frame.last <= state.sent);
+        let info = *state.frames.get(next)?;
+        state.sent = info.last;
+        state.lent = Some(info.last);
+        Some(Loan { outbox: self, info })
+    }
+
+    /// Everything up to `seq` is final-durable: its frames are freed.
+    pub fn release(&self, seq: Seq) {
+        let mut state = self.state();
+        while let Some(frame) = state.frames.front()
+            && frame.last <= seq
+            && state.lent.is_none_or(|lent| frame.last < lent)
+        {
+            state.start = frame.at + frame.bytes;
+            state.frames.pop_front();
+        }
+        if state.frames.is_empty() {
+            state.start = state.end;
+        }
+        self.memory.word(FRAMES_START_AT).store(state.start, Ordering::Release);
+        drop(state);
+        self.room.notify_all();
+    }
+
+    /// Drops all frames, and those that come until [`Self::resume`].
+    pub fn discard(&self) {
+        let mut state = self.state();
+        state.discarding = true;
+        if state.lent.is_none() {
+            state.frames.clear();
+            state.start = state.end;
+        }
+        drop(state);
+        self.room.notify_all();
+    }
+
+    /// Keeps frames again.
+    pub fn resume(&self) {
+        self.state().discarding = false;
+    }
+
+    /// Ends it: whoever waits for room gives up.
+    pub fn close(&self) {
+        self.state().closed = true;
+        self.room.notify_all();
+        self.filled.notify_one();
+    }
+
+    /// How full it is.
+    pub fn backlog(&self) -> Backlog {
+        let state = self.state();
+        let used = state.end - state.start;
+        Backlog {
+            frames: state.frames.len() as u64,
+            bytes: state.frames.iter().map(|frame| frame.bytes).sum(),
+            oldest_ns: state.frames.front().map(|frame| frame.time_ns),
+            fill_permille: used * 1000 / self.memory.layout().frame_bytes,
+        }
+    }
+}
+
+/// What the encoder says of a frame.
+#[derive(Clone, Copy, Debug)]
+pub struct FrameFacts {
+    /// The position it continues.
+    pub before: Position,
+    /// Its last sequence.
+    pub last: Seq,
+    /// Journal time of its first record.
+    pub time_ns: u64,
+    /// Raw bytes of its payload.
+    pub raw_bytes: u64,
+}
+
+/// Where a frame of so many bytes may lie, in one piece.
+fn place(state: &State, area: u64, bytes: u64) -> Option<u64> {
+    let left = area - state.end % area;
+    let at = if bytes > left { state.end + left } else { state.end };
+    let fits =
+        at + bytes - state.start <= area || (state.frames.is_empty() && state.lent.is_none());
+    fits.then_some(at)
+}
+
+/// A frame lent to the sender.
+pub struct Loan<'a> {
+    outbox: &'a Outbox,
+    info: FrameInfo,
+}
+
+impl Loan<'_> {
+    /// What is known of the frame.
+    pub fn info(&self) -> &FrameInfo {
+        &self.info
+    }
+}
+
+impl Deref for Loan<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        let memory = &self.outbox.memory;
+        let offset = memory.layout().frames_at() + self.info.at % memory.layout().frame_bytes;
+        // SAFETY: the frame was written before it was listed, and while it is lent neither
+        // `release` nor `discard` frees its place, so `push` does not write there.
+        unsafe { memory.region().slice(offset, self.info.bytes) }.expect("inside the area")
+    }
+}
+
+impl Drop for Loan<'_> {
+    fn drop(&mut self) {
+        let mut state = self.outbox.state();
+        state.lent = None;
+        if state.discarding {
+            state.frames.clear();
+            state.start = state.end;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidemark_journal::{GroupId, TermId};
+
+    use super::*;
+    use crate::capture::ring::Layout;
+
+    fn outbox(frame_bytes: u64) -> Arc<Outbox> {
+        let layout = Layout { slots: 256, data_bytes: 4096, frame_bytes };
+        Outbox::new(RingMemory::create(GroupId([1; 16]), layout).unwrap())
+    }
+
+    fn put(outbox: &Outbox, seq: u64, bytes: usize) {
+        let content = vec![seq as u8; bytes];
+        let (meta, payload) = content.split_at(bytes / 3);
+        let before = Position { term: TermId([1; 16]), seq: Seq(seq - 1) };
+        let facts = FrameFacts { before, last: Seq(seq), time_ns: seq, raw_bytes: 0 };
+        assert!(outbox.push([meta, payload], &facts));
+    }
+
+    #[test]
+    fn frames_come_back_whole_around_the_end_and_again_after_a_rewind() {
+        let outbox = outbox(8192);
+        let (mut next, mut freed) = (1, 0);
+        for round in 0..50u64 {
+            for _ in 0..1 + round % 3 {
+                put(&outbox, next, 1000 + (next as usize * 37) % 900);
+                next += 1;
+            }
+            let mut expected = freed + 1;
+            outbox.rewind(Seq(freed));
+            while let Some(loan) = outbox.lend() {
+                assert_eq!(loan.info().last, Seq(expected));
+                assert_eq!(loan.len(), 1000 + (expected as usize * 37) % 900);
+                assert!(loan.iter().all(|byte| *byte == expected as u8));
+                expected += 1;
+            }
+            assert_eq!(expected, next);
+            freed = next - 1;
+            outbox.release(Seq(freed));
+        }
+        assert_eq!(outbox.backlog(), Backlog::default());
+    }
+
+    #[test]
+    fn a_lent_frame_stays_though_it_is_acknowledged() {
+        let outbox = outbox(8192);
+        put(&outbox, 1, 4000);
+        put(&outbox, 2, 4000);
+        let loan = outbox.lend().unwrap();
+        outbox.release(Seq(2));
+        assert_eq!(outbox.backlog().frames, 2, "nothing before the lent frame was freed");
+        assert!(loan.iter().all(|byte| *byte == 1));
+        drop(loan);
+        outbox.release(Seq(2));
+        assert_eq!(outbox.backlog().frames, 0);
+    }
+
+    #[test]
+    fn a_full_outbox_waits_for_room_and_gives_up_when_closed() {
+        let outbox = outbox(8192);
+        put(&outbox, 1, 6000);
+        let waiting = {
+            let outbox = outbox.clone();
+            std::thread::spawn(move || put(&outbox, 2, 6000))
+        };
+        outbox.release(Seq(1));
+        waiting.join().unwrap();
+        let giving_up = {
+            let outbox = outbox.clone();
+            std::thread::spawn(move || {
+                let before = Position::default();
+                let facts = FrameFacts { before, last: Seq(3), time_ns: 0, raw_bytes: 0 };
+                outbox.push([&[0; 100], &[0; 6000]], &facts)
+            })
+        };
+        outbox.close();
+        assert!(!giving_up.join().unwrap());
+    }
+}

@@ -1,0 +1,175 @@
+//! The state block: what must be durable before sequences are used.
+
+use tidemark_journal::{GroupId, Position, Seq, TermId, checksum::crc64};
+use zerocopy::{
+    FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
+    little_endian::{U16, U32, U64},
+};
+
+/// Bytes of a block; the file holds two.
+pub const STATE_BLOCK_BYTES: usize = 4096;
+const MAGIC: [u8; 4] = *b"TMST";
+const CLEAN: u16 = 1;
+
+/// What a group remembers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GroupState {
+    /// The group.
+    pub group: GroupId,
+    /// Id of the dirty map's files.
+    pub map_id: [u8; 16],
+    /// The term being written.
+    pub term: TermId,
+    /// Sequences up to here may have been used.
+    pub ceiling: Seq,
+    /// Journal times up to here may have been used, nanoseconds.
+    pub time_ceiling_ns: u64,
+    /// The last position known to be final-durable.
+    pub acked: Position,
+    /// Counts the writings of this state.
+    pub generation: u64,
+    /// Set by a clean stop: the last sequence used; everything is final-durable and flushed.
+    pub clean: Option<Seq>,
+}
+
+/// A state block, 136 bytes; the rest of 4096 is zeros. What identifies it comes first.
+///
+/// | offset | bytes | field |
+/// |---|---|---|
+/// | 0 | 4 | magic `TMST` |
+/// | 4 | 2 | version, 1 |
+/// | 6 | 2 | flags: bit 0, cleanly stopped |
+/// | 8 | 8 | counter: the higher of the two blocks counts |
+/// | 16 | 16 | group |
+/// | 32 | 16 | id of the dirty map |
+/// | 48 | 16 | term |
+/// | 64 | 8 | ceiling of sequences |
+/// | 72 | 8 | ceiling of journal time, nanoseconds |
+/// | 80 | 16 | term of the last final-durable position |
+/// | 96 | 8 | its sequence |
+/// | 104 | 8 | generation: counts the writings of this state |
+/// | 112 | 8 | after a clean stop: last sequence used |
+/// | 120 | 8 | reserved, zero |
+/// | 128 | 8 | CRC-64/NVME of the first 128 bytes |
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Block {
+    magic: [u8; 4],
+    version: U16,
+    flags: U16,
+    counter: U64,
+    group: [u8; 16],
+    map_id: [u8; 16],
+    term: [u8; 16],
+    ceiling: U64,
+    time_ceiling_ns: U64,
+    acked_term: [u8; 16],
+    acked_seq: U64,
+    generation: U64,
+    last_seq: U64,
+    reserved: [U32; 2],
+    crc: U64,
+}
+
+const _: () = assert!(size_of::<Block>() == 136);
+
+impl GroupState {
+    /// The block for the `counter`-th writing.
+    pub fn encode(&self, counter: u64) -> Vec<u8> {
+        let mut block = Block {
+            magic: MAGIC,
+            version: 1.into(),
+            flags: self.clean.map_or(0, |_| CLEAN).into(),
+            counter: counter.into(),
+            group: self.group.0,
+            map_id: self.map_id,
+            term: self.term.0,
+            ceiling: self.ceiling.0.into(),
+            time_ceiling_ns: self.time_ceiling_ns.into(),
+            acked_term: self.acked.term.0,
+            acked_seq: self.acked.seq.0.into(),
+            generation: self.generation.into(),
+            last_seq: self.clean.map_or(0, |seq| seq.0).into(),
+            reserved: [0.into(); 2],
+            crc: 0.into(),
+        };
+        block.crc = crc64(&block.as_bytes()[..128]).into();
+        let mut bytes = block.as_bytes().to_vec();
+        bytes.resize(STATE_BLOCK_BYTES, 0);
+        bytes
+    }
+
+    /// Reads a block: its counter and content. None if it is damaged or of another version.
+    pub fn decode(bytes: &[u8]) -> Option<(u64, GroupState)> {
+        let (block, _) = Block::ref_from_prefix(bytes).ok()?;
+        let sound = block.magic == MAGIC
+            && block.version.get() == 1
+            && crc64(&block.as_bytes()[..128]) == block.crc.get();
+        sound.then(|| {
+            let acked_seq = Seq(block.acked_seq.get());
+            let state = GroupState {
+                group: GroupId(block.group),
+                map_id: block.map_id,
+                term: TermId(block.term),
+                ceiling: Seq(block.ceiling.get()),
+                time_ceiling_ns: block.time_ceiling_ns.get(),
+                acked: Position { term: TermId(block.acked_term), seq: acked_seq },
+                generation: block.generation.get(),
+                clean: (block.flags.get() & CLEAN != 0).then_some(Seq(block.last_seq.get())),
+            };
+            (block.counter.get(), state)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state() -> GroupState {
+        GroupState {
+            group: GroupId([1; 16]),
+            map_id: [2; 16],
+            term: TermId([3; 16]),
+            ceiling: Seq(4),
+            time_ceiling_ns: 5,
+            acked: Position { term: TermId([6; 16]), seq: Seq(7) },
+            generation: 8,
+            clean: Some(Seq(9)),
+        }
+    }
+
+    #[test]
+    fn golden_bytes() {
+        let bytes = state().encode(10);
+        let hex: String = bytes[..128].iter().map(|byte| format!("{byte:02x}")).collect();
+        let expected = [
+            "544d535401000100",
+            "0a00000000000000",
+            &"01".repeat(16),
+            &"02".repeat(16),
+            &"03".repeat(16),
+            "0400000000000000",
+            "0500000000000000",
+            &"06".repeat(16),
+            "0700000000000000",
+            "0800000000000000",
+            "0900000000000000",
+            "0000000000000000",
+        ];
+        assert_eq!(hex, expected.concat());
+        assert_eq!(bytes[128..136], crc64(&bytes[..128]).to_le_bytes());
+        assert_eq!(GroupState::decode(&bytes), Some((10, state())));
+    }
+
+    #[test]
+    fn any_flipped_byte_is_noticed() {
+        let bytes = state().encode(10);
+        for at in 0..136 {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 0x40;
+            assert_eq!(GroupState::decode(&damaged), None, "byte {at}");
+        }
+        assert_eq!(GroupState::decode(&bytes[..100]), None);
+    }
+}

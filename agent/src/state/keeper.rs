@@ -1,0 +1,199 @@
+//! The thread that writes a group's state while the group runs, so that no other thread waits for
+//! the state disk.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, Sender, channel},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use tidemark_journal::{Ancestry, Position, Seq};
+
+use super::{StateError, block::GroupState, files::StateFiles, recovery::TIME_RESERVE_NS};
+use crate::{clock::JournalClock, dirty::map::Commit};
+
+/// How often what is not urgent is written.
+const LAZY: Duration = Duration::from_secs(2);
+
+/// What the keeper is asked to write. Each answer is given when it is durable.
+pub enum Job {
+    /// A commit of the dirty map: pages, then the log.
+    Commit(Commit),
+    /// Sequences up to this one.
+    Reserve(Seq),
+    /// A final-durable position; written when there is time.
+    Acked(Position),
+    /// A new term, with the sequences it may use and the generation that it has to exceed.
+    Term(Ancestry, Seq, u64),
+    /// The end: cleanly, with the last sequence used, or not.
+    Stop(Option<Seq>),
+}
+
+/// What the keeper answers.
+#[derive(Debug)]
+pub enum Done {
+    /// A commit is durable.
+    Committed,
+    /// Sequences are reserved.
+    Reserved(Seq),
+    /// The term is durable.
+    Term(Ancestry, Seq),
+    /// The state disk has failed: nothing is durable any more, and nobody waits for it any more.
+    Failed(String),
+}
+
+/// Added to the generation that the target is told when the state disk has failed, so that the
+/// next greeting finds the source's own state to be older, and everything is compared.
+const TRACKING_LOST: u64 = 1 << 40;
+
+/// A handle to the keeper's thread.
+#[derive(Clone)]
+pub struct Keeper {
+    jobs: Sender<Job>,
+    generation: Arc<AtomicU64>,
+}
+
+impl Keeper {
+    /// Asks for something to be written.
+    pub fn ask(&self, job: Job) {
+        // The thread ends only after a stop, after which nothing has to be kept.
+        let _ = self.jobs.send(job);
+    }
+
+    /// The generation of the state that is durable: it counts its writings. A target that has seen
+    /// a higher one than a later greeting names knows that the source's state was rolled back.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+}
+
+/// Starts the keeper. `answer` is called on its thread.
+///
+/// # Errors
+/// The thread cannot be started.
+pub fn start(
+    files: StateFiles,
+    state: GroupState,
+    clock: JournalClock,
+    answer: impl Fn(Done) + Send + 'static,
+) -> std::io::Result<(Keeper, JoinHandle<()>)> {
+    let (sender, jobs) = channel();
+    let generation = Arc::new(AtomicU64::new(state.generation));
+    let keeper = Keeper { jobs: sender, generation: generation.clone() };
+    let mut thread = Thread { files, state, clock, generation, failed: false, stale: false };
+    let handle = std::thread::Builder::new()
+        .name("tm-keeper".into())
+        .spawn(move || thread.run(&jobs, &answer))?;
+    Ok((keeper, handle))
+}
+
+struct Thread {
+    files: StateFiles,
+    state: GroupState,
+    clock: JournalClock,
+    generation: Arc<AtomicU64>,
+    failed: bool,
+    stale: bool,
+}
+
+impl Thread {
+    fn run(&mut self, jobs: &Receiver<Job>, answer: &dyn Fn(Done)) {
+        let mut lazily = Instant::now() + LAZY;
+        loop {
+            let wait = lazily.saturating_duration_since(Instant::now());
+            match jobs.recv_timeout(wait) {
+                Ok(job) => {
+                    let stop = matches!(job, Job::Stop(_));
+                    self.work(job, answer);
+                    if stop {
+                        return;
+                    }
+                }
+                Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => return,
+                Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
+            }
+            if Instant::now() >= lazily {
+                lazily = Instant::now() + LAZY;
+                if self.clock.now_ns() + TIME_RESERVE_NS / 2 > self.state.time_ceiling_ns {
+                    self.state.time_ceiling_ns = self.clock.now_ns() + TIME_RESERVE_NS;
+                    self.stale = true;
+                }
+                if std::mem::take(&mut self.stale) {
+                    let written = self.write_state();
+                    self.check(written, answer);
+                }
+            }
+        }
+    }
+
+    fn work(&mut self, job: Job, answer: &dyn Fn(Done)) {
+        let (written, done) = match job {
+            Job::Commit(commit) => (self.commit(&commit), Some(Done::Committed)),
+            Job::Reserve(seq) => {
+                self.state.ceiling = self.state.ceiling.max(seq);
+                (self.write_state(), Some(Done::Reserved(seq)))
+            }
+            Job::Acked(position) => {
+                self.stale |= self.state.acked != position;
+                self.state.acked = position;
+                (Ok(()), None)
+            }
+            Job::Term(ancestry, ceiling, generation) => {
+                self.state.generation = self.state.generation.max(generation);
+                self.state.term = ancestry.current().id;
+                self.state.ceiling = self.state.ceiling.max(ceiling);
+                let written =
+                    self.unfailed(|files, _| files.write_terms(&ancestry)).and(self.write_state());
+                (written, Some(Done::Term(ancestry, ceiling)))
+            }
+            Job::Stop(clean) => {
+                self.state.clean = clean.filter(|_| !self.failed);
+                if self.state.clean.is_some() {
+                    self.state.time_ceiling_ns = self.clock.now_ns();
+                }
+                (self.write_state(), None)
+            }
+        };
+        self.check(written, answer);
+        if let Some(done) = done {
+            answer(done);
+        }
+    }
+
+    fn commit(&mut self, commit: &Commit) -> Result<(), StateError> {
+        self.unfailed(|files, _| {
+            files.write_blocks(&commit.pages)?;
+            commit.log.as_ref().map_or(Ok(()), |log| files.write_blocks(std::slice::from_ref(log)))
+        })
+    }
+
+    fn write_state(&mut self) -> Result<(), StateError> {
+        self.state.generation += 1;
+        self.unfailed(|files, state| files.write_state(state))?;
+        if !self.failed {
+            self.generation.store(self.state.generation, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// A file that has failed once is not written again (invariant 7).
+    fn unfailed(
+        &mut self,
+        write: impl FnOnce(&mut StateFiles, &GroupState) -> Result<(), StateError>,
+    ) -> Result<(), StateError> {
+        if self.failed { Ok(()) } else { write(&mut self.files, &self.state) }
+    }
+
+    fn check(&mut self, written: Result<(), StateError>, answer: &dyn Fn(Done)) {
+        if let Err(error) = written {
+            self.failed = true;
+            self.generation.fetch_add(TRACKING_LOST, Ordering::AcqRel);
+            tracing::error!(%error, "the state disk failed: changes are no longer tracked");
+            answer(Done::Failed(error.to_string()));
+        }
+    }
+}

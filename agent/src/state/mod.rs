@@ -1,0 +1,54 @@
+//! What the agent keeps of a group on its own disk, and what follows from it after a restart.
+//!
+//! ```text
+//! STATE-DIR/GROUP/
+//!   state        two blocks, written in turn: the reserved ceilings, the last acknowledgement
+//!   terms.json   the path of terms, replaced as a whole
+//!   active.log   the dirty map's log of active regions
+//!   N.map        the dirty map's bitmap of volume N
+//! ```
+//!
+//! [`block`] is the state block, [`files`] reads and writes the directory, [`keeper`] is the thread
+//! that does so while the group runs, [`recovery`] decides what a restart means.
+
+pub mod block;
+pub mod files;
+pub mod keeper;
+pub mod recovery;
+
+/// Why a group's state cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The file system said no.
+    #[error("cannot {what} {path}: {source}")]
+    Io {
+        /// The step, as a verb.
+        what: &'static str,
+        /// The file.
+        path: std::path::PathBuf,
+        /// The error.
+        source: std::io::Error,
+    },
+    /// Another process has the group.
+    #[error("{0} is in use by another agent; stop that one first")]
+    Locked(std::path::PathBuf),
+    /// The directory belongs to another group.
+    #[error(
+        "{path} holds the state of group id {found}, not of {expected}; give this group another \
+         name, or unprotect the old one first"
+    )]
+    OtherGroup {
+        /// The directory.
+        path: std::path::PathBuf,
+        /// The id in the configuration.
+        expected: tidemark_journal::GroupId,
+        /// The id in the directory.
+        found: tidemark_journal::GroupId,
+    },
+    /// Both copies of the state block, or the terms, cannot be read.
+    #[error(
+        "{0} is damaged; its history cannot be continued. Move the directory away to start anew: \
+         everything will be compared with the target"
+    )]
+    Damaged(std::path::PathBuf),
+}
