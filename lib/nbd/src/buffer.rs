@@ -4,17 +4,19 @@
 //! zeroed first. An export that wants payloads somewhere else (a ring, registered memory) hands
 //! out its own [`Memory`] and gets it back by [`Buffer::into_memory`].
 
-use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+mod aligned;
+
 use std::any::Any;
 use std::io;
 use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
 use std::pin::Pin;
-use std::ptr::NonNull;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, ReadBuf};
+
+use aligned::Aligned;
 
 /// Alignment of a [`Buffer`] allocated here, in bytes.
 pub const BUFFER_ALIGN: usize = 4096;
@@ -98,7 +100,7 @@ impl Buffer {
     /// Bytes it takes in all.
     pub fn capacity(&self) -> usize {
         match &self.storage {
-            Storage::Aligned(memory) => memory.capacity,
+            Storage::Aligned(memory) => memory.capacity(),
             Storage::Own(memory) => (**memory).as_ref().len(),
         }
     }
@@ -111,7 +113,7 @@ impl Buffer {
     fn spare(&mut self) -> &mut [MaybeUninit<u8>] {
         let filled = self.filled;
         let all = match &mut self.storage {
-            Storage::Aligned(memory) => memory.as_uninit(),
+            Storage::Aligned(memory) => memory.uninit_mut(),
             Storage::Own(memory) => {
                 let bytes = (**memory).as_mut();
                 // SAFETY: initialised bytes are valid as MaybeUninit, and this module only ever
@@ -128,10 +130,8 @@ impl Deref for Buffer {
 
     fn deref(&self) -> &[u8] {
         match &self.storage {
-            // SAFETY: the first `filled` bytes of the allocation have been written.
-            Storage::Aligned(memory) => unsafe {
-                std::slice::from_raw_parts(memory.start.as_ptr(), self.filled)
-            },
+            // SAFETY: the first `filled` bytes have been written.
+            Storage::Aligned(memory) => unsafe { memory.init(self.filled) },
             Storage::Own(memory) => (**memory).as_ref().get(..self.filled).unwrap_or_default(),
         }
     }
@@ -140,10 +140,8 @@ impl Deref for Buffer {
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [u8] {
         match &mut self.storage {
-            // SAFETY: the first `filled` bytes have been written, and `self` is borrowed mutably.
-            Storage::Aligned(memory) => unsafe {
-                std::slice::from_raw_parts_mut(memory.start.as_ptr(), self.filled)
-            },
+            // SAFETY: the first `filled` bytes have been written.
+            Storage::Aligned(memory) => unsafe { memory.init_mut(self.filled) },
             Storage::Own(memory) => (**memory).as_mut().get_mut(..self.filled).unwrap_or_default(),
         }
     }
@@ -165,45 +163,6 @@ impl From<Buffer> for Bytes {
     /// Without a copy.
     fn from(buffer: Buffer) -> Self {
         Self::from_owner(buffer)
-    }
-}
-
-/// An owned, aligned, possibly uninitialised allocation.
-struct Aligned {
-    start: NonNull<u8>,
-    capacity: usize,
-}
-
-// SAFETY: it owns its memory, which nothing else refers to.
-unsafe impl Send for Aligned {}
-// SAFETY: it is changed through `&mut self` only.
-unsafe impl Sync for Aligned {}
-
-impl Aligned {
-    fn new(capacity: usize) -> Self {
-        let layout = Self::layout(capacity);
-        // SAFETY: the layout's size is never zero.
-        let start = unsafe { alloc(layout) };
-        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
-        Self { start, capacity }
-    }
-
-    fn layout(capacity: usize) -> Layout {
-        Layout::from_size_align(capacity.max(1), BUFFER_ALIGN)
-            .expect("capacity is below isize::MAX")
-    }
-
-    fn as_uninit(&mut self) -> &mut [MaybeUninit<u8>] {
-        // SAFETY: the allocation holds `capacity` bytes, which need not be initialised for this
-        // type, and `self` is borrowed mutably.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().cast(), self.capacity) }
-    }
-}
-
-impl Drop for Aligned {
-    fn drop(&mut self) {
-        // SAFETY: allocated in `new` with the same layout, and not freed before.
-        unsafe { dealloc(self.start.as_ptr(), Self::layout(self.capacity)) }
     }
 }
 

@@ -275,8 +275,8 @@ pub struct Features {
 }
 
 impl Features {
-    /// The transmission flags; `DF` is offered with structured replies only.
-    pub(crate) fn to_wire(self, structured: bool) -> u16 {
+    /// The transmission flags (`NBD_FLAG_...`); `DF` is offered with structured replies only.
+    pub fn to_wire(self, structured: bool) -> u16 {
         let writable = !self.read_only;
         [
             (flag::READ_ONLY, self.read_only),

@@ -120,6 +120,31 @@ impl Server {
         self.0.connection(stream, origin, tls).await
     }
 
+    /// Serves one connection that is in the transmission phase from its first byte, as the kernel's
+    /// client is when it was configured by other means than a handshake. To its end; the error says
+    /// why it was cut.
+    pub async fn serve_entered<S>(
+        &self,
+        mut stream: S,
+        name: &str,
+        export: Arc<dyn Export>,
+    ) -> Result<(), String>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        let Ok(_place) = self.0.places.acquire().await else { return Ok(()) };
+        let info = export.info();
+        let session = transmission::Session {
+            name: name.to_owned(),
+            opened: transmission::Opened::new(export),
+            info,
+            structured: false,
+            allocation: false,
+        };
+        let entered = Outcome::Transmission(session);
+        self.0.proceed(&mut stream, entered, &ClientInfo::default()).await
+    }
+
     /// Stops accepting connections and requests, waits up to `grace` for those under way to be
     /// answered, then drops the rest. Returns whether all ended in order.
     pub async fn shutdown(&self, grace: Duration) -> bool {
