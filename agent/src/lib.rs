@@ -1,5 +1,7 @@
 //! The agent: sits in front of a disk, captures every write in order and sends it.
 
+pub mod api;
+pub mod config;
 pub mod kernel;
 
 pub mod capture;

@@ -1,0 +1,100 @@
+use std::sync::Mutex;
+
+use tidemark_control::agent::{AgentClient, GroupFailure};
+use tidemark_control::server::{self, Socket};
+use tidemark_control::{ClientError, ErrorCode};
+use tidemark_journal::{Position, Seq, TermId};
+
+use super::*;
+
+/// An agent with one group, `shop`, that remembers what it was told.
+#[derive(Default)]
+struct Fake {
+    told: Mutex<Vec<String>>,
+}
+
+impl Fake {
+    fn tell(&self, group: &str, what: String) -> Result<(), ApiError> {
+        if group != "shop" {
+            return Err(ApiError::not_found(format!("there is no group '{group}'")));
+        }
+        self.told.lock().unwrap().push(what);
+        Ok(())
+    }
+}
+
+fn marked() -> Marked {
+    Marked { position: Position { term: TermId([7; 16]), seq: Seq(42) }, wall_ns: 5 }
+}
+
+impl Control for Fake {
+    async fn status(&self) -> AgentStatus {
+        AgentStatus { node: "db1".into(), version: "1".into(), groups: Vec::new() }
+    }
+
+    async fn mark(&self, group: &str, name: &str) -> Result<Marked, ApiError> {
+        self.tell(group, format!("mark {name}"))?;
+        Ok(marked())
+    }
+
+    async fn verify(&self, group: &str, volume: Option<&str>) -> Result<VerifyStarted, ApiError> {
+        self.tell(group, format!("verify {volume:?}"))?;
+        Ok(VerifyStarted { volumes: vec!["data".into()] })
+    }
+
+    async fn reload(&self) -> Result<Reloaded, ApiError> {
+        let failed = vec![GroupFailure { group: "x".into(), error: "no such disk".into() }];
+        Ok(Reloaded { started: vec!["shop".into()], failed, ..Reloaded::default() })
+    }
+
+    async fn stop_group(&self, group: &str) -> Result<(), ApiError> {
+        self.tell(group, "stop".into())?;
+        Err(ApiError::conflict("/dev/tidemark/shop/data is in use"))
+    }
+}
+
+fn served() -> (AgentClient, Arc<Fake>, tempfile::TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = Socket::bind(&directory.path().join("agent.sock")).unwrap();
+    let client = AgentClient::new(socket.path());
+    let fake = Arc::new(Fake::default());
+    tokio::spawn(server::serve(socket, routes(fake.clone()), std::future::pending()));
+    (client, fake, directory)
+}
+
+fn refusal<T: std::fmt::Debug>(answer: Result<T, ClientError>) -> (ErrorCode, String) {
+    match answer.unwrap_err() {
+        ClientError::Api(error) => (error.code, error.error),
+        other => panic!("{other}"),
+    }
+}
+
+#[tokio::test]
+async fn every_question_reaches_the_agent_and_its_answer_the_client() {
+    let (client, fake, _directory) = served();
+    assert_eq!(client.status().await.unwrap().node, "db1");
+    assert_eq!(client.mark("shop", "before the update").await.unwrap(), marked());
+    assert_eq!(client.verify("shop", None).await.unwrap().volumes, ["data"]);
+    assert_eq!(client.verify("shop", Some("data")).await.unwrap().volumes, ["data"]);
+    let reloaded = client.reload().await.unwrap();
+    assert_eq!((reloaded.started.len(), reloaded.failed[0].error.as_str()), (1, "no such disk"));
+    let stopped = refusal(client.stop_group("shop").await);
+    assert_eq!(stopped, (ErrorCode::Conflict, "/dev/tidemark/shop/data is in use".into()));
+    let told = fake.told.lock().unwrap().clone();
+    assert_eq!(told, ["mark before the update", "verify None", "verify Some(\"data\")", "stop"]);
+}
+
+#[tokio::test]
+async fn what_cannot_be_a_name_does_not_reach_the_agent() {
+    let (client, fake, _directory) = served();
+    let (code, sentence) = refusal(client.mark("other", "x").await);
+    assert_eq!((code, sentence.as_str()), (ErrorCode::NotFound, "there is no group 'other'"));
+    for group in ["", "Shop", "../shop", "shop/verify", "shop mark"] {
+        let (code, _) = refusal(client.mark(group, "x").await);
+        assert!(matches!(code, ErrorCode::BadRequest | ErrorCode::NotFound), "{group}");
+    }
+    for name in ["", "a/b", "a@b", "a\nb", &"x".repeat(256)] {
+        assert_eq!(refusal(client.mark("shop", name).await).0, ErrorCode::BadRequest, "{name}");
+    }
+    assert!(fake.told.lock().unwrap().is_empty());
+}

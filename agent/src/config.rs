@@ -1,0 +1,161 @@
+//! The agent's configuration: `agent.toml` for the node, `agent.d/GROUP.toml` for each group.
+//!
+//! ```toml
+//! # /etc/tidemark/agent.toml
+//! node = "db1"
+//!
+//! [tls]                                      # these are the defaults
+//! ca = "/etc/tidemark/pki/ca.pem"
+//! certificate = "/etc/tidemark/pki/node.pem"
+//! key = "/etc/tidemark/pki/node.key"
+//! ```
+//!
+//! ```toml
+//! # /etc/tidemark/agent.d/shop.toml
+//! id = "5f0c3a9be1d24c7f8a6b0d9e2c4f1a37"
+//! ring_bytes = "256 MiB"
+//!
+//! [target]
+//! address = "recovery.example.com:7410"
+//! name = "recovery"
+//!
+//! [[volume]]
+//! id = 1
+//! name = "data"
+//! backing = "/dev/disk/by-id/wwn-0x5000c500a1b2c3d4"
+//! ```
+//!
+//! A group's name is its file's. Reading is apart from judging: [`NodeConfig::parse`] and
+//! [`GroupConfig::parse`] are pure, [`AgentConfig::load`] reads the directory.
+
+mod group;
+mod node;
+mod values;
+
+use std::path::{Path, PathBuf};
+
+use tidemark_control::config::{ConfigError, Name, Source, files_in};
+
+pub use group::{GroupConfig, TargetConfig, VolumeConfig};
+pub use node::{NodeConfig, TlsConfig, TlsError};
+pub use values::{CompressionSetting, FrontChoice, HostPort, RingBytes};
+
+/// Where the configuration lies unless told otherwise.
+pub const DIRECTORY: &str = "/etc/tidemark";
+/// The node's file in it.
+pub const NODE_FILE: &str = "agent.toml";
+/// The groups' directory in it.
+pub const GROUP_DIRECTORY: &str = "agent.d";
+
+/// The whole configuration.
+#[derive(Clone, Debug)]
+pub struct AgentConfig {
+    /// Of this node.
+    pub node: NodeConfig,
+    /// The groups, in the order of their names.
+    pub groups: Vec<GroupConfig>,
+}
+
+/// A configuration and what is wrong in it. One broken group file leaves the others in force.
+#[derive(Debug)]
+pub struct Loaded {
+    /// What can be used.
+    pub config: AgentConfig,
+    /// The files that cannot, each with its group's name.
+    pub faults: Vec<Fault>,
+}
+
+/// A group's file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct Fault {
+    /// The group, as far as the file's name says.
+    pub group: String,
+    /// What is wrong.
+    pub error: ConfigError,
+}
+
+impl AgentConfig {
+    /// Reads `agent.toml` and `agent.d/*.toml` below `directory`.
+    ///
+    /// # Errors
+    /// The node's own file cannot be used. Groups' files that cannot are told in [`Loaded::faults`].
+    pub fn load(directory: &Path) -> Result<Loaded, ConfigError> {
+        let node = NodeConfig::parse(&Source::read(&directory.join(NODE_FILE))?)?;
+        let mut loaded =
+            Loaded { config: AgentConfig { node, groups: Vec::new() }, faults: Vec::new() };
+        for path in files_in(&directory.join(GROUP_DIRECTORY))? {
+            let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+            let parsed = Source::read(&path)
+                .and_then(|source| GroupConfig::parse(&source))
+                .and_then(|group| loaded.config.admit(&path, group));
+            if let Err(error) = parsed {
+                loaded.faults.push(Fault { group: stem.unwrap_or_default(), error });
+            }
+        }
+        Ok(loaded)
+    }
+
+    /// The group of this name.
+    pub fn group(&self, name: &str) -> Option<&GroupConfig> {
+        self.groups.iter().find(|group| group.name.as_str() == name)
+    }
+
+    /// Adds a group that goes together with the others.
+    fn admit(&mut self, path: &Path, group: GroupConfig) -> Result<(), ConfigError> {
+        for other in &self.groups {
+            if other.id == group.id {
+                let sentence = format!(
+                    "the id {} is that of the group '{}' too; every group needs its own",
+                    group.id, other.name
+                );
+                return Err(ConfigError::file(path, sentence));
+            }
+            let shared = group
+                .volumes
+                .iter()
+                .find(|volume| other.volumes.iter().any(|taken| taken.backing == volume.backing));
+            if let Some(volume) = shared {
+                let sentence = format!(
+                    "{} is protected by the group '{}' already; a disk belongs to one group",
+                    volume.backing.display(),
+                    other.name
+                );
+                return Err(ConfigError::file(path, sentence));
+            }
+        }
+        for volume in &group.volumes {
+            let socket = self.node.socket_of(&group.name, volume);
+            if socket.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
+                let sentence = format!(
+                    "the socket path {} is longer than the {SOCKET_PATH_BYTES_MAX} bytes that a \
+                     Unix socket may have; set a shorter 'socket' or 'runtime_dir'",
+                    socket.display()
+                );
+                return Err(ConfigError::file(path, sentence));
+            }
+        }
+        self.groups.push(group);
+        Ok(())
+    }
+}
+
+/// The longest path of a Unix socket (`sun_path` without its final zero).
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+impl NodeConfig {
+    /// Where the state of a group is kept.
+    pub fn state_of(&self, group: &Name) -> PathBuf {
+        self.state_dir.join(group.as_str())
+    }
+
+    /// The Unix socket of a volume's plain NBD front.
+    pub fn socket_of(&self, group: &Name, volume: &VolumeConfig) -> PathBuf {
+        volume.socket.clone().unwrap_or_else(|| {
+            self.runtime_dir.join("nbd").join(group.as_str()).join(format!("{}.sock", volume.name))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

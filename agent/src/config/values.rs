@@ -1,0 +1,193 @@
+//! Values that say more than their TOML type.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use tidemark_control::agent::FrontKind;
+use tidemark_control::config::Bytes;
+use tidemark_journal::Compression;
+
+/// Size of a group's ring in memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(try_from = "Bytes")]
+pub struct RingBytes(u64);
+
+impl RingBytes {
+    /// The smallest: the largest write must fit several times.
+    pub const MIN: u64 = 16 << 20;
+    /// The largest.
+    pub const MAX: u64 = 64 << 30;
+
+    /// In bytes.
+    pub fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl Default for RingBytes {
+    fn default() -> RingBytes {
+        RingBytes(256 << 20)
+    }
+}
+
+impl TryFrom<Bytes> for RingBytes {
+    type Error = String;
+
+    fn try_from(bytes: Bytes) -> Result<RingBytes, String> {
+        if (RingBytes::MIN..=RingBytes::MAX).contains(&bytes.0) {
+            Ok(RingBytes(bytes.0))
+        } else {
+            Err(format!("a ring of {bytes} is not possible: 16 MiB to 64 GiB are"))
+        }
+    }
+}
+
+/// `"off"` or a zstd level.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(try_from = "toml::Value")]
+pub struct CompressionSetting(pub Compression);
+
+impl CompressionSetting {
+    /// The highest zstd level that is taken; higher ones cost memory that an agent should not use.
+    pub const LEVEL_MAX: i32 = 19;
+}
+
+impl Default for CompressionSetting {
+    fn default() -> CompressionSetting {
+        CompressionSetting(Compression::Zstd(1))
+    }
+}
+
+impl TryFrom<toml::Value> for CompressionSetting {
+    type Error = String;
+
+    fn try_from(value: toml::Value) -> Result<CompressionSetting, String> {
+        let level = |level: i64| {
+            i32::try_from(level)
+                .ok()
+                .filter(|level| (1..=CompressionSetting::LEVEL_MAX).contains(level))
+        };
+        match &value {
+            toml::Value::String(text) if text == "off" => Some(Compression::Off),
+            toml::Value::Integer(number) => level(*number).map(Compression::Zstd),
+            _ => None,
+        }
+        .map(CompressionSetting)
+        .ok_or_else(|| {
+            format!("{value} is not a compression: \"off\" or a zstd level from 1 to 19 is wanted")
+        })
+    }
+}
+
+/// How volumes are to be presented.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FrontChoice {
+    /// The best that this kernel has: ublk, else the kernel's NBD client, else an NBD socket.
+    #[default]
+    Auto,
+    /// A ublk block device.
+    Ublk,
+    /// A block device of the kernel's NBD client.
+    NbdKernel,
+    /// A plain NBD Unix socket.
+    NbdSocket,
+}
+
+impl FrontChoice {
+    /// The kind asked for; none if the agent is to choose.
+    pub fn kind(self) -> Option<FrontKind> {
+        match self {
+            FrontChoice::Auto => None,
+            FrontChoice::Ublk => Some(FrontKind::Ublk),
+            FrontChoice::NbdKernel => Some(FrontKind::NbdKernel),
+            FrontChoice::NbdSocket => Some(FrontKind::NbdSocket),
+        }
+    }
+}
+
+/// A host and a port: `recovery.example.com:7410`, `192.0.2.7`, `[2001:db8::7]:7410`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct HostPort {
+    host: String,
+    port: u16,
+}
+
+impl HostPort {
+    /// The port of the link if none is given.
+    pub const DEFAULT_PORT: u16 = 7410;
+
+    /// The host alone, without brackets.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// The port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+}
+
+impl FromStr for HostPort {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<HostPort, String> {
+        let bad = || {
+            let shown: String = text.chars().take(64).collect();
+            format!("'{shown}' is not an address: HOST:PORT is wanted, an IPv6 host in [ ]")
+        };
+        let (host, port) = match text.strip_prefix('[') {
+            Some(rest) => {
+                let (host, port) = rest.split_once(']').ok_or_else(bad)?;
+                host.parse::<std::net::Ipv6Addr>().map_err(|_| bad())?;
+                (
+                    host,
+                    if port.is_empty() {
+                        None
+                    } else {
+                        Some(port.strip_prefix(':').ok_or_else(bad)?)
+                    },
+                )
+            }
+            None => match text.split_once(':') {
+                Some((host, port)) => (host, Some(port)),
+                None => (text, None),
+            },
+        };
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':');
+        let port = match port {
+            None => HostPort::DEFAULT_PORT,
+            Some(port) => port.parse().ok().filter(|port| *port != 0).ok_or_else(bad)?,
+        };
+        if host.is_empty() || host.len() > 253 || !host.chars().all(plain) {
+            return Err(bad());
+        }
+        Ok(HostPort { host: host.to_owned(), port })
+    }
+}
+
+impl TryFrom<String> for HostPort {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<HostPort, String> {
+        text.parse()
+    }
+}
+
+impl From<HostPort> for String {
+    fn from(address: HostPort) -> String {
+        address.to_string()
+    }
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
