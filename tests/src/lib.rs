@@ -1,3 +1,4 @@
 //! End-to-end tests: on the host, in guests, with real NBD clients.
 
 pub mod vm;
+pub mod workload;
