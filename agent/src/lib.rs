@@ -1,15 +1,27 @@
 //! The agent: sits in front of a disk, captures every write in order and sends it.
+//!
+//! The way of a write: a [`front`] hands it to the [`engine`], which does what the [`capture`] core
+//! decides: range lock, [`dirty`] map, ring slot, sequence, local disk. The [`encoder`] makes frames
+//! of committed records, the [`outbox`] keeps them, the [`link`] sends them until the target has
+//! them durably. [`state`] is what survives a restart; [`group`] puts the parts together;
+//! [`agent::Agent`] holds the groups and answers the local [`api`]. [`kernel`] is where kernel
+//! interfaces are spoken.
 
+pub mod agent;
 pub mod api;
-pub mod config;
-pub mod kernel;
-
 pub mod capture;
 pub mod clock;
+pub mod config;
 pub mod dirty;
 pub mod encoder;
 pub mod engine;
+pub mod front;
+pub mod group;
+pub mod kernel;
 pub mod lag;
 pub mod link;
 pub mod outbox;
+pub mod progress;
 pub mod state;
+
+pub use agent::Agent;

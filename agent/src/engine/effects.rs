@@ -13,7 +13,7 @@ use super::{
     EngineVolume,
     buffers::{Buffer, Pool},
     hasher::{self, Hashed},
-    requests::{Answer, FrontAsk, FrontRequest, Payload as FrontPayload},
+    requests::{Answer, FrontAsk, FrontRequest},
     run::Loop,
 };
 use crate::{
@@ -51,7 +51,7 @@ struct Volume {
 
 /// Who asked.
 pub(super) enum Asker {
-    Front { payload: Option<FrontPayload>, answer: Option<oneshot::Sender<Answer>> },
+    Front { payload: Option<tidemark_nbd::Buffer>, answer: Option<oneshot::Sender<Answer>> },
     Ublk { queue: u16, tag: u16 },
 }
 
@@ -303,11 +303,8 @@ impl Loop {
         match &self.disk.pending[request.0 as usize].as_ref().expect("under way").asker {
             Asker::Front { payload, .. } => {
                 let payload = payload.as_ref().ok_or(libc::EINVAL)?;
-                let part = payload
-                    .as_ref()
-                    .as_ref()
-                    .get(from as usize..(from + bytes) as usize)
-                    .ok_or(libc::EINVAL)?;
+                let part =
+                    payload.get(from as usize..(from + bytes) as usize).ok_or(libc::EINVAL)?;
                 region.copy_in(to, part).map_err(|_| libc::EIO)
             }
             Asker::Ublk { queue, tag } => {
@@ -385,8 +382,7 @@ impl Loop {
         let region = self.disk.pool.region().clone();
         let pending = self.disk.pending[request.0 as usize].as_ref().expect("under way");
         if let Asker::Front { payload: Some(payload), .. } = &pending.asker {
-            let whole = payload.as_ref().as_ref();
-            let part = whole.get(from as usize..(from + bytes) as usize).ok_or(libc::EINVAL)?;
+            let part = payload.get(from as usize..(from + bytes) as usize).ok_or(libc::EINVAL)?;
             region.copy_in(buffer.offset, part).map_err(|_| libc::EIO)?;
         }
         Ok(Some(Buf { region: self.disk.pool_id, offset: buffer.offset, len: bytes as u32 }))

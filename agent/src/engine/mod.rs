@@ -37,7 +37,7 @@ use crate::{
 };
 
 pub use hasher::Hashed;
-pub use requests::{Answer, FrontAsk, FrontRequest, Payload};
+pub use requests::{Answer, FrontAsk, FrontRequest};
 pub use ublk::UblkQueue;
 
 /// The most bytes that one read of a front may ask for.

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use tidemark_journal::VolumeId;
+use tidemark_nbd::Buffer;
 use tokio::sync::oneshot;
 
 use super::Range;
@@ -28,7 +29,7 @@ pub enum FrontAsk {
     /// Store these bytes, as many as the range has.
     Write {
         /// The bytes.
-        payload: Payload,
+        payload: Buffer,
         /// Durable before the answer.
         fua: bool,
     },
@@ -44,6 +45,3 @@ pub enum FrontAsk {
     /// Make completed writes durable.
     Flush,
 }
-
-/// A write's bytes, in whatever memory the front has them.
-pub type Payload = Box<dyn AsRef<[u8]> + Send>;

@@ -17,11 +17,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
-use crate::export::{ClientInfo, Exports, Origin};
+use crate::export::{ClientInfo, Export, Exports, Origin};
 use crate::tls::{self, Tls};
 use handshake::{Outcome, greet, haggle, within};
 use listen::Accepted;
 use negotiation::{Negotiation, TlsState};
+use transmission::{Opened, Session};
 
 pub use listen::Listener;
 
@@ -117,12 +118,11 @@ impl Server {
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
         let Ok(_place) = self.0.places.acquire().await else { return Ok(()) };
-        self.0.connection(stream, origin, tls).await
+        self.0.until_aborted(self.0.connection(stream, origin, tls)).await
     }
 
-    /// Serves one connection that is in the transmission phase from its first byte, as the kernel's
-    /// client is when it was configured by other means than a handshake. To its end; the error says
-    /// why it was cut.
+    /// Serves one connection that is in the transmission phase from its first byte, as that of a
+    /// kernel client is that was configured without a handshake. Replies are simple ones.
     pub async fn serve_entered<S>(
         &self,
         mut stream: S,
@@ -132,17 +132,19 @@ impl Server {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        let Ok(_place) = self.0.places.acquire().await else { return Ok(()) };
         let info = export.info();
-        let session = transmission::Session {
+        let session = Session {
             name: name.to_owned(),
-            opened: transmission::Opened::new(export),
-            info,
+            opened: Opened::new(export),
             structured: false,
             allocation: false,
+            info,
         };
-        let entered = Outcome::Transmission(session);
-        self.0.proceed(&mut stream, entered, &ClientInfo::default()).await
+        handshake::check(&session.info)?;
+        let Ok(_place) = self.0.places.acquire().await else { return Ok(()) };
+        let client = ClientInfo::default();
+        let served = self.0.proceed(&mut stream, Outcome::Transmission(session), &client);
+        self.0.until_aborted(served).await
     }
 
     /// Stops accepting connections and requests, waits up to `grace` for those under way to be
@@ -165,11 +167,7 @@ impl Server {
                     Accepted::Tcp(stream, _) => inner.connection(stream, origin, &tls).await,
                 }
             };
-            let served = tokio::select! {
-                served = serve => served,
-                () = inner.reached(Stage::Aborting) => Err("the server was shut down".to_owned()),
-            };
-            if let Err(reason) = served {
+            if let Err(reason) = inner.until_aborted(serve).await {
                 tracing::warn!(client = %origin, reason, "connection cut");
             }
             drop(place);
@@ -267,6 +265,17 @@ impl Inner {
         tracing::info!(export = session.name, client = %client.origin, "client gone");
         session.opened.close().await;
         served
+    }
+
+    /// Drops a connection once the server's grace is over.
+    async fn until_aborted(
+        &self,
+        serve: impl Future<Output = Result<(), String>>,
+    ) -> Result<(), String> {
+        tokio::select! {
+            served = serve => served,
+            () = self.reached(Stage::Aborting) => Err("the server was shut down".to_owned()),
+        }
     }
 
     /// Resolves once the server is at this stage of its end.

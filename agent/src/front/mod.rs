@@ -1,0 +1,74 @@
+//! Fronts: what an application uses instead of the raw disk.
+//!
+//! All of them feed the [engine](crate::engine); none knows of capture. [`nbd`] is the disk as an
+//! NBD export, on a Unix socket for QEMU and for machines without modules, and over socket pairs
+//! for the [kernel's client](kernel_nbd). [`ublk`] hands the driver's queue to the engine.
+
+pub mod kernel_nbd;
+pub mod nbd;
+pub mod ublk;
+
+use std::path::PathBuf;
+
+use tidemark_control::agent::FrontKind;
+
+use crate::{config::FrontChoice, kernel};
+
+/// A front that serves a volume.
+pub enum Front {
+    /// A ublk device.
+    Ublk(ublk::UblkFront),
+    /// A device of the kernel's NBD client.
+    KernelNbd(kernel_nbd::KernelNbdFront),
+    /// A Unix socket.
+    Socket(nbd::SocketFront),
+}
+
+impl Front {
+    /// What the application opens.
+    pub fn device(&self) -> PathBuf {
+        match self {
+            Front::Ublk(front) => front.device(),
+            Front::KernelNbd(front) => front.device(),
+            Front::Socket(front) => front.path().to_owned(),
+        }
+    }
+
+    /// Which kind it is.
+    pub fn kind(&self) -> FrontKind {
+        match self {
+            Front::Ublk(_) => FrontKind::Ublk,
+            Front::KernelNbd(_) => FrontKind::NbdKernel,
+            Front::Socket(_) => FrontKind::NbdSocket,
+        }
+    }
+
+    /// Takes the device away, when its requests have been answered.
+    ///
+    /// # Errors
+    /// The kernel does not let go of it, for example because it is still in use.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        match self {
+            Front::Ublk(front) => front.stop().await,
+            Front::KernelNbd(front) => front.stop().await,
+            Front::Socket(front) => {
+                front.stop().await;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// What a choice means on this machine: ublk where the kernel has it, else its NBD client, else a
+/// socket.
+pub fn choose(choice: FrontChoice) -> FrontKind {
+    choice.kind().unwrap_or_else(|| {
+        if std::path::Path::new("/dev/ublk-control").exists() {
+            FrontKind::Ublk
+        } else if kernel::nbd_netlink::NbdControl::open().is_ok() {
+            FrontKind::NbdKernel
+        } else {
+            FrontKind::NbdSocket
+        }
+    })
+}

@@ -1,0 +1,417 @@
+//! A protected group: everything that runs for it, from the claimed disks to the link.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use anyhow::Context;
+use rustls::ClientConfig;
+use tidemark_control::agent::{
+    FrontKind, GroupStatus, LinkState, LinkStatus, Progress, Rung, VolumeStatus,
+};
+use tidemark_journal::{GroupId, Position, Seq, VolumeId};
+use tidemark_link::message::{GroupHello, VolumeHello};
+use tokio::sync::oneshot;
+
+use crate::{
+    capture::{
+        core::{self, Core},
+        ring::{Layout, RingMemory, RingReader, RingWriter},
+    },
+    clock::JournalClock,
+    config::{GroupConfig, NodeConfig, VolumeConfig},
+    dirty::{map::DirtyMap, regions_in},
+    encoder,
+    engine::{self, Command, Engine, EngineVolume, Parts},
+    front::{Front, choose, kernel_nbd, nbd, ublk},
+    kernel::blockdev::Backing,
+    link::{self, Link, LinkParts, TermTeller},
+    outbox::Outbox,
+    progress::Pace,
+    state::{
+        files::StateFiles,
+        keeper::{self, Keeper},
+        recovery,
+    },
+};
+
+/// How long a claim waits for the last write of a dead agent to end.
+const CLAIM_PATIENCE: Duration = Duration::from_secs(30);
+
+/// A running group.
+pub struct Group {
+    config: GroupConfig,
+    engine: Engine,
+    encoder: encoder::Waker,
+    outbox: Arc<Outbox>,
+    link: Link,
+    clock: JournalClock,
+    term: Arc<std::sync::Mutex<tidemark_journal::TermId>>,
+    volumes: Vec<Served>,
+    threads: Vec<JoinHandle<()>>,
+    pace: Pace,
+    gaps_seen: AtomicU64,
+}
+
+struct Served {
+    config: VolumeConfig,
+    sectors: u64,
+    front: Option<Front>,
+}
+
+impl Group {
+    /// Starts a group: claims its disks, goes on where its state says, presents its devices and
+    /// connects to the target. It is called on a tokio runtime.
+    ///
+    /// # Errors
+    /// A sentence that says what is in the way. Nothing is left behind.
+    pub async fn start(
+        node: &NodeConfig,
+        config: &GroupConfig,
+        tls: Arc<ClientConfig>,
+    ) -> anyhow::Result<Group> {
+        let mut volumes = Vec::new();
+        for volume in &config.volumes {
+            let path = volume.backing.clone();
+            let backing =
+                tokio::task::spawn_blocking(move || Backing::claim(&path, CLAIM_PATIENCE))
+                    .await
+                    .context("the thread that claims the disk")?
+                    .with_context(|| format!("volume {}", volume.name))?;
+            let sectors = backing.geometry().size_bytes / 512;
+            volumes.push(EngineVolume { id: volume.id, backing: Arc::new(backing), sectors });
+        }
+        let backings: Vec<Arc<Backing>> =
+            volumes.iter().map(|volume| volume.backing.clone()).collect();
+        let sectors: Vec<u64> = volumes.iter().map(|volume| volume.sectors).collect();
+        let mut group = Group::run(node, config, volumes, tls)?;
+        for (index, volume) in config.volumes.iter().enumerate() {
+            let (id, sectors) = (volume.id, sectors[index]);
+            let export = nbd::VolumeExport::new(
+                group.engine.clone(),
+                id,
+                volume.name.as_str(),
+                sectors,
+                &backings[index],
+            );
+            let front = match choose(volume.front) {
+                FrontKind::NbdSocket => {
+                    let path = node.socket_of(&config.name, volume);
+                    let front = nbd::SocketFront::start(export, &path).await;
+                    Front::Socket(front.with_context(|| format!("listen on {}", path.display()))?)
+                }
+                FrontKind::NbdKernel => Front::KernelNbd(
+                    kernel_nbd::KernelNbdFront::start(
+                        export,
+                        config.name.as_str(),
+                        volume.name.as_str(),
+                    )
+                    .await?,
+                ),
+                FrontKind::Ublk => {
+                    let wanted = ublk::UblkVolume {
+                        id,
+                        group: config.name.as_str(),
+                        name: volume.name.as_str(),
+                        backing: &backings[index],
+                        runtime_dir: &node.runtime_dir,
+                    };
+                    Front::Ublk(ublk::UblkFront::start(&group.engine, &wanted).await?)
+                }
+            };
+            tracing::info!(
+                group = %config.name,
+                volume = %volume.name,
+                device = %front.device().display(),
+                "the volume is protected"
+            );
+            group.volumes.push(Served { config: volume.clone(), sectors, front: Some(front) });
+        }
+        Ok(group)
+    }
+
+    fn run(
+        node: &NodeConfig,
+        config: &GroupConfig,
+        volumes: Vec<EngineVolume>,
+        tls: Arc<ClientConfig>,
+    ) -> anyhow::Result<Group> {
+        let regions: Vec<(VolumeId, u32)> =
+            volumes.iter().map(|volume| (volume.id, regions_in(volume.sectors))).collect();
+        let dir = node.state_of(&config.name);
+        let (mut files, found) = StateFiles::open(&dir, config.id, &regions)?;
+        let fresh = [GroupId::random()?.0, GroupId::random()?.0];
+        let start = recovery::decide(&dir, config.id, &regions, &found, fresh)?;
+        let generation_found = found.state.map_or(0, |state| state.generation);
+        if start.new_term {
+            files.write_terms(&start.ancestry)?;
+        }
+        let mut map =
+            DirtyMap::new(start.state.map_id, start.generation, start.transaction, start.maps);
+        // What recovery found is made durable before anything can be marked on top of it.
+        while let Some(commit) = map.begin_commit(Seq::ZERO, true) {
+            files.write_blocks(&commit.pages)?;
+            map.commit_written();
+        }
+        let mut state = start.state;
+        files.write_state(&state)?;
+        state.generation = generation_found;
+
+        let clock = JournalClock::after(start.time_base_ns);
+        let memory = RingMemory::create(config.id, Layout::of(config.ring_bytes.get()))?;
+        if let Err(error) = memory.region().lock_in_memory() {
+            tracing::warn!(group = %config.name, %error, "the ring cannot be kept in memory");
+        }
+        let outbox = Outbox::new(memory.clone());
+        let (encoder, encoder_thread) = encoder::start(
+            config.id,
+            start.place,
+            RingReader::new(memory.clone()),
+            outbox.clone(),
+            clock,
+            config.compression.0,
+        )?;
+        let starts: Vec<core::VolumeStart> = volumes
+            .iter()
+            .zip(&start.gaps)
+            .map(|(volume, (_, gap))| core::VolumeStart {
+                id: volume.id,
+                sectors: volume.sectors,
+                gap: *gap,
+            })
+            .collect();
+        let hello_volumes = volumes
+            .iter()
+            .zip(&config.volumes)
+            .map(|(volume, named)| VolumeHello {
+                id: volume.id,
+                name: named.name.as_str().to_owned(),
+                sectors: volume.sectors,
+                logical_block_bytes: volume.backing.geometry().logical_block_bytes,
+                physical_block_bytes: volume.backing.geometry().physical_block_bytes,
+            })
+            .collect();
+        let core = Core::new(&starts, map, RingWriter::new(memory), start.last_seq, state.ceiling);
+        let teller = TermTeller::new(start.ancestry.clone());
+        let term = Arc::new(std::sync::Mutex::new(start.ancestry.current().id));
+        let on_term = {
+            let (teller, term) = (teller.clone(), term.clone());
+            move |ancestry: tidemark_journal::Ancestry| {
+                *term.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
+                    ancestry.current().id;
+                teller.tell(ancestry);
+            }
+        };
+        let parts = Parts {
+            core,
+            volumes,
+            clock,
+            encoder: encoder.clone(),
+            outbox: outbox.clone(),
+            ancestry: start.ancestry.clone(),
+            catch_up_bytes_per_s: config.catch_up_bytes_per_s.map(std::num::NonZeroU64::get),
+            on_term: Box::new(on_term),
+        };
+        let (sender, kept) = std::sync::mpsc::channel::<(Keeper, JoinHandle<()>)>();
+        let (engine, engine_thread) = engine::start(parts, move |answer| {
+            let (keeper, thread) = keeper::start(files, state, clock, answer)?;
+            // The group is waiting for it just below.
+            let _ = sender.send((keeper.clone(), thread));
+            Ok(keeper)
+        })?;
+        let (keeper, keeper_thread) = kept.recv().context("the state keeper")?;
+        let link = Link::start(
+            LinkParts {
+                address: config.target.address.to_string(),
+                target: config.target.name.clone(),
+                tls,
+                group: GroupHello { id: config.id, name: config.name.as_str().to_owned() },
+                volumes: hello_volumes,
+                ancestry: start.ancestry,
+                acked: state.acked,
+                outbox: outbox.clone(),
+                encoder: encoder.clone(),
+                engine: engine.clone(),
+                keeper,
+                generation_found,
+                clock,
+                throttle: config.throttle.clone(),
+            },
+            teller,
+        )?;
+        Ok(Group {
+            config: config.clone(),
+            engine,
+            encoder,
+            outbox,
+            link,
+            clock,
+            term,
+            volumes: Vec::new(),
+            threads: vec![engine_thread, encoder_thread, keeper_thread],
+            pace: Pace::default(),
+            gaps_seen: AtomicU64::new(0),
+        })
+    }
+
+    /// What it was started with.
+    pub fn config(&self) -> &GroupConfig {
+        &self.config
+    }
+
+    /// The position a sequence has now.
+    pub fn position(&self, seq: Seq) -> Position {
+        let term = *self.term.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        Position { term, seq }
+    }
+
+    /// Sets a mark.
+    ///
+    /// # Errors
+    /// The sentence that says why none can be set now.
+    pub async fn mark(&self, name: &str) -> Result<Position, String> {
+        let (answer, marked) = oneshot::channel();
+        self.engine.tell(Command::Mark(name.to_owned(), answer));
+        let seq = marked.await.map_err(|_| "the group is stopping".to_owned())??;
+        Ok(self.position(seq))
+    }
+
+    /// Begins to compare a volume, or all, with the target.
+    pub fn verify(&self, volume: Option<VolumeId>) {
+        self.engine.tell(Command::Verify(volume));
+    }
+
+    /// Ends the group: takes the devices away, waits up to `patience` for the target to have
+    /// everything, and keeps what follows from that. Returns whether the end was clean, so that the
+    /// next start needs no comparison.
+    ///
+    /// # Errors
+    /// A device cannot be taken away. The group then goes on without those taken away already.
+    pub async fn stop(&mut self, patience: Duration) -> anyhow::Result<bool> {
+        for volume in &mut self.volumes {
+            if let Some(front) = volume.front.take() {
+                front.stop().await.with_context(|| format!("volume {}", volume.config.name))?;
+            }
+        }
+        let (done, clean) = oneshot::channel();
+        self.engine.tell(Command::Stop { at_once: false, done });
+        let clean = match tokio::time::timeout(patience, clean).await {
+            Ok(clean) => clean.unwrap_or(false),
+            Err(_) => {
+                let (done, clean) = oneshot::channel();
+                self.engine.tell(Command::Stop { at_once: true, done });
+                clean.await.unwrap_or(false)
+            }
+        };
+        self.link.stop();
+        self.outbox.close();
+        self.encoder.stop();
+        for thread in self.threads.drain(..) {
+            // A panic there has been reported already; there is nothing left to save.
+            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        }
+        Ok(clean)
+    }
+
+    /// How it stands.
+    pub fn status(&self) -> GroupStatus {
+        let snapshot = self.engine.snapshot();
+        let link = self.link.status();
+        let backlog = self.outbox.backlog();
+        let encoded = self.encoder.counters();
+        let now_ns = self.clock.now_ns();
+        self.gaps_seen.fetch_max(snapshot.counters.overflows, Ordering::Relaxed);
+        let mut problems = Vec::new();
+        if let Some(lost) = &snapshot.tracking_lost {
+            problems.push(format!(
+                "the state disk failed, so changes are no longer tracked and everything will be \
+                 compared after the next start: {lost}"
+            ));
+        }
+        if link.target_full {
+            problems.push(
+                "the target's disk is full; it takes nothing more until there is room".into(),
+            );
+        }
+        problems.extend(link.notice.as_ref().map(|notice| notice.sentence.clone()));
+        GroupStatus {
+            name: self.config.name.as_str().to_owned(),
+            id: self.config.id,
+            target: self.config.target.address.to_string(),
+            target_name: self.config.target.name.to_string(),
+            position: self.position(snapshot.last_seq),
+            durable_seq: snapshot.durable,
+            rpo_target_s: self.config.rpo_target_s.map(|target| target.0),
+            lag_ns: backlog.oldest_ns.map_or(0, |oldest| now_ns.saturating_sub(oldest)),
+            lag_bytes: backlog.bytes,
+            ring_fill_permille: snapshot.ring_fill_permille.max(backlog.fill_permille) as u32,
+            rung: if snapshot.overflow { Rung::Gap } else { Rung::Ring },
+            sent_bytes_total: link.sent_bytes,
+            raw_bytes_total: encoded.raw_bytes,
+            frames_total: encoded.frames,
+            gaps_total: snapshot.counters.overflows,
+            problems,
+            volumes: self
+                .volumes
+                .iter()
+                .map(|volume| self.volume_status(volume, &snapshot))
+                .collect(),
+            link: link_status(link),
+        }
+    }
+
+    /// The lag of records so far: from their time to the acknowledgement that they are
+    /// final-durable.
+    pub fn lag(&self) -> crate::lag::LagHistogram {
+        self.link.status().lag
+    }
+
+    fn volume_status(&self, served: &Served, snapshot: &engine::Snapshot) -> VolumeStatus {
+        let id = served.config.id;
+        let now = snapshot.volumes.iter().find(|volume| volume.id == id);
+        let uncaptured = now.map_or(0, |volume| u64::from(volume.uncaptured_regions));
+        let rate = self.pace.bytes_per_s(snapshot.counters.catch_up_read_bytes);
+        let progress = |done: u64, total: u64| Progress {
+            done_regions: done,
+            total_regions: total,
+            bytes_per_s: rate,
+            eta_s: ((total - done) * crate::dirty::REGION_BYTES).checked_div(rate),
+        };
+        VolumeStatus {
+            name: served.config.name.as_str().to_owned(),
+            id,
+            backing: served.config.backing.clone(),
+            device: served.front.as_ref().map(Front::device).unwrap_or_default(),
+            front: served.front.as_ref().map_or(FrontKind::NbdSocket, Front::kind),
+            sectors: served.sectors,
+            gap: now.and_then(|volume| volume.gap).map(|gap| gap.describe().to_owned()),
+            catch_up: now.filter(|volume| volume.uncaptured_regions > 0).map(|volume| {
+                let total = self.pace.total(id, uncaptured);
+                progress(
+                    total.saturating_sub(uncaptured),
+                    total.max(u64::from(volume.uncaptured_regions)),
+                )
+            }),
+            verify: now
+                .and_then(|volume| volume.verify)
+                .map(|(done, total)| progress(u64::from(done), u64::from(total))),
+            active_regions: snapshot.active_regions as u32,
+            dirty_regions: snapshot.dirty_regions,
+            uncaptured_regions: uncaptured,
+        }
+    }
+}
+
+fn link_status(link: link::LinkStatus) -> LinkStatus {
+    let state = match link.state {
+        link::LinkState::Up => LinkState::Up,
+        link::LinkState::Down => LinkState::Connecting,
+        link::LinkState::Refused(_) => LinkState::Refused,
+    };
+    LinkStatus { state, since_wall_ns: link.since_ns, sentence: link.sentence }
+}
