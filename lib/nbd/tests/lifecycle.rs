@@ -13,8 +13,9 @@ use support::{Certificates, OnUnix, One, PATIENCE, Scripted, everything};
 use tempfile::TempDir;
 use tidemark_nbd::client::{Client, ConnectError, Options};
 use tidemark_nbd::proto::options::ReplyType;
+use tidemark_nbd::proto::transmission::{Command, Request};
 use tidemark_nbd::{Errno, Limits, Listener, Origin, Server, Tls, tls};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 #[tokio::test]
 async fn each_open_is_closed_once() {
@@ -188,4 +189,24 @@ async fn any_stream_can_be_served() {
     assert_eq!(&greeting[..8], b"NBDMAGIC");
     drop(near);
     assert!(serving.await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn a_stream_without_a_handshake_can_be_served() {
+    let export = Scripted::new(everything());
+    let server = Server::new(Arc::new(One(Arc::clone(&export))), Limits::default());
+    let (mut near, far) = tokio::io::duplex(64);
+    let entered = Arc::clone(&export);
+    let serving = tokio::spawn(async move { server.serve_entered(far, "disk", entered).await });
+    let mut out = bytes::BytesMut::new();
+    for (command, length) in [(Command::Flush, 0), (Command::Read, 8), (Command::Disconnect, 0)] {
+        Request { flags: 0, command, cookie: 5, offset: 0, length }.encode(&mut out);
+    }
+    near.write_all(&out).await.unwrap();
+    let mut replies = Vec::new();
+    near.read_to_end(&mut replies).await.unwrap();
+    let success = [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5];
+    assert_eq!(replies, [&success[..], &success, &[0; 8]].concat());
+    serving.await.unwrap().unwrap();
+    assert_eq!(export.closed.load(SeqCst), 1);
 }

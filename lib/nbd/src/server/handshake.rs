@@ -137,7 +137,7 @@ async fn open(
 }
 
 /// Whether an export's own description keeps the rules of the protocol.
-fn check(info: &ExportInfo) -> Result<(), &'static str> {
+pub(crate) fn check(info: &ExportInfo) -> Result<(), &'static str> {
     let sizes = info.block_sizes;
     if !sizes.minimum.is_power_of_two() || sizes.minimum > 1 << 16 {
         return Err("the export's minimum block size is not a power of two up to 64 KiB");
