@@ -1,0 +1,8 @@
+//! The format from outside: its bytes, what a reader gets back, and what damage does to it.
+
+mod cutting;
+mod damage;
+mod golden;
+mod random;
+mod reading;
+mod segments;
