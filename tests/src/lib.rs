@@ -1,4 +1,5 @@
 //! End-to-end tests: on the host, in guests, with real NBD clients.
 
+pub mod site;
 pub mod vm;
 pub mod workload;

@@ -16,20 +16,23 @@ pub mod history;
 pub mod order;
 mod rng;
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use content::SECTOR_BYTES;
 pub use disk::Disk;
 use rng::Rng;
 
+use crate::vm::Guest;
+
 /// What a load is to look like.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Shape {
     /// The same seed makes the same operations.
     pub seed: u64,
@@ -49,6 +52,30 @@ pub struct Shape {
     pub flushes_percent: u64,
     /// Half of the operations go to the first `hot_bytes` of a disk, so that many overlap in flight.
     pub hot_bytes: u64,
+}
+
+/// A load for the program `workload`, which puts it on the disks of this machine or of a guest.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Job {
+    /// The load.
+    pub shape: Shape,
+    /// Block devices or files, one for each of the shape's sizes.
+    pub disks: Vec<PathBuf>,
+    /// How many operations are under way at a time.
+    pub depth: usize,
+    /// When to stop if the operations last longer.
+    pub seconds_max: Option<u64>,
+}
+
+impl Job {
+    /// Carries the job out in a guest, where `program` is the path of the program `workload`.
+    pub fn run_in(&self, guest: &Guest, program: &str, timeout: Duration) -> Result<Log> {
+        let output = guest.start(&[program], serde_json::to_vec(self)?, timeout)?.wait()?;
+        if !output.success() {
+            bail!("the load in the guest failed: {}", output.error_text());
+        }
+        serde_json::from_slice(&output.stdout.0).context("the load in the guest left no log")
+    }
 }
 
 /// What an operation does. Offsets and lengths are multiples of 512 bytes.

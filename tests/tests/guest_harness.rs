@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
-use tidemark_tests::vm::{Disk, Guest, Hardware, Lab, boot_both};
+use tidemark_tests::vm::{Disk, Guest, Hardware, Lab, boot_both, program};
+use tidemark_tests::workload::history::History;
+use tidemark_tests::workload::{Job, Shape, order};
 
 const MIB: u64 = 1 << 20;
 
@@ -201,6 +203,46 @@ fn a_disk_can_be_served_over_nbd() -> Result<()> {
         drop(guest);
         server.kill()?;
         server.wait()?;
+        Ok(())
+    })
+}
+
+#[test]
+fn a_recorded_load_runs_on_a_guests_disk() -> Result<()> {
+    Lab::run("harness-load", 1, |lab| {
+        let image = lab.disk_file("data.img", 16 * MIB)?;
+        let mut guest = lab
+            .guest("guest")
+            .disk(Disk::file(&image, "data"))
+            .program(&program("workload")?)
+            .boot()?;
+        let shape = Shape {
+            seed: 1,
+            operations: 1000,
+            sizes_bytes: vec![16 * MIB],
+            block_bytes: 512,
+            blocks_max: 64,
+            zeroes_percent: 5,
+            discards_percent: 5,
+            flushes_percent: 5,
+            hot_bytes: MIB,
+        };
+        let job = Job { shape, disks: vec!["/dev/vda".into()], depth: 1, seconds_max: None };
+        let log = job.run_in(&guest, "/bin/workload", Duration::from_secs(120))?;
+        ensure!(log.error().is_none(), "{:?}", log.error());
+        guest.shut_down()?;
+        // One at a time, so that the list is the order.
+        let operations = job.shape.operations()?;
+        ensure!(log.entries.len() == operations.len());
+        let order: Vec<usize> = (0..operations.len()).collect();
+        order::check(&log, &order)?;
+        let history = History::new(&job.shape.sizes_bytes, &operations, &order);
+        let content = fs::read(&image)?;
+        ensure!(
+            history.difference(0, history.steps(), 0, &content).is_none(),
+            "{:?}",
+            history.difference(0, history.steps(), 0, &content)
+        );
         Ok(())
     })
 }
