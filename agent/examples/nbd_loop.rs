@@ -51,7 +51,7 @@ fn main() -> Result<()> {
         size_bytes: backing.geometry().size_bytes,
         block_bytes: backing.geometry().logical_block_bytes,
         transmission_flags,
-        request_timeout: Duration::from_secs(60),
+        request_timeout: Duration::from_secs(10),
         dead_connection_timeout: Duration::from_secs(60),
         identifier: Some("nbd-loop-example".to_owned()),
     };

@@ -3,7 +3,9 @@
 //!
 //! ```text
 //! ublk_loop BACKING [--transfer user-copy|buffers|get-data] [--slots] [--state FILE]
+//!           [--name GROUP/VOLUME]
 //! ublk_loop --delete N
+//! ublk_loop --hide-rule BACKING
 //! ```
 //!
 //! With `--slots` every write's payload passes through a ring of slots in a memfd, as capture has
@@ -17,12 +19,13 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use tidemark_agent::kernel::blockdev::{Backing, ZeroMode};
+use tidemark_agent::kernel::blockdev::{Backing, ZeroMode, inspect};
 use tidemark_agent::kernel::memfd::Region;
 use tidemark_agent::kernel::ublk::abi::{RES_ABORT, RES_NEED_GET_DATA};
 use tidemark_agent::kernel::ublk::{
     Control, DeviceInfo, DeviceParams, Features, IoDesc, IoOp, NewDevice, Queue, WriteTransfer,
 };
+use tidemark_agent::kernel::udev::{Names, hide_rule};
 use tidemark_agent::kernel::uring::{Buf, Completion, FileId, RegionId, Ring, Token};
 
 const DEPTH: u16 = 128;
@@ -35,10 +38,19 @@ struct Options {
     transfer: WriteTransfer,
     slots: bool,
     state: Option<PathBuf>,
+    name: Option<(String, String)>,
 }
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [verb, path] = arguments.as_slice()
+        && verb == "--hide-rule"
+    {
+        let disk = inspect(Path::new(path))?;
+        let links = Names::default().links(&disk.identity.kernel_name)?;
+        print!("{}", hide_rule(&disk, &links, "example", "disk")?);
+        return Ok(());
+    }
     let mut control = Control::open(PATIENCE)?;
     if let [verb, number] = arguments.as_slice()
         && verb == "--delete"
@@ -72,6 +84,10 @@ fn main() -> Result<()> {
         None => add(&mut control, &options, &backing)?,
     };
 
+    if let Some((group, volume)) = &options.name {
+        let kernel_name = format!("ublkb{}", info.dev_id);
+        println!("name: {}", Names::default().publish(&kernel_name, group, volume)?.display());
+    }
     let (ready, is_ready) = mpsc::channel();
     let slots = options.slots;
     let server = std::thread::spawn(move || serve(&info, &backing, slots, ready));
@@ -95,12 +111,18 @@ fn parse(arguments: &[String]) -> Result<Options> {
         transfer: WriteTransfer::UserCopy,
         slots: false,
         state: None,
+        name: None,
     };
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {
         match argument.as_str() {
             "--slots" => options.slots = true,
             "--state" => options.state = Some(rest.next().context("--state FILE")?.into()),
+            "--name" => {
+                let name = rest.next().and_then(|name| name.split_once('/'));
+                let (group, volume) = name.context("--name GROUP/VOLUME")?;
+                options.name = Some((group.to_owned(), volume.to_owned()));
+            }
             "--transfer" => {
                 options.transfer = match rest.next().map(String::as_str) {
                     Some("user-copy") => WriteTransfer::UserCopy,

@@ -15,7 +15,7 @@ use std::fmt::Write as _;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::blockdev::Inspection;
+use super::blockdev::{Identity, Inspection};
 
 /// The runtime directory, device directory and udev of this machine.
 #[derive(Clone, Debug)]
@@ -82,6 +82,28 @@ impl Names {
         absent_is_fine(std::fs::remove_file(self.dev.join("tidemark").join(group).join(volume)))
     }
 
+    /// The links below `/dev` that name the device itself (`disk/by-id`, `disk/by-path`), relative
+    /// to it and sorted: what [`hide_rule`] keeps.
+    ///
+    /// # Errors
+    /// No such device.
+    pub fn links(&self, kernel_name: &str) -> io::Result<Vec<String>> {
+        check_plain(kernel_name)?;
+        let device = self.dev.join(kernel_name).canonicalize()?;
+        let mut links = Vec::new();
+        for directory in ["disk/by-id", "disk/by-path"] {
+            // Absent where no disk has such a name.
+            let Ok(entries) = std::fs::read_dir(self.dev.join(directory)) else { continue };
+            for entry in entries.flatten() {
+                if entry.path().canonicalize().is_ok_and(|to| to == device) {
+                    links.push(format!("{directory}/{}", entry.file_name().to_string_lossy()));
+                }
+            }
+        }
+        links.sort();
+        Ok(links)
+    }
+
     fn udev_runs(&self) -> bool {
         self.udev_control.exists()
     }
@@ -108,7 +130,7 @@ pub fn hide_rule_file(group: &str, volume: &str) -> io::Result<String> {
 
 /// The rules that hide one disk (and its partitions), recognised by what identifies it best:
 /// device-mapper UUID, world-wide name, serial number, or place. `links` are its present links
-/// below `/dev`, relative (such as `disk/by-id/wwn-0x5000`); those made from its content are not
+/// below `/dev`, as [`Names::links`] finds them; those made from its content are not
 /// kept. Load with `udevadm control --reload`, then trigger the disk.
 ///
 /// # Errors
@@ -126,51 +148,38 @@ pub fn hide_rule(
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "an image needs no hiding"));
     }
     let mut out = String::new();
-    let label = "tidemark_hide_end";
     let _ = writeln!(
         out,
         "# Written by tidemark: this disk is protected as {group}/{volume} and used only through\n\
          # /dev/tidemark/{group}/{volume}. Removed again by `tidemark unprotect`.\n\
-         SUBSYSTEM!=\"block\", GOTO=\"{label}\"\n\
-         ACTION==\"remove\", GOTO=\"{label}\""
+         SUBSYSTEM!=\"block\", GOTO=\"tidemark_hide_end\"\n\
+         ACTION==\"remove\", GOTO=\"tidemark_hide_end\""
     );
-    if let Some(uuid) = &identity.dm_uuid {
-        let _ = writeln!(
-            out,
-            "ENV{{DM_UUID}}!=\"{}\", GOTO=\"{label}\"\n\
-             ENV{{DM_UDEV_DISABLE_DISK_RULES_FLAG}}=\"1\", \
-             ENV{{DM_UDEV_DISABLE_OTHER_RULES_FLAG}}=\"1\"",
-            pattern(uuid)
-        );
-    } else {
-        let place = links.iter().find_map(|link| {
-            let path = link.strip_prefix("disk/by-path/")?;
-            Some(path.split("-part").next().unwrap_or(path))
-        });
-        let recognised = match (&identity.wwn, &identity.serial, place) {
-            (Some(wwn), ..) => format!("ATTRS{{wwid}}!=\"{}\"", pattern(wwn)),
-            (_, Some(serial), _) => format!("ATTRS{{serial}}!=\"{}\"", pattern(serial)),
-            (_, _, Some(path)) => {
-                let _ = writeln!(out, "IMPORT{{builtin}}=\"path_id\"");
-                format!("ENV{{ID_PATH}}!=\"{}\"", pattern(path))
-            }
-            _ => {
-                let name = &identity.kernel_name;
-                let _ = writeln!(
-                    out,
-                    "# This disk has no name of its own: the rule follows its kernel name, which may\n\
-                     # change from boot to boot."
-                );
-                format!("KERNEL!=\"{}*\"", pattern(name))
-            }
-        };
-        let _ = writeln!(out, "{recognised}, GOTO=\"{label}\"");
-        if let Some(number) = identity.partition {
-            let _ = writeln!(out, "ATTR{{partition}}!=\"{number}\", GOTO=\"{label}\"");
+    // Positive matches only: "not equal" never holds for a device without the attribute, and would
+    // hide every such device.
+    let is_it = match &identity.dm_uuid {
+        Some(uuid) => format!("ENV{{DM_UUID}}==\"{}\"", pattern(uuid)),
+        None => recognise(identity, links, &mut out),
+    };
+    let partition = match identity.partition {
+        Some(number) => format!(", ATTR{{partition}}==\"{number}\""),
+        None => String::new(),
+    };
+    let flags = match identity.dm_uuid {
+        Some(_) => {
+            "ENV{DM_UDEV_DISABLE_DISK_RULES_FLAG}=\"1\", \
+             ENV{DM_UDEV_DISABLE_OTHER_RULES_FLAG}=\"1\""
         }
-        let _ = writeln!(out, "ENV{{UDEV_DISABLE_PERSISTENT_STORAGE_RULES_FLAG}}=\"1\"");
-    }
-    let _ = writeln!(out, "ENV{{SYSTEMD_READY}}=\"0\", ENV{{UDISKS_IGNORE}}=\"1\"");
+        None => "ENV{UDEV_DISABLE_PERSISTENT_STORAGE_RULES_FLAG}=\"1\"",
+    };
+    let _ = writeln!(
+        out,
+        "{is_it}{partition}, GOTO=\"tidemark_hide\"\n\
+         GOTO=\"tidemark_hide_end\"\n\
+         LABEL=\"tidemark_hide\"\n\
+         {flags}\n\
+         ENV{{SYSTEMD_READY}}=\"0\", ENV{{UDISKS_IGNORE}}=\"1\""
+    );
     let kept: Vec<&str> =
         links.iter().map(String::as_str).filter(|link| names_the_disk(link)).collect();
     if !kept.is_empty() {
@@ -180,8 +189,36 @@ pub fn hide_rule(
         };
         let _ = writeln!(out, "{only}SYMLINK+=\"{}\"", kept.join(" "));
     }
-    let _ = writeln!(out, "LABEL=\"{label}\"");
+    let _ = writeln!(out, "LABEL=\"tidemark_hide_end\"");
     Ok(out)
+}
+
+/// The match of a plain disk or partition by the best name it has; `out` gets what must come first.
+fn recognise(identity: &Identity, links: &[String], out: &mut String) -> String {
+    let place = links.iter().find_map(|link| {
+        let path = link.strip_prefix("disk/by-path/")?;
+        Some(path.split("-part").next().unwrap_or(path))
+    });
+    match (&identity.wwn, &identity.serial, place) {
+        (Some(wwn), ..) => format!("ATTRS{{wwid}}==\"{}\"", pattern(wwn)),
+        (_, Some(serial), _) => format!("ATTRS{{serial}}==\"{}\"", pattern(serial)),
+        (_, _, Some(path)) => {
+            let _ = writeln!(out, "IMPORT{{builtin}}=\"path_id\"");
+            format!("ENV{{ID_PATH}}==\"{}\"", pattern(path))
+        }
+        _ => {
+            let _ = writeln!(
+                out,
+                "# This disk has no name of its own: the rule follows its kernel name, which may\n\
+                 # change from boot to boot."
+            );
+            let name = pattern(&identity.kernel_name);
+            match identity.partition {
+                Some(_) => format!("KERNEL==\"{name}\""),
+                None => format!("KERNEL==\"{name}|{name}[0-9]*|{name}p[0-9]*\""),
+            }
+        }
+    }
 }
 
 /// Links of the device itself, made of characters that need no quoting.

@@ -37,8 +37,10 @@ pub struct DeviceSettings {
     pub block_bytes: u32,
     /// What the server can do: the transmission flags of the NBD protocol (`NBD_FLAG_...`).
     pub transmission_flags: u16,
-    /// A request unanswered for so long is sent again on another connection, or waits for one.
-    /// Without it the kernel waits 30 s at a time.
+    /// When the kernel gives up on an answer. Requests that a dead server had taken are sent again
+    /// only then (not at the reconnect), so this is how long they stall after a crash; but a live
+    /// server that takes longer loses the connection. Well above what the disk ever takes, such as
+    /// 10 s. Without it the kernel takes 30 s.
     pub request_timeout: Duration,
     /// How long the kernel keeps requests when no connection is left.
     pub dead_connection_timeout: Duration,

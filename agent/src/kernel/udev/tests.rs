@@ -65,6 +65,27 @@ fn without_udev_the_link_is_made_and_moved_and_taken_away() {
 }
 
 #[test]
+fn links_of_the_disk_itself_are_found() {
+    let root = tempfile::tempdir().unwrap();
+    let names = names(root.path());
+    let dev = root.path().join("dev");
+    for name in ["sda", "sdb"] {
+        std::fs::write(dev.join(name), "").unwrap();
+    }
+    for (link, to) in [
+        ("disk/by-path/pci-1", "sda"),
+        ("disk/by-id/wwn-2", "sda"),
+        ("disk/by-id/wwn-3", "sdb"),
+        ("disk/by-uuid/1234", "sda"),
+    ] {
+        std::fs::create_dir_all(dev.join(link).parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(Path::new("../..").join(to), dev.join(link)).unwrap();
+    }
+    assert_eq!(names.links("sda").unwrap(), ["disk/by-id/wwn-2", "disk/by-path/pci-1"]);
+    assert!(names.links("sdz").is_err());
+}
+
+#[test]
 fn names_that_leave_their_directory_are_refused() {
     let root = tempfile::tempdir().unwrap();
     let names = names(root.path());
@@ -99,7 +120,9 @@ fn a_disk_is_hidden_by_its_world_wide_name_and_keeps_its_own_links() {
 # /dev/tidemark/db/data. Removed again by `tidemark unprotect`.
 SUBSYSTEM!="block", GOTO="tidemark_hide_end"
 ACTION=="remove", GOTO="tidemark_hide_end"
-ATTRS{wwid}!="t10.ATA ?odd? ?x??", GOTO="tidemark_hide_end"
+ATTRS{wwid}=="t10.ATA ?odd? ?x??", GOTO="tidemark_hide"
+GOTO="tidemark_hide_end"
+LABEL="tidemark_hide"
 ENV{UDEV_DISABLE_PERSISTENT_STORAGE_RULES_FLAG}="1"
 ENV{SYSTEMD_READY}="0", ENV{UDISKS_IGNORE}="1"
 ENV{DEVTYPE}=="disk", SYMLINK+="disk/by-id/wwn-0x5000 disk/by-path/pci-0000:00:1f.2-ata-1"
@@ -118,8 +141,12 @@ fn a_partition_is_hidden_alone() {
     };
     let links = ["disk/by-id/virtio-disk-7-part2".to_owned()];
     let rule = hide_rule(&disk(identity), &links, "db", "data").unwrap();
-    assert!(rule.contains("ATTRS{serial}!=\"disk-7\", GOTO"), "{rule}");
-    assert!(rule.contains("ATTR{partition}!=\"2\", GOTO"), "{rule}");
+    assert!(
+        rule.contains(
+            "ATTRS{serial}==\"disk-7\", ATTR{partition}==\"2\", GOTO=\"tidemark_hide\"\n"
+        ),
+        "{rule}"
+    );
     assert!(rule.contains("\nSYMLINK+=\"disk/by-id/virtio-disk-7-part2\"\n"), "{rule}");
 }
 
@@ -129,9 +156,9 @@ fn without_an_identity_the_place_or_the_kernel_name_is_used() {
     let links = ["disk/by-path/pci-0000:00:05.0-part1".to_owned()];
     let rule = hide_rule(&disk(identity.clone()), &links, "db", "data").unwrap();
     assert!(rule.contains("IMPORT{builtin}=\"path_id\"\n"), "{rule}");
-    assert!(rule.contains("ENV{ID_PATH}!=\"pci-0000:00:05.0\", GOTO"), "{rule}");
+    assert!(rule.contains("ENV{ID_PATH}==\"pci-0000:00:05.0\", GOTO"), "{rule}");
     let rule = hide_rule(&disk(identity), &[], "db", "data").unwrap();
-    assert!(rule.contains("KERNEL!=\"vdb*\", GOTO"), "{rule}");
+    assert!(rule.contains("KERNEL==\"vdb|vdb[0-9]*|vdbp[0-9]*\", GOTO"), "{rule}");
     assert!(!rule.contains("SYMLINK"), "{rule}");
 }
 
@@ -143,9 +170,12 @@ fn a_logical_volume_is_hidden_by_its_uuid() {
         ..Identity::default()
     };
     let rule = hide_rule(&disk(identity), &[], "db", "data").unwrap();
-    assert!(rule.contains("ENV{DM_UUID}!=\"LVM-abcdef\", GOTO"), "{rule}");
+    assert!(rule.contains("ENV{DM_UUID}==\"LVM-abcdef\", GOTO"), "{rule}");
     assert!(rule.contains("ENV{DM_UDEV_DISABLE_OTHER_RULES_FLAG}=\"1\""), "{rule}");
     assert!(!rule.contains("PERSISTENT_STORAGE"), "{rule}");
+    for line in rule.lines().filter(|line| line.contains("!=")) {
+        assert!(line.starts_with("SUBSYSTEM!="), "absent attributes never differ: {line}");
+    }
     let image = Inspection { device: None, ..disk(Identity::default()) };
     assert!(hide_rule(&image, &[], "db", "data").is_err());
 }
