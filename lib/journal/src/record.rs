@@ -204,6 +204,9 @@ impl Record {
                     return Err("a mark whose name is empty or longer than 255 bytes");
                 }
             }
+            Kind::Resize if self.start.0 == 0 || self.start.0 > 1 << 48 => {
+                return Err("a resize to nothing or beyond 2^48 sectors");
+            }
             Kind::GapBegin if GapReason::from_u8(self.flags).is_none() => {
                 return Err("a gap without a known reason");
             }

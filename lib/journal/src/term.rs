@@ -7,6 +7,8 @@
 //! source and is covered by the gap with which such a term begins. A branch forks from a point, so
 //! parent records above its `fork_seq` are another path's.
 
+use std::collections::HashSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{Position, Seq, TermId};
@@ -49,7 +51,12 @@ impl TryFrom<Vec<Term>> for Ancestry {
         let follows =
             |pair: &[Term]| pair[1].parent == pair[0].id && pair[1].fork_seq >= pair[0].fork_seq;
         let bounded = (1..=ANCESTRY_MAX).contains(&terms.len());
-        if !bounded || !terms.windows(2).all(follows) || terms.iter().any(|t| t.id.is_nil()) {
+        let ids: HashSet<_> = terms.iter().map(|term| term.id).collect();
+        if !bounded
+            || ids.len() < terms.len()
+            || !terms.windows(2).all(follows)
+            || terms.iter().any(|t| t.id.is_nil())
+        {
             return Err(NotAPath);
         }
         Ok(Ancestry(terms))
@@ -163,6 +170,8 @@ mod tests {
         assert!(Ancestry::try_from(good).is_ok());
         assert!(Ancestry::try_from(serde_json_like(&[(1, 0, 0), (3, 2, 9)])).is_err());
         assert!(Ancestry::try_from(Vec::new()).is_err());
+        let around = serde_json_like(&[(1, 0, 0), (2, 1, 9), (1, 2, 9)]);
+        assert!(Ancestry::try_from(around).is_err(), "a term that is its own past");
     }
 
     fn serde_json_like(rows: &[(u8, u8, u64)]) -> Vec<Term> {

@@ -109,7 +109,7 @@ fn one(sectors_max: u32) -> impl Strategy<Value = Item> {
                     record.flags = GapReason::Crash as u8;
                     (record.start, record.sectors) = (Sector(0), 0);
                 }
-                Kind::Resize => record.sectors = 0,
+                Kind::Resize => (record.start.0, record.sectors) = (record.start.0 + 1, 0),
                 Kind::Flush | Kind::GapEnd | Kind::Void => {
                     (record.start, record.sectors) = (Sector(0), 0);
                 }
