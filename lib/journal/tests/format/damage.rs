@@ -122,7 +122,7 @@ proptest! {
     ) {
         let mut bytes = content.encode();
         let meta = FrameHeader::peek(&bytes).unwrap().meta_bytes.get() as usize;
-        let at = at % (meta - width) & !3;
+        let at = (at % (meta - width)) & !3;
         bytes[at..at + width].copy_from_slice(&value.to_le_bytes()[..width]);
         reseal(&mut bytes);
         if let Ok(view) = FrameView::parse(&bytes) {
