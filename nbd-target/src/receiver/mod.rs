@@ -187,9 +187,7 @@ impl Session {
         if !self.ancestry.contains(header.last()) {
             return Err(format!("{} is not on the source's own path", header.last()));
         }
-        if !self.ancestry.continues(self.accepted, header.before())
-            || header.first_seq.get() <= self.accepted.seq.0
-        {
+        if !self.continues(header.before()) || header.first_seq.get() <= self.accepted.seq.0 {
             return Err(format!(
                 "it follows {}, and the replica ends at {}",
                 header.before(),
@@ -214,6 +212,15 @@ impl Session {
         }
         self.accepted = header.last();
         Ok(offers)
+    }
+
+    /// Whether a frame may follow what has been accepted. A new replica begins anywhere on the
+    /// source's path: until its volumes' first gaps end it offers nothing.
+    fn continues(&self, before: Position) -> bool {
+        if self.accepted.term.is_nil() {
+            return before == Position::default() || self.ancestry.contains(before);
+        }
+        self.ancestry.continues(self.accepted, before)
     }
 
     fn check_record(&mut self, record: &Record) -> Result<(), String> {

@@ -1,0 +1,149 @@
+//! A target in this process, a source driven by hand over mutual TLS, and a model of its disks.
+#![allow(dead_code, reason = "each test takes what it needs")]
+
+pub mod model;
+pub mod source;
+
+use std::{future::Future, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use tempfile::TempDir;
+use tidemark_link::pki::{Authority, Identity, Trust};
+use tidemark_nbd::client::{Client, ConnectError, Options};
+use tidemark_target::{Config, Target};
+
+/// A directory with certificates, and the target that is configured in it.
+pub struct Lab {
+    pub dir: TempDir,
+    authority: Authority,
+    pub config: Config,
+    target: Option<Target>,
+}
+
+impl Lab {
+    /// A running target that takes the group `shop` from the node `db1`. `more` is added to the
+    /// group's configuration, `store` replaces the store's.
+    pub fn new(store: &str, more: &str) -> Lab {
+        Lab::at(TempDir::new().expect("a directory"), None, store, more)
+    }
+
+    /// The same with its data in another place.
+    pub fn at(dir: TempDir, data: Option<PathBuf>, store: &str, more: &str) -> Lab {
+        let _ = tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+            .with_test_writer()
+            .try_init();
+        let authority = Authority::create("test").expect("an authority");
+        let path = |name: &str| dir.path().join(name);
+        let node = authority.issue(&"dr1".parse().expect("a name")).expect("a certificate");
+        std::fs::write(path("ca.pem"), &authority.pem().certificate_pem).expect("written");
+        std::fs::write(path("node.pem"), &node.certificate_pem).expect("written");
+        std::fs::write(path("node.key"), &node.key_pem).expect("written");
+        let data = data.unwrap_or_else(|| path("data"));
+        let (here, data) = (dir.path().display(), data.display());
+        let text = format!(
+            r#"
+            data_dir = "{data}"
+            [link]
+            listen = "127.0.0.1:0"
+            ca = "{here}/ca.pem"
+            certificate = "{here}/node.pem"
+            key = "{here}/node.key"
+            [nbd]
+            unix = "{here}/nbd.sock"
+            latest_linger = "1s"
+            [api]
+            socket = "{here}/api.sock"
+            [store]
+            {store}
+            [[group]]
+            name = "shop"
+            node = "db1"
+            {more}
+            "#
+        );
+        let config = Config::parse(&text).expect("a good configuration");
+        let mut lab = Lab { dir, authority, config, target: None };
+        lab.start();
+        lab
+    }
+
+    pub fn start(&mut self) {
+        let config = self.config.clone();
+        let started = std::thread::spawn(move || Target::start(&config)).join().expect("no panic");
+        self.target = Some(started.expect("the target starts"));
+    }
+
+    pub fn target(&self) -> &Target {
+        self.target.as_ref().expect("it runs")
+    }
+
+    pub fn link_addr(&self) -> SocketAddr {
+        self.target().link_addr()
+    }
+
+    /// A clean stop.
+    pub fn stop(&mut self) {
+        if let Some(target) = self.target.take() {
+            std::thread::spawn(move || target.shutdown()).join().expect("no panic");
+        }
+    }
+
+    pub fn restart(&mut self) {
+        self.stop();
+        self.start();
+    }
+
+    /// The identity of a node, and whom it trusts.
+    pub fn identity(&self, name: &str) -> (Identity, Trust) {
+        let pem = self.authority.issue(&name.parse().expect("a name")).expect("a certificate");
+        let identity = Identity::from_pem(pem.certificate_pem.as_bytes(), pem.key_pem.as_bytes());
+        let trust = Trust::from_pem(self.authority.pem().certificate_pem.as_bytes());
+        (identity.expect("good"), trust.expect("good"))
+    }
+
+    /// Opens an export over the Unix socket.
+    pub async fn open(&self, export: &str) -> Result<Client, ConnectError> {
+        let path = self.target().nbd_unix().expect("configured");
+        Client::connect(path, export, &Options::default()).await
+    }
+
+    /// The sentence with which opening an export is refused.
+    pub async fn refusal(&self, export: &str) -> String {
+        match self.open(export).await {
+            Err(ConnectError::Refused { message, .. }) => message,
+            Err(other) => panic!("{export}: {other}"),
+            Ok(_) => panic!("{export} was opened"),
+        }
+    }
+
+    /// The replica of the group `shop`.
+    pub fn replica(&self) -> Arc<tidemark_target::replica::Replica> {
+        self.target().groups().replica("shop").expect("it has been received")
+    }
+
+    pub fn log_dir(&self) -> PathBuf {
+        self.config.data_dir.join("groups/shop/log")
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Runs a test on the link's runtime, on which the source lives.
+pub fn run<F: Future>(test: impl FnOnce() -> F) -> F::Output {
+    tidemark_link::seam::run(async { test().await }).expect("an io_uring")
+}
+
+/// Waits until something is so.
+pub async fn eventually(what: &str, mut so: impl FnMut() -> bool) {
+    for _ in 0..600 {
+        if so() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("it never was so: {what}");
+}
