@@ -188,7 +188,7 @@ struct Slots {
 fn serve(info: &DeviceInfo, backing: &Backing, slots: bool, ready: mpsc::Sender<()>) -> Result<()> {
     let mut ring = Ring::new(512)?;
     let queue = Queue::open(info, 0, PATIENCE, &mut ring)?;
-    let buffers = ring.add_region(queue.buffers().clone())?;
+    let buffers = queue.buffers_id();
     let slots = match slots {
         true => {
             let region = Arc::new(Region::create("slots", SLOTS_BYTES)?);

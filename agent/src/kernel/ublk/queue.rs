@@ -20,7 +20,7 @@ use zerocopy::IntoBytes;
 use super::abi::{self, IoCmd, RawIoDesc};
 use super::{DeviceInfo, Features};
 use crate::kernel::memfd::{Region, RegionError};
-use crate::kernel::uring::{FileId, Ring, RingError, Token};
+use crate::kernel::uring::{FileId, RegionId, Ring, RingError, Token};
 
 /// How payloads travel between requests and our memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,6 +148,7 @@ pub struct Queue {
     registered: FileId,
     descriptors: Descriptors,
     buffers: Arc<Region>,
+    buffers_id: RegionId,
 }
 
 impl Queue {
@@ -171,7 +172,7 @@ impl Queue {
             .map_err(system("map"))?;
         let stride = u64::from(info.max_io_bytes).next_multiple_of(4096);
         let buffers = Arc::new(Region::anonymous(stride * u64::from(info.queue_depth.max(1)))?);
-        ring.add_region(buffers.clone())?;
+        let buffers_id = ring.add_region(buffers.clone())?;
         let registered = ring.add_file(device.clone())?;
         let transfer = if info.features.contains(Features::USER_COPY) {
             WriteTransfer::UserCopy
@@ -180,7 +181,16 @@ impl Queue {
         } else {
             WriteTransfer::Buffers
         };
-        Ok(Self { info: *info, queue_id, transfer, device, registered, descriptors, buffers })
+        Ok(Self {
+            info: *info,
+            queue_id,
+            transfer,
+            device,
+            registered,
+            descriptors,
+            buffers,
+            buffers_id,
+        })
     }
 
     /// The device.
@@ -196,6 +206,11 @@ impl Queue {
     /// The tags' buffers; see [`Queue::buffer_offset`].
     pub fn buffers(&self) -> &Arc<Region> {
         &self.buffers
+    }
+
+    /// The tags' buffers in the ring's table.
+    pub fn buffers_id(&self) -> RegionId {
+        self.buffers_id
     }
 
     /// Where a tag's buffer begins in [`Queue::buffers`].
@@ -305,11 +320,13 @@ impl Queue {
         self.copy_all(tag, from, len, step)
     }
 
-    /// Lets go of the device's entry in the ring's table, when all fetches have been aborted.
+    /// Lets go of the device's entry in the ring's table, when all fetches have been aborted. The
+    /// buffers' addresses stay reserved while the ring lives; their memory is given back.
     ///
     /// # Errors
     /// The ring's pending submissions could not be handed over.
     pub fn close(self, ring: &mut Ring) -> Result<(), QueueError> {
+        self.buffers.give_back();
         Ok(ring.remove_file(self.registered)?)
     }
 
