@@ -138,8 +138,7 @@ fn install_packages(suite: &str, missing: &[&str]) -> Result<()> {
         return Ok(());
     }
     println!("set-up: installing {}", missing.join(" "));
-    add_backports(suite)?;
-    run(apt("apt-get").args(["-q", "update"]))?;
+    update_lists(suite)?;
     let (qemu, plain): (Vec<&str>, Vec<&str>) =
         missing.iter().partition(|name| QEMU_PACKAGES.contains(name));
     // QEMU first: other packages' dependencies on its tools are then met by the same release.
@@ -172,8 +171,11 @@ fn from_backports(suite: &str) -> &'static [&'static str] {
     if suite == "bookworm" { &["-t", BACKPORTS] } else { &[] }
 }
 
-/// Makes bookworm's backports known to apt, on the mirror that the machine uses already.
-fn add_backports(suite: &str) -> Result<()> {
+/// Fetches apt's package lists, with bookworm's backports from the mirror that the machine uses already. (apt
+/// tells its mirrors only once it has lists.)
+fn update_lists(suite: &str) -> Result<()> {
+    let update = || run(apt("apt-get").args(["-q", "update"]));
+    update()?;
     if suite != "bookworm" || apt_sources()?.iter().any(|source| source.suite == BACKPORTS) {
         return Ok(());
     }
@@ -182,7 +184,8 @@ fn add_backports(suite: &str) -> Result<()> {
         "Types: deb\nURIs: {mirror}\nSuites: {BACKPORTS}\nComponents: main\nSigned-By: /usr/share/keyrings/debian-archive-keyring.gpg\n"
     );
     let path = "/etc/apt/sources.list.d/tidemark-backports.sources";
-    fs::write(path, text).with_context(|| format!("cannot write {path}"))
+    fs::write(path, text).with_context(|| format!("cannot write {path}"))?;
+    update()
 }
 
 /// One of the machine's apt sources.
@@ -218,10 +221,9 @@ fn mirror(suite: &str) -> Result<String> {
 
 /// Downloads and unpacks the newest cloud kernel of the series, without installing it on this machine.
 fn install_kernel(cache: &Cache, suite: &str) -> Result<Kernel> {
-    add_backports(suite)?;
     let mut names = kernel_packages()?;
     if names.is_empty() {
-        run(apt("apt-get").args(["-q", "update"]))?;
+        update_lists(suite)?;
         names = kernel_packages()?;
     }
     let package =
@@ -230,7 +232,7 @@ fn install_kernel(cache: &Cache, suite: &str) -> Result<Kernel> {
     let work = tempfile::tempdir_in(cache.directory())?;
     if run(apt("apt-get").args(["-q", "download", &package]).current_dir(work.path())).is_err() {
         // The package lists were older than the mirror.
-        run(apt("apt-get").args(["-q", "update"]))?;
+        update_lists(suite)?;
         run(apt("apt-get").args(["-q", "download", &package]).current_dir(work.path()))?;
     }
     let file = only_file(work.path())?;
