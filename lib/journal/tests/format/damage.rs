@@ -13,6 +13,9 @@ use crate::random::content;
 /// Uses all of a view's ways to read.
 fn read_everything(view: &FrameView<'_>) {
     let _ = view.verify_chunks();
+    let stored: usize = view.table().iter().map(|entry| entry.stored_bytes.get() as usize).sum();
+    let header = view.header();
+    assert_eq!(view.bytes().len(), header.meta_bytes.get() as usize + stored);
     for (index, record) in view.records().enumerate() {
         let _ = view.wall_ns(&record);
         assert_eq!(record.check(), Ok(()));
@@ -127,6 +130,40 @@ proptest! {
         reseal(&mut bytes);
         if let Ok(view) = FrameView::parse(&bytes) {
             read_everything(&view);
+        }
+    }
+}
+
+/// The numbers of the header that something else in the frame must agree with.
+#[test]
+fn a_header_that_contradicts_its_frame_is_refused() {
+    use proptest::{strategy::ValueTree, test_runner::TestRunner};
+    let mut runner = TestRunner::deterministic();
+    let frames = content(6, 4).prop_filter("two records and a payload", |content| {
+        content.items.len() > 1 && content.items.iter().any(|(_, payload)| payload.len() > 1)
+    });
+    let good = frames.new_tree(&mut runner).unwrap().current().encode();
+    let numbers = [
+        ("meta bytes", 8, 4),
+        ("records", 12, 4),
+        ("chunks", 16, 4),
+        ("hash bytes", 20, 4),
+        ("payload bytes", 24, 8),
+        ("raw bytes", 32, 8),
+        ("first sequence", 96, 8),
+        ("last sequence", 104, 8),
+    ];
+    for (what, at, width) in numbers {
+        for change in [1, u64::MAX] {
+            let mut bytes = good.clone();
+            let mut number = [0; 8];
+            number[..width].copy_from_slice(&bytes[at..at + width]);
+            let number = u64::from_le_bytes(number).wrapping_add(change).to_le_bytes();
+            bytes[at..at + width].copy_from_slice(&number[..width]);
+            reseal(&mut bytes);
+            // Bytes enough, so that it is not refused for being short.
+            bytes.resize(bytes.len() + 100, 0);
+            assert!(FrameView::parse(&bytes).is_err(), "{what} changed by {}", change as i64);
         }
     }
 }

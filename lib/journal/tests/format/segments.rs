@@ -2,7 +2,9 @@
 
 use proptest::{collection::vec, prelude::*};
 use tidemark_journal::{
-    FrameView, Position, Seq,
+    Compression, FrameView, Kind, Position, Record, Sector, Seq, VolumeId,
+    frame::HEADER_BYTES,
+    record::MARK_ID_BYTES,
     segment::{self, BLOCK_BYTES, SegmentEnd, SegmentStart},
 };
 
@@ -152,6 +154,37 @@ fn the_end_of_what_was_written_is_told_from_damage() {
     let rubbish = [segment, vec![1; 8192]].concat();
     let found: Vec<_> = segment::frames(&rubbish).map(|(at, view)| (at, view.is_err())).collect();
     assert_eq!(found, [(4096, true)]);
+}
+
+/// A frame of exactly so many bytes: flushes, and a mark whose name fills up the rest.
+fn frame_of(bytes: usize) -> Content {
+    let fixed = HEADER_BYTES + 32 + 40 + MARK_ID_BYTES + 1;
+    let flushes = (bytes - fixed) / 32;
+    let name = 1 + (bytes - fixed) % 32;
+    let record = |kind, seq, sectors| Record {
+        kind,
+        flags: 0,
+        volume: VolumeId(0),
+        seq: Seq(seq),
+        time_ns: 0,
+        start: Sector(0),
+        sectors,
+    };
+    let mark = (MARK_ID_BYTES + name) as u32;
+    let mut items = vec![(record(Kind::Mark, 9, mark), vec![b'n'; mark as usize])];
+    items.extend((0..flushes as u64).map(|n| (record(Kind::Flush, 10 + n, 0), Vec::new())));
+    let before = Position { term: TERM, seq: Seq(8) };
+    Content { items, before, wall_ns: 0, compression: Compression::Off }
+}
+
+#[test]
+fn padding_of_every_length_is_passed_over() {
+    for pad in (0..200).chain([4095, 4096 - HEADER_BYTES, 4097 - HEADER_BYTES]) {
+        let first = frame_of(2 * 4096 - pad);
+        let (bytes, frames) = segment_of(&[vec![first], vec![frame_of(500)]]);
+        assert_eq!(frames[1].0, 3 * 4096, "the second batch, after {pad} zeros");
+        assert_eq!(scan(&bytes), frames, "{pad} zeros between the batches");
+    }
 }
 
 #[test]
