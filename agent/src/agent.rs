@@ -98,12 +98,12 @@ fn unknown(group: &str) -> ApiError {
 
 impl Control for Agent {
     async fn status(&self) -> AgentStatus {
-        let groups = self.groups.lock().await;
-        AgentStatus {
-            node: self.node.node.to_string(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            groups: groups.values().map(Group::status).collect(),
+        let mut groups = Vec::new();
+        for group in self.groups.lock().await.values() {
+            groups.push(group.status().await);
         }
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        AgentStatus { node: self.node.node.to_string(), version, groups }
     }
 
     async fn mark(&self, group: &str, name: &str) -> Result<Marked, ApiError> {

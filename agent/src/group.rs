@@ -1,13 +1,6 @@
 //! A protected group: everything that runs for it, from the claimed disks to the link.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    thread::JoinHandle,
-    time::Duration,
-};
+use std::{sync::Arc, thread::JoinHandle, time::Duration};
 
 use anyhow::Context;
 use rustls::ClientConfig;
@@ -55,7 +48,6 @@ pub struct Group {
     volumes: Vec<Served>,
     threads: Vec<JoinHandle<()>>,
     pace: Pace,
-    gaps_seen: AtomicU64,
 }
 
 struct Served {
@@ -255,7 +247,6 @@ impl Group {
             volumes: Vec::new(),
             threads: vec![engine_thread, encoder_thread, keeper_thread],
             pace: Pace::default(),
-            gaps_seen: AtomicU64::new(0),
         })
     }
 
@@ -319,13 +310,12 @@ impl Group {
     }
 
     /// How it stands.
-    pub fn status(&self) -> GroupStatus {
-        let snapshot = self.engine.snapshot();
+    pub async fn status(&self) -> GroupStatus {
+        let snapshot = self.engine.report().await.unwrap_or_else(|| self.engine.snapshot());
         let link = self.link.status();
         let backlog = self.outbox.backlog();
         let encoded = self.encoder.counters();
         let now_ns = self.clock.now_ns();
-        self.gaps_seen.fetch_max(snapshot.counters.overflows, Ordering::Relaxed);
         let mut problems = Vec::new();
         if let Some(lost) = &snapshot.tracking_lost {
             problems.push(format!(

@@ -89,10 +89,8 @@ impl Site {
         for (index, size) in plan.sizes_bytes.iter().enumerate() {
             File::create(dir.path().join(format!("v{index}.img")))?.set_len(*size)?;
         }
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()?;
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let link = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let id = GroupId::random()?;
         Ok(Site { runtime, dir, plan, id, target: None, agent: None, link })
@@ -259,13 +257,17 @@ impl Site {
     /// Opens a volume as the application does.
     pub fn open_front(&self, volume: usize) -> Result<Client> {
         let path = self.front(volume);
-        Ok(self.runtime.block_on(Client::connect(path, "", &Options::default()))?)
+        Ok(self.runtime.block_on(Client::connect(path.as_path(), "", &Options::default()))?)
     }
 
     /// Opens an export of the target: what follows the group's name.
     pub fn open_export(&self, name: &str) -> Result<Client> {
         let name = format!("{GROUP}{name}");
-        Ok(self.runtime.block_on(Client::connect(self.exports(), &name, &Options::default()))?)
+        Ok(self.runtime.block_on(Client::connect(
+            self.exports().as_path(),
+            &name,
+            &Options::default(),
+        ))?)
     }
 
     /// Reads a whole export.

@@ -14,6 +14,7 @@ fn a_write_can_be_read_back_as_of_its_moment() -> Result<()> {
     site.wait_in_sync()?;
     write(4096, 1)?;
     let first = site.mark("first")?;
+    site.wait_in_sync()?;
     write(8192, 2)?;
     site.runtime().block_on(disk.flush())?;
     site.wait_in_sync()?;

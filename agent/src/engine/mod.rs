@@ -64,6 +64,8 @@ pub enum Command {
     /// The two sides' memories disagree: the replica ends at this sequence, and its target has
     /// seen this generation.
     Doubt(Seq, u64),
+    /// Say how things stand now.
+    Report(oneshot::Sender<Snapshot>),
     /// Serve a ublk device.
     Serve(UblkQueue),
     /// End when everything captured is final-durable, or at once; answers whether it was clean.
@@ -92,6 +94,13 @@ impl Engine {
             self.waker.wake();
         }
         sent
+    }
+
+    /// How things stand, after all that was handed over before. None if the engine has ended.
+    pub async fn report(&self) -> Option<Snapshot> {
+        let (answer, report) = oneshot::channel();
+        self.tell(Command::Report(answer));
+        report.await.ok()
     }
 
     /// How things stood a moment ago.

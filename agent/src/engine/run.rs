@@ -191,6 +191,10 @@ impl Loop {
                 self.core.begin_doubt();
                 self.encoder.wake();
             }
+            Command::Report(answer) => {
+                // Who asked may have given up.
+                let _ = answer.send(self.look());
+            }
             Command::Serve(queue) => self.devices.serve(queue, &mut self.disk.ring),
             Command::Stop { at_once, done } => {
                 self.core.link(None);
@@ -282,6 +286,11 @@ impl Loop {
 
     fn publish(&mut self, now: Instant) {
         self.snapshot_at = now;
+        let snapshot = self.look();
+        *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = snapshot;
+    }
+
+    fn look(&self) -> Snapshot {
         let (active, dirty) = self.core.map().counts();
         let volumes = self.disk.volume_ids().into_iter().map(|id| VolumeSnapshot {
             id,
@@ -290,7 +299,7 @@ impl Loop {
             regions: regions_in(self.disk.volume_sectors(id).unwrap_or(0)),
             verify: self.core.verify_progress(id),
         });
-        let snapshot = Snapshot {
+        Snapshot {
             counters: self.core.counters(),
             last_seq: self.core.last_seq(),
             vouched: self.core.vouched(),
@@ -305,7 +314,6 @@ impl Loop {
             tracking_lost: self.tracking_lost.clone(),
             requests: self.disk.requests_under_way() as u64,
             volumes: volumes.collect(),
-        };
-        *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = snapshot;
+        }
     }
 }
