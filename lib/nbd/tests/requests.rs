@@ -159,6 +159,24 @@ async fn holes_are_holes_or_zeros_as_the_client_wants() {
 }
 
 #[tokio::test]
+async fn errors_arrive_with_their_sentence_where_the_protocol_allows_them() {
+    for errno in [Errno::Io, Errno::NoSpc, Errno::Overflow, Errno::NotSup] {
+        let error = Some(errno);
+        let export = Arc::new(Scripted { info: everything(), error, ..Scripted::default() });
+        let (_server, client) = simple(&export).await;
+        let write = client.write(0, Bytes::from_static(&[0; 512]), false).await.unwrap_err();
+        let trim = client.trim(0, 512).await.unwrap_err();
+        let expected = match errno {
+            Errno::Overflow => (Errno::Inval, Errno::Overflow), // not for a payload
+            Errno::NotSup => (Errno::Inval, Errno::Inval),      // only for a fast zero
+            other => (other, other),
+        };
+        assert_eq!((write.errno, trim.errno), expected);
+        assert_eq!(write.message, "as told");
+    }
+}
+
+#[tokio::test]
 async fn block_status_needs_its_context() {
     let export = Scripted::new(everything());
     let (_server, client) = simple(&export).await;

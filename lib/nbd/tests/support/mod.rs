@@ -41,6 +41,8 @@ pub struct Scripted {
     pub info: ExportInfo,
     /// Replies wait in `waiting`.
     pub hold: bool,
+    /// What every request fails with.
+    pub error: Option<Errno>,
     /// What reads return instead of zeros.
     pub read: Option<Vec<Chunk>>,
     pub calls: Mutex<Vec<String>>,
@@ -87,6 +89,9 @@ impl Scripted {
 
     fn reply<T: Send + Unpin + 'static>(&self, call: String, value: T) -> Reply<T> {
         self.calls.lock().unwrap().push(call);
+        if let Some(errno) = self.error {
+            return Reply::error(Error::new(errno, "as told"));
+        }
         if !self.hold {
             return Reply::ready(value);
         }
