@@ -158,7 +158,8 @@ async fn allowed_tls_serves_both_and_names_nobody_without_a_certificate() {
 async fn tcp_without_required_tls_must_be_asked_for() {
     let server = Server::new(Arc::new(One(Scripted::new(everything()))), Limits::default());
     let listener = Listener::tcp("127.0.0.1:0").await.unwrap();
-    let error = server.serve(listener).await.unwrap_err();
+    let served = tokio::time::timeout(PATIENCE, server.serve(listener)).await;
+    let error = served.expect("refused at once").unwrap_err();
     assert_eq!(error.to_string(), "TLS is required on TCP: give the listener a certificate");
 }
 
