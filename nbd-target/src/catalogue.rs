@@ -92,12 +92,14 @@ struct SegmentRow {
 pub struct BranchRow {
     /// Its term: the parent is the point's, `fork_seq` the point.
     pub term: Term,
+    /// The only volume it is of; none means all of the group.
+    pub volume: Option<String>,
     /// The name of the point it was made from, for people.
     pub point: String,
+    /// Whether it is dropped when the target starts again.
+    pub temporary: bool,
     /// When it was made, nanoseconds since 1970.
     pub created_ns: i64,
-    /// The lowest segment of its log that counts.
-    pub first_segment: u64,
 }
 
 impl Catalogue {
@@ -152,7 +154,12 @@ impl Catalogue {
     ///
     /// # Errors
     /// When the catalogue cannot be written.
-    pub fn put_group(&self, name: &str, row: &GroupRow, history: &HistoryRow) -> anyhow::Result<()> {
+    pub fn put_group(
+        &self,
+        name: &str,
+        row: &GroupRow,
+        history: &HistoryRow,
+    ) -> anyhow::Result<()> {
         let (row, history) = (serde_json::to_vec(row)?, serde_json::to_vec(history)?);
         self.write(|tx| {
             tx.open_table(GROUPS)?.insert(name, row.as_slice())?;
@@ -361,4 +368,3 @@ impl Catalogue {
         Ok(value)
     }
 }
-

@@ -19,20 +19,18 @@
 //! [[group]]
 //! name = "shop"
 //! node = "db1"
-//! window = "7 days"
+//! window = "7 d"
 //! size_max = "2 TiB"
 //! ```
 
 use std::{
     collections::HashSet,
-    fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
-use anyhow::Context;
-use serde::{Deserialize, Deserializer, de};
+use serde::Deserialize;
+use tidemark_control::config::{Bytes, ConfigError, Seconds, Source};
 use tidemark_link::NodeName;
 
 /// The whole configuration.
@@ -82,7 +80,7 @@ pub struct NbdConfig {
     /// Whether remote clients must have a certificate of the same CA.
     pub require_client_certificate: bool,
     /// How long `@latest` stays at one moment after a client's last connection has gone.
-    pub latest_linger: Span,
+    pub latest_linger: Seconds,
 }
 
 /// The local interface.
@@ -98,11 +96,11 @@ pub struct ApiConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct StoreConfig {
     /// Size of a segment.
-    pub segment: Size,
+    pub segment: Bytes,
     /// Memory for pages of indexes.
-    pub page_cache: Size,
+    pub page_cache: Bytes,
     /// Memory for unpacked chunks.
-    pub chunk_cache: Size,
+    pub chunk_cache: Bytes,
 }
 
 /// A group that may be received.
@@ -112,42 +110,45 @@ pub struct GroupConfig {
     /// Its name.
     pub name: String,
     /// The node that may write it, by the name in its certificate.
-    #[serde(deserialize_with = "node_name")]
     pub node: NodeName,
     /// How much received history is kept at least as far as space allows.
     #[serde(default = "default_window")]
-    pub window: Span,
+    pub window: Seconds,
     /// How much received history is never given up for space: rather nothing more is accepted.
     #[serde(default = "default_window_min")]
-    pub window_min: Span,
+    pub window_min: Seconds,
     /// The size of the log beyond which the oldest history is given up early.
     #[serde(default = "default_size_max")]
-    pub size_max: Size,
+    pub size_max: Bytes,
 }
 
 impl Default for StoreConfig {
     fn default() -> StoreConfig {
-        StoreConfig { segment: Size(256 << 20), page_cache: Size(32 << 20), chunk_cache: Size(32 << 20) }
+        StoreConfig {
+            segment: Bytes(256 << 20),
+            page_cache: Bytes(32 << 20),
+            chunk_cache: Bytes(32 << 20),
+        }
     }
 }
 
 impl Default for NbdConfig {
     fn default() -> NbdConfig {
-        let latest_linger = Span(Duration::from_secs(10));
+        let latest_linger = Seconds(10);
         NbdConfig { unix: None, listen: None, require_client_certificate: false, latest_linger }
     }
 }
 
-fn default_window() -> Span {
-    Span(Duration::from_secs(7 * 24 * 3600))
+fn default_window() -> Seconds {
+    Seconds(7 * 24 * 3600)
 }
 
-fn default_window_min() -> Span {
-    Span(Duration::from_secs(3600))
+fn default_window_min() -> Seconds {
+    Seconds(3600)
 }
 
-fn default_size_max() -> Size {
-    Size(1 << 40)
+fn default_size_max() -> Bytes {
+    Bytes(1 << 40)
 }
 
 /// The smallest segment: one frame of any size fits.
@@ -160,19 +161,21 @@ impl Config {
     ///
     /// # Errors
     /// A sentence with the line concerned.
-    pub fn load(path: &Path) -> anyhow::Result<Config> {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read the configuration {}", path.display()))?;
-        Config::parse(&text).with_context(|| format!("the configuration {}", path.display()))
+    pub fn load(path: &Path) -> Result<Config, ConfigError> {
+        Config::read(&Source::read(path)?)
     }
 
     /// Checks a configuration's text.
     ///
     /// # Errors
     /// A sentence with the line concerned.
-    pub fn parse(text: &str) -> anyhow::Result<Config> {
-        let config: Config = toml::from_str(text)?;
-        config.check()?;
+    pub fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::read(&Source::new(Path::new("target.toml"), text))
+    }
+
+    fn read(source: &Source) -> Result<Config, ConfigError> {
+        let config: Config = source.parse()?;
+        config.check().map_err(|sentence| ConfigError::file(source.path(), sentence))?;
         Ok(config)
     }
 
@@ -180,36 +183,37 @@ impl Config {
     ///
     /// # Errors
     /// A sentence that says what to change.
-    pub fn check(&self) -> anyhow::Result<()> {
+    pub fn check(&self) -> Result<(), String> {
         let segment = self.store.segment.0;
-        anyhow::ensure!(
-            (SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&segment),
-            "store.segment must be between 1 MiB and 2 GiB"
-        );
+        if !(SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&segment) {
+            return Err("store.segment must be between 1 MiB and 2 GiB".to_owned());
+        }
         let mut names = HashSet::new();
         for group in &self.groups {
+            let name = &group.name;
             let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-            anyhow::ensure!(
-                !group.name.is_empty()
-                    && group.name.len() <= 63
-                    && group.name.chars().all(good)
-                    && !group.name.starts_with('.'),
-                "the group name '{}' must have 1 to 63 letters, digits, '-', '_' or '.', and not \
-                 begin with a dot",
-                group.name
-            );
-            anyhow::ensure!(names.insert(&group.name), "the group '{}' is there twice", group.name);
-            anyhow::ensure!(
-                group.window_min.0 <= group.window.0,
-                "window_min of group '{}' is longer than its window",
-                group.name
-            );
-            anyhow::ensure!(
-                group.size_max.0 >= 4 * segment,
-                "size_max of group '{}' must hold at least four segments ({})",
-                group.name,
-                Size(4 * segment)
-            );
+            if name.is_empty()
+                || name.len() > 63
+                || !name.chars().all(good)
+                || name.starts_with('.')
+            {
+                return Err(format!(
+                    "the group name '{name}' must have 1 to 63 letters, digits, '-', '_' or '.', \
+                     and not begin with a dot"
+                ));
+            }
+            if !names.insert(name) {
+                return Err(format!("the group '{name}' is there twice"));
+            }
+            if group.window_min > group.window {
+                return Err(format!("window_min of group '{name}' is longer than its window"));
+            }
+            if group.size_max.0 < 4 * segment {
+                return Err(format!(
+                    "size_max of group '{name}' must hold at least four segments ({})",
+                    Bytes(4 * segment)
+                ));
+            }
         }
         Ok(())
     }
@@ -218,72 +222,6 @@ impl Config {
     pub fn group(&self, name: &str) -> Option<&GroupConfig> {
         self.groups.iter().find(|group| group.name == name)
     }
-}
-
-/// A length of time, written like `"7 days"`, `"36h"` or `"1h 30m"`.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Span(pub Duration);
-
-impl<'de> Deserialize<'de> for Span {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Span, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let bad = || {
-            de::Error::custom(format!("'{text}' is not a length of time such as \"7 days\" or \"36h\""))
-        };
-        let span: jiff::Span = text.parse().map_err(|_| bad())?;
-        // Days and weeks are taken as 24 hours each; months have no fixed length.
-        let relative = jiff::SpanRelativeTo::days_are_24_hours();
-        let duration = span.to_duration(relative).map_err(|_| bad())?;
-        duration.try_into().map(Span).map_err(|_| bad())
-    }
-}
-
-/// A number of bytes, written like `"256 MiB"` or `"2TiB"`, or as a plain number.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Size(pub u64);
-
-const UNITS: [(&str, u64); 5] =
-    [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
-
-impl std::str::FromStr for Size {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Size, String> {
-        let bad = || format!("'{text}' is not a size such as \"256 MiB\" or \"2 TiB\"");
-        let (number, unit) = UNITS
-            .iter()
-            .find_map(|(name, unit)| Some((text.strip_suffix(name)?, *unit)))
-            .unwrap_or((text, 1));
-        let number: u64 = number.trim().parse().map_err(|_| bad())?;
-        number.checked_mul(unit).map(Size).ok_or_else(bad)
-    }
-}
-
-impl<'de> Deserialize<'de> for Size {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Size, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Form {
-            Number(u64),
-            Text(String),
-        }
-        match Form::deserialize(deserializer)? {
-            Form::Number(bytes) => Ok(Size(bytes)),
-            Form::Text(text) => text.parse().map_err(de::Error::custom),
-        }
-    }
-}
-
-impl fmt::Display for Size {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let whole = |(_, unit): &&(&str, u64)| self.0 >= *unit && self.0.is_multiple_of(*unit);
-        let (name, unit) = UNITS.iter().find(whole).unwrap_or(&("B", 1));
-        write!(f, "{} {name}", self.0 / unit)
-    }
-}
-
-fn node_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<NodeName, D::Error> {
-    String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
 }
 
 #[cfg(test)]
@@ -302,7 +240,7 @@ mod tests {
         [[group]]
         name = "shop"
         node = "db1"
-        window = "1 day"
+        window = "1 d"
         size_max = "2TiB"
     "#;
 
@@ -310,8 +248,8 @@ mod tests {
     fn a_configuration_is_read() {
         let config = Config::parse(GOOD).expect("good");
         let group = config.group("shop").expect("it is there");
-        assert_eq!(group.window, Span(Duration::from_secs(86400)));
-        assert_eq!(group.size_max, Size(2 << 40));
+        assert_eq!(group.window, Seconds(86_400));
+        assert_eq!(group.size_max, Bytes(2 << 40));
         assert_eq!(config.store.segment.to_string(), "64 MiB");
     }
 
@@ -319,12 +257,12 @@ mod tests {
     fn mistakes_are_shown_with_their_line() {
         for (change, by, expected) in [
             ("window =", "windw =", "windw"),
-            ("\"1 day\"", "\"1 dei\"", "1 dei"),
-            ("\"64 MiB\"", "\"64 MB\"", "64 MB"),
+            ("\"1 d\"", "\"1 dei\"", "1 dei"),
+            ("\"64 MiB\"", "\"64 MO\"", "64 MO"),
             ("\"db1\"", "\"db 1\"", "node = \"db 1\""),
         ] {
             let error = Config::parse(&GOOD.replace(change, by)).expect_err("bad").to_string();
-            assert!(error.contains(expected) && error.contains("line"), "{error}");
+            assert!(error.contains(expected) && error.contains(", line "), "{error}");
         }
         for (change, by, expected) in [
             ("\"shop\"", "\"a/b\"", "a/b"),

@@ -1,5 +1,7 @@
 //! Points and branches as NBD exports.
 
+mod branch;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -10,7 +12,10 @@ use tidemark_nbd::{
 };
 use tokio::sync::Semaphore;
 
+use branch::BranchExport;
+
 use crate::{
+    branch::registry::{self, Branches},
     groups::Groups,
     pins::PinGuard,
     points::{
@@ -32,6 +37,7 @@ const MARKS_LISTED_MAX: usize = 20;
 /// All exports of a target.
 pub struct TargetExports {
     groups: Arc<Groups>,
+    branches: Arc<Branches>,
     latest: Arc<LatestTable>,
     workers: Arc<Workers>,
 }
@@ -66,16 +72,23 @@ impl Workers {
 
 impl TargetExports {
     /// The exports of these groups.
-    pub fn new(groups: Arc<Groups>, latest: Arc<LatestTable>) -> TargetExports {
-        TargetExports { groups, latest, workers: Workers::new(READS_MAX) }
+    pub fn new(
+        groups: Arc<Groups>,
+        branches: Arc<Branches>,
+        latest: Arc<LatestTable>,
+    ) -> Arc<TargetExports> {
+        Arc::new(TargetExports { groups, branches, latest, workers: Workers::new(READS_MAX) })
     }
 }
 
-impl Exports for TargetExports {
+/// The exports as the server holds them.
+pub struct Served(pub Arc<TargetExports>);
+
+impl Exports for Served {
     fn list<'a>(&'a self, _client: &'a ClientInfo) -> BoxFuture<'a, Vec<ExportEntry>> {
-        let groups = Arc::clone(&self.groups);
+        let exports = Arc::clone(&self.0);
         Box::pin(async move {
-            let listed = self.workers.run(move || groups.replicas().iter().flat_map(|r| list(r)).collect());
+            let listed = self.0.workers.run(move || exports.list());
             listed.await.unwrap_or_default()
         })
     }
@@ -86,72 +99,131 @@ impl Exports for TargetExports {
         purpose: Purpose,
         client: &'a ClientInfo,
     ) -> BoxFuture<'a, Result<Arc<dyn Export>, OpenError>> {
-        let (groups, latest) = (Arc::clone(&self.groups), Arc::clone(&self.latest));
-        let workers = Arc::clone(&self.workers);
+        let exports = Arc::clone(&self.0);
         let (name, client) = (name.to_owned(), Client::of(client));
         Box::pin(async move {
-            let own = Arc::clone(&workers);
-            let opened = own.run(move || open(&groups, &latest, &workers, &name, purpose, &client));
+            let opened = self.0.workers.run(move || exports.open(&name, purpose, &client));
             opened.await.map_err(|error| OpenError::unavailable(error.message))?
         })
     }
 }
 
-fn open(
-    groups: &Groups,
-    latest: &Arc<LatestTable>,
-    workers: &Arc<Workers>,
-    name: &str,
-    purpose: Purpose,
-    client: &Client,
-) -> Result<Arc<dyn Export>, OpenError> {
-    let name = PointName::parse(name).map_err(OpenError::unavailable)?;
-    let replica = groups.replica(&name.group).ok_or_else(|| {
-        let known: Vec<String> = groups.replicas().iter().map(|r| r.name().to_owned()).collect();
-        OpenError::unavailable(format!(
-            "this target has no replica of a group '{}'; it has: {}",
-            name.group,
-            known.join(", ")
-        ))
-    })?;
-    let Some(volume) = &name.volume else {
-        return Err(OpenError::unavailable(format!("name a volume: {}/VOLUME@...", name.group)));
-    };
-    let refused = |refusal: crate::points::Refusal| OpenError::unavailable(refusal.0);
-    let mut hold = Hold { _pin: None, _latest: None };
-    let (seq, fixed) = match &name.spec {
-        Spec::Latest if purpose == Purpose::Transmission => {
-            let (seq, guard) = latest.open(&replica, volume, client).map_err(refused)?;
-            hold._latest = Some(guard);
-            (seq, false)
+impl TargetExports {
+    fn list(&self) -> Vec<ExportEntry> {
+        let mut entries: Vec<ExportEntry> = self.groups.replicas().iter().flat_map(list).collect();
+        for branch in self.branches.list() {
+            for (volume, ..) in registry::volumes(&branch) {
+                entries.push(ExportEntry {
+                    name: format!("{}/{volume}@branch:{}", branch.parent().name(), branch.name()),
+                    description: format!("a branch of @{}, writable", branch.row().point),
+                });
+            }
         }
-        Spec::Latest => (latest.look(&replica, volume, client).map_err(refused)?, false),
-        spec => (resolve(&replica, Some(volume), spec).map_err(refused)?.seq, true),
-    };
-    if purpose == Purpose::Transmission {
-        let pin = replica.pin(seq, format!("an open export, {name}"));
-        hold._pin = Some(pin.map_err(|oldest| {
-            OpenError::unavailable(format!(
-                "{name} has just left the window; the oldest point is @seq:{oldest}"
-            ))
-        })?);
+        entries
     }
-    let found = replica.ledger().history(|history| {
-        let volume = history.volume(volume)?;
-        Some((volume.id, volume.sectors_at(seq), volume.physical_block_bytes))
-    });
-    let (id, sectors, physical) =
-        found.ok_or_else(|| OpenError::unavailable("the volume is no longer there"))?;
-    Ok(Arc::new(PointExport {
-        canonical: PointName { spec: Spec::Seq(seq), ..name.clone() }.to_string(),
-        name: name.to_string(),
-        view: Arc::new(View { replica, volume: id, at: seq }),
-        workers: Arc::clone(workers),
-        bytes: sectors * SECTOR_BYTES,
-        physical_block_bytes: physical,
-        fixed,
-        _hold: hold,
-    }))
+
+    fn open(
+        &self,
+        name: &str,
+        purpose: Purpose,
+        client: &Client,
+    ) -> Result<Arc<dyn Export>, OpenError> {
+        let name = PointName::parse(name).map_err(OpenError::unavailable)?;
+        let replica = self.groups.replica(&name.group).ok_or_else(|| {
+            let replicas = self.groups.replicas();
+            let known: Vec<&str> = replicas.iter().map(|replica| replica.name()).collect();
+            OpenError::unavailable(format!(
+                "this target has no replica of a group '{}'; it has: {}",
+                name.group,
+                known.join(", ")
+            ))
+        })?;
+        let Some(volume) = &name.volume else {
+            let text = format!("name a volume: {}/VOLUME@{}", name.group, name.spec);
+            return Err(OpenError::unavailable(text));
+        };
+        match &name.spec {
+            Spec::Branch(branch) => self.open_branch(&name, volume, branch, purpose),
+            _ => self.open_point(replica, &name, volume, purpose, client),
+        }
+    }
+
+    fn open_branch(
+        &self,
+        name: &PointName,
+        volume: &str,
+        branch: &str,
+        purpose: Purpose,
+    ) -> Result<Arc<dyn Export>, OpenError> {
+        let branch = self.branches.get(branch).filter(|b| b.parent().name() == name.group);
+        let branch = branch.ok_or_else(|| {
+            OpenError::unavailable(format!("there is no branch of that name: {name}"))
+        })?;
+        let volumes = registry::volumes(&branch);
+        let Some((_, id, sectors)) = volumes.iter().find(|(known, ..)| known == volume) else {
+            let names: Vec<&str> = volumes.iter().map(|(name, ..)| name.as_str()).collect();
+            let text = format!("the branch has no volume '{volume}'; it has: {}", names.join(", "));
+            return Err(OpenError::unavailable(text));
+        };
+        let physical = branch.parent().ledger().history(|history| {
+            history.volume(volume).map_or(4096, |volume| volume.physical_block_bytes)
+        });
+        let client = (purpose == Purpose::Transmission).then(|| branch.opened());
+        Ok(Arc::new(BranchExport {
+            name: name.to_string(),
+            volume: *id,
+            bytes: sectors * SECTOR_BYTES,
+            physical_block_bytes: physical,
+            workers: Arc::clone(&self.workers),
+            branch,
+            _client: client,
+        }))
+    }
+
+    fn open_point(
+        &self,
+        replica: Arc<Replica>,
+        name: &PointName,
+        volume: &str,
+        purpose: Purpose,
+        client: &Client,
+    ) -> Result<Arc<dyn Export>, OpenError> {
+        let refused = |refusal: crate::points::Refusal| OpenError::unavailable(refusal.0);
+        let mut hold = Hold { _pin: None, _latest: None };
+        let (seq, fixed) = match &name.spec {
+            Spec::Latest if purpose == Purpose::Transmission => {
+                let (seq, guard) = self.latest.open(&replica, volume, client).map_err(refused)?;
+                hold._latest = Some(guard);
+                (seq, false)
+            }
+            Spec::Latest => (self.latest.look(&replica, volume, client).map_err(refused)?, false),
+            spec => (resolve(&replica, Some(volume), spec).map_err(refused)?.seq, true),
+        };
+        if purpose == Purpose::Transmission {
+            let pin = replica.pin(seq, format!("an open export, {name}"));
+            hold._pin = Some(pin.map_err(|oldest| {
+                OpenError::unavailable(format!(
+                    "{name} has just left the window; the oldest point is @seq:{oldest}"
+                ))
+            })?);
+        }
+        let found = replica.ledger().history(|history| {
+            let volume = history.volume(volume)?;
+            Some((volume.id, volume.sectors_at(seq), volume.physical_block_bytes))
+        });
+        let (id, sectors, physical) =
+            found.ok_or_else(|| OpenError::unavailable("the volume is no longer there"))?;
+        Ok(Arc::new(PointExport {
+            canonical: PointName { spec: Spec::Seq(seq), ..name.clone() }.to_string(),
+            name: name.to_string(),
+            view: Arc::new(View { replica, volume: id, at: seq }),
+            workers: Arc::clone(&self.workers),
+            bytes: sectors * SECTOR_BYTES,
+            physical_block_bytes: physical,
+            fixed,
+            _hold: hold,
+        }))
+    }
 }
 
 fn list(replica: &Arc<Replica>) -> Vec<ExportEntry> {
@@ -160,7 +232,9 @@ fn list(replica: &Arc<Replica>) -> Vec<ExportEntry> {
         let mut entries = Vec::new();
         for volume in history.volumes.iter().filter(|volume| volume.removed.is_none()) {
             let of = format!("{}/{}", replica.name(), volume.name);
-            let Ok(scope) = Scope::of(history, replica.name(), Some(&volume.name)) else { continue };
+            let Ok(scope) = Scope::of(history, replica.name(), Some(&volume.name)) else {
+                continue;
+            };
             if scope.newest_good(history, end).is_some() {
                 entries.push(ExportEntry {
                     name: format!("{of}@latest"),
@@ -279,12 +353,7 @@ impl Export for PointExport {
         })
     }
 
-    fn block_status(
-        self: Arc<Self>,
-        offset: u64,
-        length: u64,
-        _one: bool,
-    ) -> Reply<Vec<Extent>> {
+    fn block_status(self: Arc<Self>, offset: u64, length: u64, _one: bool) -> Reply<Vec<Extent>> {
         Reply::future(async move {
             let view = Arc::clone(&self.view);
             let found = self.workers.run(move || view.stretches(offset, length)).await?;
@@ -328,7 +397,11 @@ fn pieces(bytes: Bytes) -> Vec<Chunk> {
         while end < bytes.len() && zeros(&step(end)) == is_hole {
             end += step(end).len();
         }
-        pieces.push(if is_hole { Chunk::Hole((end - at) as u32) } else { Chunk::Data(bytes.slice(at..end)) });
+        pieces.push(if is_hole {
+            Chunk::Hole((end - at) as u32)
+        } else {
+            Chunk::Data(bytes.slice(at..end))
+        });
         at = end;
     }
     pieces

@@ -36,7 +36,16 @@ pub struct Groups {
 struct Entry {
     replica: Option<Arc<Replica>>,
     session: Option<SessionStatus>,
-    received_bytes: u64,
+    received: Received,
+}
+
+/// What has been received since the start.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Received {
+    /// Frames.
+    pub frames: u64,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 /// A connected source.
@@ -155,9 +164,21 @@ impl Groups {
         .await
     }
 
-    /// Takes a replica out of the table, to be forgotten.
-    pub fn remove(&self, name: &str) -> Option<Arc<Replica>> {
-        self.table().remove(name)?.replica
+    /// Forgets a group's replica and removes all of it. Nobody may be using it.
+    ///
+    /// # Errors
+    /// When the catalogue cannot be written or the files cannot be removed.
+    pub fn forget(&self, name: &str) -> anyhow::Result<()> {
+        let replica = self.table().remove(name).and_then(|entry| entry.replica);
+        self.catalogue.forget(name)?;
+        if let Some(replica) = replica {
+            replica.writer().end();
+            let dir = replica.dir();
+            std::fs::remove_dir_all(dir)
+                .with_context(|| format!("cannot remove {}", dir.display()))?;
+            tracing::info!(group = name, "forgotten");
+        }
+        Ok(())
     }
 
     /// Lets the owners of all logs end.
@@ -179,10 +200,11 @@ impl Groups {
         }
     }
 
-    /// So many bytes of frames have come.
+    /// A frame of so many bytes has come.
     pub fn received(&self, name: &str, bytes: u64) {
         if let Some(entry) = self.table().get_mut(name) {
-            entry.received_bytes += bytes;
+            entry.received.frames += 1;
+            entry.received.bytes += bytes;
         }
     }
 
@@ -194,10 +216,10 @@ impl Groups {
         }
     }
 
-    /// A group's session, and the bytes of frames received since the start.
-    pub fn session(&self, name: &str) -> (Option<SessionStatus>, u64) {
+    /// A group's session, and what has been received since the start.
+    pub fn session(&self, name: &str) -> (Option<SessionStatus>, Received) {
         let table = self.table();
-        table.get(name).map_or((None, 0), |entry| (entry.session, entry.received_bytes))
+        table.get(name).map(|entry| (entry.session, entry.received)).unwrap_or_default()
     }
 
     fn open_replica(&self, config: &GroupConfig) -> anyhow::Result<Arc<Replica>> {

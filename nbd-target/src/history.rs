@@ -5,8 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 use tidemark_journal::{
-    FrameView, GapReason, Kind, Position, Record, Seq, TermId, VolumeId,
-    record::MARK_ID_BYTES,
+    FrameView, GapReason, Kind, Position, Record, Seq, TermId, VolumeId, record::MARK_ID_BYTES,
 };
 use tidemark_link::message::VolumeHello;
 

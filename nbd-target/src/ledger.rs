@@ -23,6 +23,8 @@ pub struct Ledger {
     catalogue: Arc<Catalogue>,
     row: RwLock<HistoryRow>,
     vitals: Mutex<Beat>,
+    /// Held from the copy of the row until the catalogue has it, so that it never goes back.
+    keeping: Mutex<()>,
 }
 
 struct Beat {
@@ -43,6 +45,7 @@ impl Ledger {
             catalogue: Arc::clone(catalogue),
             row: RwLock::new(catalogue.history(name)?),
             vitals: Mutex::new(Beat { vitals, kept: vitals, last: None }),
+            keeping: Mutex::default(),
         })
     }
 
@@ -105,8 +108,17 @@ impl Ledger {
     /// # Errors
     /// When the catalogue cannot be written.
     pub fn keep_history(&self) -> anyhow::Result<()> {
+        self.keep(|row| self.catalogue.put_history(&self.name, row))
+    }
+
+    /// Keeps the row as it is now by `put`, one at a time.
+    ///
+    /// # Errors
+    /// Those of `put`.
+    pub fn keep(&self, put: impl FnOnce(&HistoryRow) -> anyhow::Result<()>) -> anyhow::Result<()> {
+        let _keeping = self.keeping.lock().unwrap_or_else(PoisonError::into_inner);
         let row = self.row().clone();
-        self.catalogue.put_history(&self.name, &row)
+        put(&row)
     }
 
     fn beat(&self) -> MutexGuard<'_, Beat> {
@@ -140,7 +152,9 @@ impl Follower for Ledger {
     }
 
     fn sealed(&self, segment: &Segment, end: &SegmentEnd) -> anyhow::Result<()> {
-        let row = self.row().clone();
-        self.catalogue.put_segment(&self.name, segment, end.index_at, end.chain, Some(&row))
+        let put = |row: &HistoryRow| {
+            self.catalogue.put_segment(&self.name, segment, end.index_at, end.chain, Some(row))
+        };
+        self.keep(put)
     }
 }

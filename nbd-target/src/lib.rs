@@ -5,6 +5,8 @@
 //! [`points`] turns names into positions; [`export`] serves them over NBD. [`Target`] is all of it
 //! in one process.
 
+pub mod api;
+pub mod branch;
 pub mod catalogue;
 pub mod clock;
 pub mod config;
@@ -16,6 +18,7 @@ pub mod pins;
 pub mod points;
 pub mod receiver;
 pub mod replica;
+pub mod retention;
 pub mod store;
 mod target;
 

@@ -21,7 +21,9 @@ fn main() -> ExitCode {
                 return ExitCode::SUCCESS;
             }
             (Some("--help"), None) => {
-                println!("{USAGE}\n\nThe configuration is {DEFAULT_CONFIG} unless another is named.");
+                println!(
+                    "{USAGE}\n\nThe configuration is {DEFAULT_CONFIG} unless another is named."
+                );
                 return ExitCode::SUCCESS;
             }
             _ => {

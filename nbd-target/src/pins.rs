@@ -92,7 +92,7 @@ mod tests {
     #[test]
     fn a_pin_holds_the_oldest_position_down() {
         let pins = Arc::new(Pins::default());
-        let pin = pins.pin(Seq(10), "a reader", || Seq(5)).ok().expect("retained");
+        let pin = pins.pin(Seq(10), "a reader", || Seq(5)).unwrap_or_else(|_| panic!("retained"));
         assert_eq!(pins.raise(Seq(10), || "raised"), Ok("raised"), "up to the pin itself");
         assert_eq!(pins.raise(Seq(11), || "raised").expect_err("pinned").what, "a reader");
         drop(pin);

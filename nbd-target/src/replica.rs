@@ -88,8 +88,7 @@ impl Replica {
         for sentence in &found.damage {
             tracing::error!(group = %name, "{sentence}");
         }
-        let journal =
-            Journal::new(group.id, &dir.join("log"), caches, found.segments, found.end);
+        let journal = Journal::new(group.id, &dir.join("log"), caches, found.segments, found.end);
         let journal = Arc::new(journal);
         let gate = watch::Sender::new(None);
         let (writer, owner) =
@@ -116,7 +115,11 @@ impl Replica {
     ///
     /// # Errors
     /// When the catalogue cannot be written.
-    pub fn create(config: &GroupConfig, catalogue: &Catalogue, hello: &Hello) -> anyhow::Result<()> {
+    pub fn create(
+        config: &GroupConfig,
+        catalogue: &Catalogue,
+        hello: &Hello,
+    ) -> anyhow::Result<()> {
         let row = GroupRow {
             id: hello.group.id,
             node: config.node.to_string(),
@@ -135,8 +138,7 @@ impl Replica {
         let mut group = self.group();
         if changed || group.ancestry != hello.ancestry {
             group.ancestry = hello.ancestry.clone();
-            let history = self.ledger.row().clone();
-            self.catalogue.put_group(&self.name, &group, &history)?;
+            self.ledger.keep(|history| self.catalogue.put_group(&self.name, &group, history))?;
             *self.group.write().unwrap_or_else(PoisonError::into_inner) = group;
         }
         self.ledger.begin();

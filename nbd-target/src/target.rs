@@ -21,12 +21,14 @@ use tokio::{
 };
 
 use crate::{
-    Config,
+    Config, api,
+    branch::registry::Branches,
     catalogue::Catalogue,
-    export::TargetExports,
+    export::{Served, TargetExports},
     groups::Groups,
     points::latest::LatestTable,
     receiver::driver::Sessions,
+    retention,
     store::log::Owner,
 };
 
@@ -40,6 +42,7 @@ const TICK: Duration = Duration::from_secs(1);
 pub struct Target {
     runtime: Option<Runtime>,
     groups: Arc<Groups>,
+    branches: Arc<Branches>,
     server: Server,
     link_addr: SocketAddr,
     nbd_addr: Option<SocketAddr>,
@@ -55,7 +58,7 @@ impl Target {
     /// # Errors
     /// A sentence that says what cannot be opened, read or listened on.
     pub fn start(config: &Config) -> anyhow::Result<Target> {
-        config.check()?;
+        config.check().map_err(anyhow::Error::msg)?;
         let dir = config.data_dir.clone();
         std::fs::create_dir_all(&dir)
             .with_context(|| format!("cannot create {}", dir.display()))?;
@@ -65,8 +68,11 @@ impl Target {
             Groups::open(&config.groups, config.store, &dir.join("groups"), &catalogue, owners);
         let groups = Arc::new(opened?);
 
-        let identity = Identity::from_pem(&read(&config.link.certificate)?, &read(&config.link.key)?)
-            .with_context(|| format!("the identity in {}", config.link.certificate.display()))?;
+        let identity =
+            Identity::from_pem(&read(&config.link.certificate)?, &read(&config.link.key)?)
+                .with_context(|| {
+                    format!("the identity in {}", config.link.certificate.display())
+                })?;
         let trust = Trust::from_pem(&read(&config.link.ca)?)
             .with_context(|| format!("the authority in {}", config.link.ca.display()))?;
         let link_tls = pki::server_config(&identity, &trust)?;
@@ -79,10 +85,12 @@ impl Target {
             .thread_name("tidemark-target")
             .enable_all()
             .build()?;
-        let linger = config.nbd.latest_linger.0;
+        let linger = config.nbd.latest_linger.duration();
         let latest = LatestTable::new(linger);
-        let exports = TargetExports::new(Arc::clone(&groups), Arc::clone(&latest));
-        let server = Server::new(Arc::new(exports), Limits::default());
+        let branches = Branches::open(&groups, runtime.handle().clone())?;
+        let exports =
+            TargetExports::new(Arc::clone(&groups), Arc::clone(&branches), Arc::clone(&latest));
+        let server = Server::new(Arc::new(Served(exports)), Limits::default());
         let listeners = runtime.block_on(nbd_listeners(config))?;
         let nbd_addr = listeners.iter().find_map(Listener::tcp_address);
         for listener in listeners {
@@ -94,23 +102,39 @@ impl Target {
             });
         }
         let (end, ending) = watch::channel(false);
+        if let Some(path) = &config.api.socket {
+            let about = api::About {
+                node: identity.name().clone(),
+                nbd_listen: nbd_addr,
+                nbd_unix: config.nbd.unix.clone(),
+            };
+            let api = api::Api::new(about, Arc::clone(&groups), Arc::clone(&branches));
+            let inside = runtime.enter();
+            let socket = tidemark_control::server::Socket::bind(path)?;
+            drop(inside);
+            runtime.spawn(api.serve(socket, ending.clone()));
+        }
         runtime.spawn(housekeeping(Arc::clone(&groups), latest, ending.clone()));
 
-        let (copy, (ready, started)) = (Arc::clone(&groups), std::sync::mpsc::channel());
-        let link = std::thread::Builder::new().name("tidemark-link".to_owned()).spawn(move || {
-            let work = async {
-                let sessions = Sessions::new(copy, Timeouts::default());
-                let listener = seam::Listener::from_std(listener);
-                let _ = ready.send(Ok(()));
-                link_thread(sessions, listener, link_tls, new_owners, ending).await;
-            };
-            if let Err(error) = seam::run(work) {
-                let _ = ready.send(Err(error));
-            }
-        })?;
+        let (ready, started) = std::sync::mpsc::channel();
+        let (copy, own_branches) = (Arc::clone(&groups), Arc::clone(&branches));
+        let link =
+            std::thread::Builder::new().name("tidemark-link".to_owned()).spawn(move || {
+                let work = async {
+                    let sessions = Sessions::new(copy, Timeouts::default());
+                    let listener = seam::Listener::from_std(listener);
+                    let _ = ready.send(Ok(()));
+                    link_thread(sessions, own_branches, listener, link_tls, new_owners, ending)
+                        .await;
+                };
+                if let Err(error) = seam::run(work) {
+                    let _ = ready.send(Err(error));
+                }
+            })?;
         let mut target = Target {
             runtime: Some(runtime),
             groups,
+            branches: Arc::clone(&branches),
             server,
             link_addr,
             nbd_addr,
@@ -151,6 +175,11 @@ impl Target {
         &self.groups
     }
 
+    /// The branches.
+    pub fn branches(&self) -> &Arc<Branches> {
+        &self.branches
+    }
+
     /// Ends everything in order: clients, sessions, logs. Blocks; must not be called on a thread of
     /// an async runtime.
     pub fn shutdown(mut self) {
@@ -165,7 +194,8 @@ impl Target {
             let _ = link.join();
         }
         for replica in self.groups.replicas() {
-            let kept = replica.ledger().keep_vitals().and_then(|()| replica.ledger().keep_history());
+            let kept =
+                replica.ledger().keep_vitals().and_then(|()| replica.ledger().keep_history());
             if let Err(error) = kept {
                 tracing::error!(group = replica.name(), "{error:#}");
             }
@@ -186,6 +216,7 @@ impl Drop for Target {
 /// Everything on the link's thread: sessions, and the owners of all logs, which outlive them.
 async fn link_thread(
     sessions: std::rc::Rc<Sessions>,
+    branches: Arc<Branches>,
     listener: seam::Listener,
     tls: Arc<rustls::ServerConfig>,
     mut new_owners: mpsc::UnboundedReceiver<Owner>,
@@ -208,6 +239,7 @@ async fn link_thread(
     accepting.abort();
     sessions.end().await;
     sessions.groups().end_logs();
+    branches.end();
     for owner in owners {
         let _ = owner.await;
     }
@@ -227,7 +259,11 @@ async fn housekeeping(
         let tick = move || {
             latest.forget_gone();
             for replica in groups.replicas() {
-                if let Err(error) = replica.ledger().keep_vitals() {
+                let ticked = replica
+                    .ledger()
+                    .keep_vitals()
+                    .and_then(|()| retention::tick(&replica, groups.store().segment));
+                if let Err(error) = ticked {
                     tracing::warn!(group = replica.name(), "{error:#}");
                 }
             }

@@ -51,7 +51,8 @@ async fn compare(lab: &Lab, source: &Source, positions: &[Seq], random: &mut Ran
             assert_eq!(client.info().size, model.len() as u64);
             let mut disk = Vec::new();
             while disk.len() < model.len() {
-                let length = (1 + random.below(MIB as u64 * 2)).min((model.len() - disk.len()) as u64);
+                let length =
+                    (1 + random.below(MIB as u64 * 2)).min((model.len() - disk.len()) as u64);
                 let read = client.read(disk.len() as u64, length as u32).await.expect("it reads");
                 disk.extend_from_slice(&read);
             }
@@ -85,5 +86,70 @@ fn any_position_equals_the_model() {
         let some = positions(&source, 8, &mut random);
         compare(&lab, &source, &some, &mut random).await;
         assert!(lab.replica().journal().segments().len() > 3, "the log has several segments");
+    });
+}
+
+#[test]
+fn what_leaves_the_window_is_folded_into_the_base() {
+    run(async || {
+        let mut lab = Lab::new("segment = \"1 MiB\"", "window_min = 0\nsize_max = \"4 MiB\"");
+        let mut random = Random(2);
+        let mut source = begin(&lab, &[8 * MIB, 3 * MIB + 512]).await;
+        load(&mut source, 3000, &mut random).await;
+        let log = lab.replica();
+        let folded = || log.ledger().history(|history| history.oldest) > Seq(100);
+        common::eventually("segments are folded", folded).await;
+        let small = || log.journal().bytes() <= 4 * MIB as u64;
+        common::eventually("the log is small enough", small).await;
+        drop(log);
+        let oldest = lab.replica().ledger().history(|history| history.oldest);
+        let refusal = lab.refusal(&format!("shop/disk0@seq:{}", oldest.0 - 1)).await;
+        assert!(refusal.contains("no longer retained") && refusal.contains(&oldest.to_string()));
+        let last = source.before.seq;
+        let some: Vec<Seq> = (0..6).map(|n| Seq(oldest.0 + (last.0 - oldest.0) * n / 5)).collect();
+        compare(&lab, &source, &some, &mut random).await;
+        // The same out of the files again.
+        source.disconnect();
+        lab.restart();
+        compare(&lab, &source, &some, &mut random).await;
+        source.connect(&lab).await;
+        load(&mut source, 1000, &mut random).await;
+        let last = source.before.seq;
+        compare(&lab, &source, &[last], &mut random).await;
+    });
+}
+
+#[test]
+fn an_open_export_pins_its_point_and_is_named() {
+    run(async || {
+        let lab = Lab::new("segment = \"1 MiB\"", "window_min = 0\nsize_max = \"4 MiB\"");
+        let mut random = Random(3);
+        let mut source = begin(&lab, &[8 * MIB, 3 * MIB]).await;
+        load(&mut source, 100, &mut random).await;
+        let point = source.before.seq;
+        let client = lab.open(&format!("shop/disk0@seq:{point}")).await.expect("it opens");
+        // More than the log may hold: at some point nothing more is accepted.
+        for _ in 0..400 {
+            for _ in 0..10 {
+                source.random();
+            }
+            source.send().await;
+        }
+        let full = || source.ack().is_some_and(|ack| ack.flags.full);
+        common::eventually("the source is told", full).await;
+        common::eventually("and why", || source.heard(|heard| !heard.notices.is_empty())).await;
+        let why = source.heard(|heard| heard.notices[0].sentence.clone());
+        assert!(why.contains(&format!("pins @seq:{point}")) && why.contains("an open export"), "{why}");
+        // The point is as it was; once it is let go of, everything goes on.
+        let model = source.model.at(VolumeId(0), point);
+        let mut disk = Vec::new();
+        while disk.len() < model.len() {
+            disk.extend_from_slice(&client.read(disk.len() as u64, MIB as u32).await.expect("read"));
+        }
+        assert_eq!(difference(&disk, &model), None);
+        client.disconnect().await;
+        source.acknowledged().await;
+        let last = source.before.seq;
+        compare(&lab, &source, &[last], &mut random).await;
     });
 }

@@ -9,7 +9,10 @@ use std::{
 use tidemark_journal::Seq;
 use tidemark_nbd::{ClientInfo, Origin};
 
-use super::{name::Spec, resolve::{Refusal, Scope, resolve}};
+use super::{
+    name::Spec,
+    resolve::{Refusal, Scope, resolve},
+};
 use crate::{pins::PinGuard, replica::Replica};
 
 /// Who asks, as far as it can be told.

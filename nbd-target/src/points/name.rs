@@ -128,9 +128,17 @@ mod tests {
 
     #[test]
     fn what_is_no_name_is_refused_with_what_is() {
-        for text in ["", "shop", "shop/root", "@latest", "shop/@latest", "a/b@seq:x", "a/b@mark:",
-            "a/b@yesterday", "a/b@2026-11-23T09:59:30"]
-        {
+        for text in [
+            "",
+            "shop",
+            "shop/root",
+            "@latest",
+            "shop/@latest",
+            "a/b@seq:x",
+            "a/b@mark:",
+            "a/b@yesterday",
+            "a/b@2026-11-23T09:59:30",
+        ] {
             let sentence = PointName::parse(text).expect_err(text);
             assert!(sentence.contains('@'), "{sentence}");
         }

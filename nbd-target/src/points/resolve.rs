@@ -26,11 +26,7 @@ pub struct Refusal(pub String);
 ///
 /// # Errors
 /// [`Refusal`].
-pub fn resolve(
-    replica: &Replica,
-    volume: Option<&str>,
-    spec: &Spec,
-) -> Result<Resolved, Refusal> {
+pub fn resolve(replica: &Replica, volume: Option<&str>, spec: &Spec) -> Result<Resolved, Refusal> {
     let end = replica.journal().progress().durable.seq;
     let scope = replica.ledger().history(|history| Scope::of(history, replica.name(), volume))?;
     let fixed = |seq| Resolved { seq, fixed: true };

@@ -65,6 +65,48 @@ pub fn resolve(replica: &Replica, wall_ns: i64, end: Seq) -> Result<Seq, Refusal
     }
 }
 
+/// The source's wall clock at a position.
+///
+/// # Errors
+/// [`Refusal`] when the log cannot be read there.
+pub fn wall_at(replica: &Replica, seq: Seq) -> Result<i64, Refusal> {
+    let (oldest, oldest_wall_ns) =
+        replica.ledger().history(|history| (history.oldest, history.oldest_wall_ns));
+    let segments = replica.journal().segments();
+    let place = segments.partition_point(|segment| segment.summary().last.seq < seq);
+    let Some(segment) = segments.get(place).filter(|_| seq > oldest) else {
+        return Ok(oldest_wall_ns);
+    };
+    let read = || {
+        let (mut low, mut high) = (0, segment.frames()?);
+        // The last frame that begins at or before the position.
+        while low + 1 < high {
+            let middle = low.midpoint(high);
+            match segment.frame(middle)? {
+                Some(row) if row.first <= seq => low = middle,
+                _ => high = middle,
+            }
+        }
+        let Some(row) = segment.frame(low)? else { return Ok(oldest_wall_ns) };
+        let meta = segment.frame_meta(&row)?;
+        let view = parse(segment, &row, &meta)?;
+        let records = view.records().take_while(|record| record.seq <= seq);
+        Ok(records.last().map_or(row.wall_ns, |record| view.wall_ns(&record)))
+    };
+    read().map_err(|error: ReadError| Refusal(error.to_string()))
+}
+
+fn parse<'m>(
+    segment: &Segment,
+    row: &FrameRow,
+    meta: &'m [u8],
+) -> Result<FrameView<'m>, ReadError> {
+    FrameView::parse_meta(meta).map_err(|error| {
+        let number = segment.number();
+        ReadError::Damaged(format!("segment {number}, frame at {}: {error}", row.offset))
+    })
+}
+
 /// The last thing seen that is not later than the moment.
 enum Below {
     Position(Seq),
@@ -142,10 +184,7 @@ impl Walk {
             Below::Frame(segment, row) => (segment, row),
         };
         let meta = segment.frame_meta(row)?;
-        let view = FrameView::parse_meta(&meta).map_err(|error| {
-            let number = segment.number();
-            ReadError::Damaged(format!("segment {number}, frame at {}: {error}", row.offset))
-        })?;
+        let view = parse(segment, row, &meta)?;
         let records = view.records().take_while(|record| view.wall_ns(record) <= self.wall_ns);
         Ok(records.last().map_or(row.first, |record| record.seq))
     }

@@ -53,11 +53,7 @@ impl Sessions {
     }
 
     /// Takes sources on until it is dropped.
-    pub async fn accept(
-        self: Rc<Self>,
-        mut listener: Listener,
-        tls: Arc<rustls::ServerConfig>,
-    ) {
+    pub async fn accept(self: Rc<Self>, mut listener: Listener, tls: Arc<rustls::ServerConfig>) {
         loop {
             match listener.accept().await {
                 Ok((stream, address)) => {

@@ -29,13 +29,19 @@ impl Offer {
     /// Compares with the replica's content at the same position. A block that cannot be read here
     /// is wanted; it blocks on the disk.
     pub fn compare(&self, replica: &Replica) -> Need {
+        // Nothing may be folded beyond the position meanwhile.
+        let pin = replica.pin(self.seq, "an offer");
         let mut own = vec![0; ((self.end - self.start) * SECTOR_BYTES) as usize];
         let read = replica.read(self.volume, self.seq, self.start, self.end, &mut own);
-        if read.is_ok() {
+        if pin.is_ok() && read.is_ok() {
             return self.differing(&own, &[]);
         }
         // Some of it is damaged or no longer there: look block by block.
         let mut unreadable = Vec::new();
+        if pin.is_err() {
+            unreadable.extend(0..Need::BLOCKS_MAX);
+            return self.differing(&own, &unreadable);
+        }
         let sectors = OFFER_BLOCK_BYTES / SECTOR_BYTES;
         for (block, content) in own.chunks_mut(OFFER_BLOCK_BYTES as usize).enumerate() {
             let start = self.start + block as u64 * sectors;
@@ -56,7 +62,8 @@ impl Offer {
 
     fn differing(&self, own: &[u8], unreadable: &[usize]) -> Need {
         let mut need = Need::nothing(self.seq);
-        let blocks = own.chunks(OFFER_BLOCK_BYTES as usize).zip(self.hashes.chunks(OFFER_HASH_BYTES));
+        let blocks =
+            own.chunks(OFFER_BLOCK_BYTES as usize).zip(self.hashes.chunks(OFFER_HASH_BYTES));
         for (number, (block, hash)) in blocks.enumerate().take(Need::BLOCKS_MAX) {
             let equal = blake3::hash(block).as_bytes()[..OFFER_HASH_BYTES] == *hash;
             if !equal || unreadable.contains(&number) {

@@ -47,8 +47,11 @@ pub trait Follower: Send + Sync + 'static {
     ///
     /// # Errors
     /// When the catalogue cannot take it in; the segment is then found again by its trailer.
-    fn sealed(&self, segment: &Segment, end: &tidemark_journal::segment::SegmentEnd)
-    -> anyhow::Result<()>;
+    fn sealed(
+        &self,
+        segment: &Segment,
+        end: &tidemark_journal::segment::SegmentEnd,
+    ) -> anyhow::Result<()>;
 }
 
 impl Journal {

@@ -118,7 +118,7 @@ pub struct Tail {
 /// Where a log goes on.
 pub enum Start {
     /// In its last segment.
-    Tail(Tail),
+    Tail(Box<Tail>),
     /// In a new segment of this number, after that chain hash.
     Next {
         /// The number.
@@ -232,7 +232,8 @@ impl Owner {
                     if let Some(handle) = sealing.take() {
                         handle.await.map_err(io::Error::other)??;
                     }
-                    let (number, chain) = (old.segment.number() + 1, self.roll(old, &mut sealing).await?);
+                    let (number, chain) =
+                        (old.segment.number() + 1, self.roll(old, &mut sealing).await?);
                     next = (number, chain);
                 }
                 let opened = self.begin(next, needs, &mut spare).await?;
@@ -340,8 +341,11 @@ impl Owner {
             && active.entries + needs.entries <= self.options.entries_max
     }
 
-    async fn reopen(&self, tail: Tail) -> io::Result<Active> {
+    async fn reopen(&self, tail: Box<Tail>) -> io::Result<Active> {
+        let tail = *tail;
         let file = File::open(tail.segment.path(), How::WRITE_DIRECT).await?;
+        // What was found may still be in the kernel's memory only.
+        file.sync_data().await?;
         let counts = tail.segment.with_memory(|index| {
             (index.entries().len(), index.chunks().len(), index.frames().len())
         });

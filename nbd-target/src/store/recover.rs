@@ -171,13 +171,13 @@ pub fn recover(
         ));
     }
     found.start = match unsealed {
-        Some((scan, segment)) => Start::Tail(Tail {
+        Some((scan, segment)) => Start::Tail(Box::new(Tail {
             end: scan.end + pad(scan.end),
             file_bytes: fs::metadata(segment.path())?.len(),
             hasher: hash(segment.path(), scan.end + pad(scan.end))?,
             chain_before: scan.chain_before,
             segment,
-        }),
+        })),
         None => Start::Next { number: next_number, chain_before: chain },
     };
     Ok(found)
@@ -378,11 +378,7 @@ fn zeros_after(file: &File, end: u64) -> io::Result<bool> {
 }
 
 /// Seals a segment that a later one follows.
-fn seal_found(
-    scan: &Scan,
-    segment: &Segment,
-    follower: &dyn Follower,
-) -> anyhow::Result<[u8; 32]> {
+fn seal_found(scan: &Scan, segment: &Segment, follower: &dyn Follower) -> anyhow::Result<[u8; 32]> {
     let end = scan.end + pad(scan.end);
     let data_hash = *hash(segment.path(), end)?.finalize().as_bytes();
     let chain = SegmentEnd::chain_hash(&scan.chain_before, &data_hash);

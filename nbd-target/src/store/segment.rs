@@ -188,11 +188,7 @@ impl Segment {
     ///
     /// # Errors
     /// When the index on disk cannot be read or is damaged.
-    pub fn find(
-        &self,
-        query: &Query,
-        found: impl FnMut(Key, Content),
-    ) -> Result<(), ReadError> {
+    pub fn find(&self, query: &Query, found: impl FnMut(Key, Content)) -> Result<(), ReadError> {
         let state = self.read();
         if state.summary.before.seq >= query.at {
             return Ok(());

@@ -50,7 +50,7 @@ impl Lab {
             key = "{here}/node.key"
             [nbd]
             unix = "{here}/nbd.sock"
-            latest_linger = "1s"
+            latest_linger = "1 s"
             [api]
             socket = "{here}/api.sock"
             [store]

@@ -47,7 +47,9 @@ impl Model {
                 continue;
             }
             match &change.content {
-                Ok(bytes) => disk[change.offset..change.offset + bytes.len()].copy_from_slice(bytes),
+                Ok(bytes) => {
+                    disk[change.offset..change.offset + bytes.len()].copy_from_slice(bytes)
+                }
                 Err(zeros) => disk[change.offset..change.offset + zeros].fill(0),
             }
         }
@@ -60,8 +62,7 @@ pub fn difference(one: &[u8], other: &[u8]) -> Option<usize> {
     if one.len() != other.len() {
         return Some(one.len().min(other.len()) / 512);
     }
-    let differ = one.chunks(512).zip(other.chunks(512)).position(|(a, b)| a != b);
-    differ
+    one.chunks(512).zip(other.chunks(512)).position(|(a, b)| a != b)
 }
 
 /// A small generator of numbers, the same in every run.

@@ -170,7 +170,15 @@ impl Source {
     }
 
     /// Adds a record to the frame in the making, and to the model.
-    pub fn push(&mut self, kind: Kind, flags: u8, volume: u16, start: u64, sectors: u32, payload: &[u8]) -> Seq {
+    pub fn push(
+        &mut self,
+        kind: Kind,
+        flags: u8,
+        volume: u16,
+        start: u64,
+        sectors: u32,
+        payload: &[u8],
+    ) -> Seq {
         let last = self.builder_last();
         self.time_ns += 1_000_000;
         self.wall_ns += 1_000_000;
@@ -292,7 +300,8 @@ impl Source {
         let want = self.before.seq;
         let link = self.link.as_mut().expect("connected");
         let durable = |ack: &Option<Ack>| ack.is_some_and(|ack| ack.final_durable >= want);
-        let waited = tokio::time::timeout(Duration::from_secs(60), link.acks.wait_for(durable)).await;
+        let waited =
+            tokio::time::timeout(Duration::from_secs(60), link.acks.wait_for(durable)).await;
         waited.expect("acknowledged in time").expect("still connected");
         self.acked = self.before;
     }

@@ -1,1 +1,229 @@
-//! Applying blocks.
+//! Changing blocks of the base, with their sums.
+
+use std::{
+    fs::File,
+    io::{self, Read, Write},
+    os::{fd::AsRawFd, unix::fs::FileExt},
+    path::{Path, PathBuf},
+};
+
+use tidemark_journal::{VolumeId, checksum::crc64};
+
+use super::{BLOCK_BYTES, Base, BaseVolume, SUM_BYTES, SUM_UNREADABLE, SUM_ZEROS, sum_of};
+use crate::store::ReadError;
+
+/// A run of blocks of one volume that get new content.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Change {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The first block.
+    pub first: u64,
+    /// What they get.
+    pub content: NewContent,
+}
+
+/// What blocks get.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum NewContent {
+    /// Whole blocks of bytes.
+    Data(Vec<u8>),
+    /// So many blocks of zeros.
+    Zeros(u64),
+    /// So many blocks whose content is unknown.
+    Unreadable(u64),
+}
+
+impl Base {
+    /// Applies a change; it is durable after [`sync`](Self::sync).
+    ///
+    /// # Errors
+    /// When the files cannot be written.
+    pub fn apply(&self, change: &Change) -> io::Result<()> {
+        let volume = match (&change.content, self.volume(change.volume)?) {
+            (_, Some(volume)) => volume,
+            (NewContent::Zeros(_), None) => return Ok(()),
+            (_, None) => self.volume_or_create(change.volume)?,
+        };
+        volume.apply(change.first, &change.content)
+    }
+
+    /// Makes all changes durable.
+    ///
+    /// # Errors
+    /// When a file cannot be synced.
+    pub fn sync(&self) -> io::Result<()> {
+        let volumes: Vec<_> = {
+            let open = self.volumes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            open.values().cloned().collect()
+        };
+        for volume in volumes {
+            volume.data.sync_data()?;
+            volume.sums.sync_data()?;
+        }
+        Ok(())
+    }
+
+    /// One block as it is, and whether it is known.
+    ///
+    /// # Errors
+    /// When it cannot be read or does not match its sum.
+    pub fn block(&self, id: VolumeId, number: u64) -> Result<Option<Vec<u8>>, ReadError> {
+        let sectors = BLOCK_BYTES / tidemark_journal::SECTOR_BYTES;
+        let mut block = vec![0; BLOCK_BYTES as usize];
+        match self.read(id, number * sectors, (number + 1) * sectors, &mut block) {
+            Ok(()) => Ok(Some(block)),
+            Err(ReadError::Unreadable { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl BaseVolume {
+    fn apply(&self, first: u64, content: &NewContent) -> io::Result<()> {
+        let _changing = self.changing.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        match content {
+            NewContent::Data(bytes) => {
+                let sums: Vec<u8> = bytes
+                    .chunks(BLOCK_BYTES as usize)
+                    .flat_map(|block| sum_of(block).to_le_bytes())
+                    .collect();
+                self.data.write_all_at(bytes, first * BLOCK_BYTES)?;
+                self.sums.write_all_at(&sums, first * SUM_BYTES)
+            }
+            NewContent::Zeros(blocks) => {
+                // Sums first: a block without one is not looked at.
+                debug_assert_eq!(SUM_ZEROS, 0);
+                punch(&self.sums, first * SUM_BYTES, blocks * SUM_BYTES)?;
+                punch(&self.data, first * BLOCK_BYTES, blocks * BLOCK_BYTES)
+            }
+            NewContent::Unreadable(blocks) => {
+                const STEP: u64 = 64 << 10;
+                let mut done = 0;
+                while done < *blocks {
+                    let step = STEP.min(blocks - done);
+                    let sums = SUM_UNREADABLE.to_le_bytes().repeat(step as usize);
+                    self.sums.write_all_at(&sums, (first + done) * SUM_BYTES)?;
+                    done += step;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Makes a range read as zeros and gives its room back.
+fn punch(file: &File, at: u64, bytes: u64) -> io::Result<()> {
+    let length = file.metadata()?.len();
+    let bytes = bytes.min(length.saturating_sub(at));
+    if bytes == 0 {
+        return Ok(());
+    }
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: a plain system call on an open descriptor; it touches no memory of ours.
+    let done =
+        unsafe { libc::fallocate(file.as_raw_fd(), mode, at as libc::off_t, bytes as libc::off_t) };
+    if done == 0 {
+        return Ok(());
+    }
+    match io::Error::last_os_error() {
+        error if error.raw_os_error() == Some(libc::EOPNOTSUPP) => zero(file, at, bytes),
+        error => Err(error),
+    }
+}
+
+fn zero(file: &File, at: u64, bytes: u64) -> io::Result<()> {
+    let zeros = vec![0; 1 << 20];
+    let mut done = 0;
+    while done < bytes {
+        let step = (bytes - done).min(zeros.len() as u64);
+        file.write_all_at(&zeros[..step as usize], at + done)?;
+        done += step;
+    }
+    Ok(())
+}
+
+/// Blocks that were put together from old and new content, kept until the base is synced: a block
+/// torn by a crash could not be put together again from itself.
+///
+/// A file of entries: volume (2 bytes), zeros (6), block (8), content (4096), CRC-64/NVME of the
+/// entry so far (8).
+pub struct Redo {
+    path: PathBuf,
+    file: File,
+    unsynced: bool,
+}
+
+const REDO_BYTES: usize = 16 + BLOCK_BYTES as usize + 8;
+
+impl Redo {
+    /// Begins an empty file.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn create(path: &Path) -> io::Result<Redo> {
+        let file = File::create(path)?;
+        file.sync_all()?;
+        path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())?;
+        Ok(Redo { path: path.to_owned(), file, unsynced: false })
+    }
+
+    /// Adds a block.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn push(&mut self, volume: VolumeId, block: u64, content: &[u8]) -> io::Result<()> {
+        let mut entry = Vec::with_capacity(REDO_BYTES);
+        entry.extend_from_slice(&volume.0.to_le_bytes());
+        entry.extend_from_slice(&[0; 6]);
+        entry.extend_from_slice(&block.to_le_bytes());
+        entry.extend_from_slice(content);
+        entry.extend_from_slice(&crc64(&entry).to_le_bytes());
+        self.unsynced = true;
+        self.file.write_all(&entry)
+    }
+
+    /// Makes the blocks added durable, before any of them is changed in place.
+    ///
+    /// # Errors
+    /// When it cannot be synced.
+    pub fn sync(&mut self) -> io::Result<()> {
+        if std::mem::take(&mut self.unsynced) {
+            self.file.sync_data()?;
+        }
+        Ok(())
+    }
+
+    /// Removes the file: everything in it is durable in its place.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn remove(self) -> io::Result<()> {
+        std::fs::remove_file(&self.path)
+    }
+
+    /// Applies what an interrupted fold left, if it left anything.
+    ///
+    /// # Errors
+    /// When it cannot be read or applied.
+    pub fn replay(path: &Path, base: &Base) -> io::Result<()> {
+        let mut file = match File::open(path) {
+            Ok(file) => io::BufReader::new(file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let mut entry = vec![0; REDO_BYTES];
+        // What was not synced whole was not applied either.
+        while file.read_exact(&mut entry).is_ok() {
+            let (body, crc) = entry.split_at(REDO_BYTES - 8);
+            if crc64(body).to_le_bytes() != *crc {
+                break;
+            }
+            let volume = VolumeId(u16::from_le_bytes([body[0], body[1]]));
+            let block = u64::from_le_bytes(body[8..16].try_into().unwrap_or_default());
+            let content = NewContent::Data(body[16..].to_vec());
+            base.apply(&Change { volume, first: block, content })?;
+        }
+        base.sync()
+    }
+}

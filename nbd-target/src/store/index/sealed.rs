@@ -281,16 +281,10 @@ struct Cursor<'a> {
 }
 
 impl Cursor<'_> {
-    fn load(
-        &mut self,
-        kind: PageKind,
-        number: u32,
-    ) -> io::Result<Arc<page::Page>> {
+    fn load(&mut self, kind: PageKind, number: u32) -> io::Result<Arc<page::Page>> {
         let slot = if kind == PageKind::Fences { &mut self.fences } else { &mut self.entries };
-        if let Some((at, page)) = slot {
-            if *at == number {
-                return Ok(Arc::clone(page));
-            }
+        if let Some((_, page)) = slot.as_ref().filter(|(at, _)| *at == number) {
+            return Ok(Arc::clone(page));
         }
         let page = self.reader.page(number, kind)?;
         *slot = Some((number, Arc::clone(&page)));
@@ -298,17 +292,12 @@ impl Cursor<'_> {
     }
 
     /// The last row of a page that is not above the key, and its place in the page.
-    fn last_row(
-        &self,
-        page: &page::Page,
-        key: &Key,
-    ) -> io::Result<Option<(usize, Key, Content)>> {
+    fn last_row(&self, page: &page::Page, key: &Key) -> io::Result<Option<(usize, Key, Content)>> {
         let rows = page.rows::<EntryRow>();
         let decode = |row: &EntryRow| row.decode(self.index.base);
         let above = rows.partition_point(|row| decode(row).is_some_and(|(k, _)| k <= *key));
         let Some(place) = above.checked_sub(1) else { return Ok(None) };
-        let (k, content) =
-            rows.get(place).and_then(decode).ok_or_else(|| bad_row(self.reader))?;
+        let (k, content) = rows.get(place).and_then(decode).ok_or_else(|| bad_row(self.reader))?;
         Ok(Some((place, k, content)))
     }
 }
@@ -321,10 +310,8 @@ impl Sorted for Cursor<'_> {
         let Some(top) = index.tops.partition_point(|k| k <= key).checked_sub(1) else {
             return Ok(None);
         };
-        let fences = self.load(
-            PageKind::Fences,
-            index.head_pages + index.entry_pages + top as u32,
-        )?;
+        let fences =
+            self.load(PageKind::Fences, index.head_pages + index.entry_pages + top as u32)?;
         let Some((place, ..)) = self.last_row(&fences, key)? else { return Ok(None) };
         let number = index.head_pages + (top * ENTRIES_PER_PAGE + place) as u32;
         let entries = self.load(PageKind::Entries, number)?;

@@ -1,0 +1,228 @@
+//! Branches: writable children of a point, each with a log of its own.
+//!
+//! A branch is a term whose parent is the point's. What is written into it is journaled like
+//! everything else; a read asks the branch's log, then the replica at the point. It pins the point.
+
+pub mod registry;
+mod writing;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use anyhow::Context;
+use tidemark_journal::{FrameView, Position, Seq, VolumeId, segment::SegmentEnd};
+use tokio::sync::{mpsc, watch};
+
+use crate::{
+    catalogue::{BranchRow, Catalogue},
+    config::StoreConfig,
+    pins::PinGuard,
+    replica::{Replica, log_options},
+    store::{
+        ReadError,
+        base::Stretch,
+        index::Query,
+        journal::{Follower, Journal},
+        log::{self, LogWriter, Owner},
+        read::Plan,
+        recover::{self, Expected},
+        segment::{Caches, Segment},
+    },
+};
+pub use writing::{Change, Content, WriteError};
+
+/// Changes waiting to be written.
+const QUEUE_MAX: usize = 1024;
+
+/// A writable child of a point.
+pub struct Branch {
+    name: String,
+    row: BranchRow,
+    parent: Arc<Replica>,
+    dir: PathBuf,
+    writer: LogWriter,
+    queue: mpsc::Sender<writing::Request>,
+    clients: AtomicU32,
+    _pin: PinGuard,
+}
+
+/// One open export's hold on a branch.
+pub struct ClientGuard(Arc<Branch>);
+
+impl Branch {
+    /// Opens a branch that the catalogue knows: its log is recovered, its point pinned. The log's
+    /// owner and the writing task are to be run.
+    ///
+    /// # Errors
+    /// When its log cannot be read, or its point has been folded away.
+    pub fn open(
+        name: &str,
+        row: BranchRow,
+        parent: &Arc<Replica>,
+        store: &StoreConfig,
+        catalogue: &Arc<Catalogue>,
+        caches: &Arc<Caches>,
+    ) -> anyhow::Result<(Branch, Owner, impl Future<Output = ()> + Send + use<>)> {
+        let at = row.term.fork_seq;
+        let pin = parent.pin(at, format!("the branch '{name}'")).map_err(|oldest| {
+            anyhow::anyhow!("@seq:{at} of branch '{name}' is gone; the oldest is @seq:{oldest}")
+        })?;
+        let dir = branch_dir(parent, name);
+        let options = log_options(store, false);
+        let log_name = format!("{}/{name}", parent.name());
+        let known = catalogue.segments(&log_name)?;
+        let group = parent.group().id;
+        let before = Position { term: row.term.parent, seq: at };
+        let expected =
+            Expected { group, first: 0, known: &known, before, acked: at, received_ns: 0 };
+        let follower = Arc::new(BranchFollower { log_name, catalogue: Arc::clone(catalogue) });
+        let found = recover::recover(&dir.join("log"), caches, &options, &expected, &*follower)
+            .with_context(|| format!("cannot recover the branch '{name}'"))?;
+        let journal = Journal::new(group, &dir.join("log"), caches, found.segments, found.end);
+        let gate = watch::Sender::new(None);
+        let (writer, owner) =
+            log::new(Arc::new(journal), follower, options, gate.subscribe(), found.start);
+        let (queue, requests) = mpsc::channel(QUEUE_MAX);
+        let task = writing::run(writer.clone(), group, row.term.id, found.end, requests, gate);
+        let branch = Branch {
+            name: name.to_owned(),
+            row,
+            parent: Arc::clone(parent),
+            dir,
+            writer,
+            queue,
+            clients: AtomicU32::new(0),
+            _pin: pin,
+        };
+        Ok((branch, owner, task))
+    }
+
+    /// Changes the content of a volume. With `durable`, it survives a power cut once this returns;
+    /// else once a later [`sync`](Self::sync) has.
+    ///
+    /// # Errors
+    /// [`WriteError`]; the range then reads as before or after.
+    pub async fn change(&self, change: Change, durable: bool) -> Result<(), WriteError> {
+        writing::ask(&self.queue, Some(change), durable).await
+    }
+
+    /// Makes every change that has returned durable.
+    ///
+    /// # Errors
+    /// [`WriteError`].
+    pub async fn sync(&self) -> Result<(), WriteError> {
+        writing::ask(&self.queue, None, true).await
+    }
+
+    /// Reads sectors `start..end` into `out`, which comes zeroed. Blocks on the disk.
+    ///
+    /// # Errors
+    /// Any [`ReadError`].
+    pub fn read(
+        &self,
+        volume: VolumeId,
+        start: u64,
+        end: u64,
+        out: &mut [u8],
+    ) -> Result<(), ReadError> {
+        let plan = self.plan(volume, start, end)?;
+        self.parent.finish(plan, volume, start, out)
+    }
+
+    /// The stretches of a range, by whether they are known to be zeros. May end early.
+    ///
+    /// # Errors
+    /// Any [`ReadError`].
+    pub fn stretches(
+        &self,
+        volume: VolumeId,
+        start: u64,
+        end: u64,
+    ) -> Result<Vec<Stretch>, ReadError> {
+        let plan = self.plan(volume, start, end)?;
+        self.parent.stretches(plan, volume)
+    }
+
+    fn plan(&self, volume: VolumeId, start: u64, end: u64) -> Result<Plan, ReadError> {
+        let newest = Seq(u64::MAX);
+        let mut plan = Plan::new(Query { volume, start, end, at: newest });
+        plan.ask(self.writer.journal().segments().iter().rev(), newest)?;
+        self.parent.ask(&mut plan, self.row.term.fork_seq)?;
+        Ok(plan)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What the catalogue has of it.
+    pub fn row(&self) -> &BranchRow {
+        &self.row
+    }
+
+    /// The replica it is a child of.
+    pub fn parent(&self) -> &Arc<Replica> {
+        &self.parent
+    }
+
+    /// The position it was made at.
+    pub fn at(&self) -> Position {
+        Position { term: self.row.term.parent, seq: self.row.term.fork_seq }
+    }
+
+    /// Bytes of its log.
+    pub fn log_bytes(&self) -> u64 {
+        self.writer.journal().bytes()
+    }
+
+    /// Clients that have it open.
+    pub fn clients(&self) -> u32 {
+        self.clients.load(Ordering::Relaxed)
+    }
+
+    /// Counts a client until the guard is dropped.
+    pub fn opened(self: &Arc<Self>) -> ClientGuard {
+        self.clients.fetch_add(1, Ordering::Relaxed);
+        ClientGuard(Arc::clone(self))
+    }
+
+    /// Lets its log end.
+    pub fn end(&self) {
+        self.writer.end();
+    }
+
+    /// Its directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+impl Drop for ClientGuard {
+    fn drop(&mut self) {
+        self.0.clients.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Where a branch's log is.
+pub fn branch_dir(parent: &Replica, name: &str) -> PathBuf {
+    parent.dir().join("branches").join(name)
+}
+
+struct BranchFollower {
+    log_name: String,
+    catalogue: Arc<Catalogue>,
+}
+
+impl Follower for BranchFollower {
+    fn stored(&self, _frame: &FrameView<'_>) {}
+
+    fn sealed(&self, segment: &Segment, end: &SegmentEnd) -> anyhow::Result<()> {
+        self.catalogue.put_segment(&self.log_name, segment, end.index_at, end.chain, None)
+    }
+}

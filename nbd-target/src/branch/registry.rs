@@ -1,0 +1,234 @@
+//! All branches of a target, by name.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use anyhow::Context;
+use tidemark_journal::{Term, TermId};
+use tokio::runtime::Handle;
+
+use super::Branch;
+use crate::{
+    catalogue::BranchRow,
+    clock,
+    groups::Groups,
+    points::{
+        Refusal, Spec,
+        resolve::{Scope, resolve},
+    },
+    replica::Replica,
+};
+
+/// The branches.
+pub struct Branches {
+    groups: Arc<Groups>,
+    runtime: Handle,
+    table: Mutex<BTreeMap<String, Arc<Branch>>>,
+}
+
+/// What a branch is made of.
+#[derive(Clone, Debug)]
+pub struct NewBranch {
+    /// Its name; none means that one is made up.
+    pub name: Option<String>,
+    /// The group.
+    pub group: String,
+    /// One volume only; none means all of the group.
+    pub volume: Option<String>,
+    /// The point.
+    pub spec: Spec,
+    /// Whether it is dropped when the target starts again.
+    pub temporary: bool,
+}
+
+/// Why a branch cannot be made or dropped.
+#[derive(Debug, thiserror::Error)]
+pub enum BranchError {
+    /// The request does not fit what is there.
+    #[error("{0}")]
+    Refused(String),
+    /// There is no such thing.
+    #[error("{0}")]
+    NotFound(String),
+    /// It is in use, or the name is.
+    #[error("{0}")]
+    Conflict(String),
+    /// The target failed.
+    #[error("{0:#}")]
+    Failed(#[from] anyhow::Error),
+}
+
+impl From<Refusal> for BranchError {
+    fn from(refusal: Refusal) -> BranchError {
+        BranchError::Refused(refusal.0)
+    }
+}
+
+impl Branches {
+    /// The branches that the catalogue knows; temporary ones are dropped.
+    ///
+    /// # Errors
+    /// When the catalogue cannot be read.
+    pub fn open(groups: &Arc<Groups>, runtime: Handle) -> anyhow::Result<Arc<Branches>> {
+        let branches = Branches { groups: Arc::clone(groups), runtime, table: Mutex::default() };
+        for replica in groups.replicas() {
+            for (name, row) in groups.catalogue().branches(replica.name())? {
+                if row.temporary {
+                    groups.catalogue().drop_branch(replica.name(), &name)?;
+                    continue;
+                }
+                // One that cannot be opened must not keep the others from it.
+                match branches.run(&name, row, &replica) {
+                    Ok(branch) => {
+                        branches.table().insert(name, branch);
+                    }
+                    Err(error) => tracing::error!(branch = %name, "{error:#}"),
+                }
+            }
+            branches.remove_remains(&replica)?;
+        }
+        Ok(Arc::new(branches))
+    }
+
+    /// Makes a branch. Blocks on the disk.
+    ///
+    /// # Errors
+    /// [`BranchError`].
+    pub fn create(&self, new: &NewBranch) -> Result<Arc<Branch>, BranchError> {
+        let replica = self.groups.replica(&new.group).ok_or_else(|| {
+            BranchError::NotFound(format!("this target has no replica of a group '{}'", new.group))
+        })?;
+        let mut table = self.table();
+        let name = match &new.name {
+            Some(name) => name.clone(),
+            None => made_up(&new.group, &table),
+        };
+        check_name(&name)?;
+        if table.contains_key(&name) {
+            return Err(BranchError::Conflict(format!("there is a branch '{name}' already")));
+        }
+        let seq = resolve(&replica, new.volume.as_deref(), &new.spec)?.seq;
+        let parent = replica.ledger().history(|history| history.position(seq));
+        let row = BranchRow {
+            term: Term {
+                id: TermId::random().map_err(anyhow::Error::from)?,
+                parent: parent.term,
+                fork_seq: seq,
+            },
+            volume: new.volume.clone(),
+            point: new.spec.to_string(),
+            temporary: new.temporary,
+            created_ns: clock::wall_ns(),
+        };
+        self.groups.catalogue().put_branch(&new.group, &name, &row)?;
+        let branch = self.run(&name, row, &replica)?;
+        table.insert(name, Arc::clone(&branch));
+        Ok(branch)
+    }
+
+    /// Drops a branch and what was written into it. Blocks on the disk.
+    ///
+    /// # Errors
+    /// [`BranchError`].
+    pub fn drop_branch(&self, name: &str) -> Result<(), BranchError> {
+        let mut table = self.table();
+        let branch = table
+            .get(name)
+            .ok_or_else(|| BranchError::NotFound(format!("there is no branch '{name}'")))?;
+        if branch.clients() > 0 {
+            return Err(BranchError::Conflict(format!(
+                "the branch '{name}' is open ({} clients): disconnect them first",
+                branch.clients()
+            )));
+        }
+        self.groups.catalogue().drop_branch(branch.parent().name(), name)?;
+        if let Some(branch) = table.remove(name) {
+            branch.end();
+            std::fs::remove_dir_all(branch.dir())
+                .with_context(|| format!("cannot remove {}", branch.dir().display()))?;
+        }
+        Ok(())
+    }
+
+    /// A branch.
+    pub fn get(&self, name: &str) -> Option<Arc<Branch>> {
+        self.table().get(name).cloned()
+    }
+
+    /// All branches.
+    pub fn list(&self) -> Vec<Arc<Branch>> {
+        self.table().values().cloned().collect()
+    }
+
+    /// Lets all logs end.
+    pub fn end(&self) {
+        self.table().values().for_each(|branch| branch.end());
+    }
+
+    fn run(
+        &self,
+        name: &str,
+        row: BranchRow,
+        replica: &Arc<Replica>,
+    ) -> anyhow::Result<Arc<Branch>> {
+        let groups = &self.groups;
+        let (branch, owner, task) =
+            Branch::open(name, row, replica, groups.store(), groups.catalogue(), groups.caches())?;
+        groups.run_owner(owner)?;
+        self.runtime.spawn(task);
+        Ok(Arc::new(branch))
+    }
+
+    /// Removes what dropped branches have left.
+    fn remove_remains(&self, replica: &Replica) -> anyhow::Result<()> {
+        let known = self.groups.catalogue().branches(replica.name())?;
+        let Ok(entries) = std::fs::read_dir(replica.dir().join("branches")) else { return Ok(()) };
+        for entry in entries {
+            let entry = entry?;
+            if !entry.file_name().to_str().is_some_and(|name| known.contains_key(name)) {
+                std::fs::remove_dir_all(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn table(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Branch>>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Which volumes a branch shows: their names and sizes at its point.
+pub fn volumes(branch: &Branch) -> Vec<(String, tidemark_journal::VolumeId, u64)> {
+    let seq = branch.row().term.fork_seq;
+    let only = branch.row().volume.as_deref();
+    branch.parent().ledger().history(|history| {
+        let present = history.volumes.iter().filter(|volume| volume.present_at(seq));
+        let wanted = present.filter(|volume| only.is_none_or(|only| only == volume.name));
+        // A volume that cannot be recovered at the point by itself is not shown.
+        let good = wanted.filter(|volume| {
+            let scope = Scope::of(history, branch.parent().name(), Some(&volume.name));
+            scope.is_ok_and(|scope| scope.newest_good(history, seq) == Some(seq))
+        });
+        good.map(|volume| (volume.name.clone(), volume.id, volume.sectors_at(seq))).collect()
+    })
+}
+
+fn check_name(name: &str) -> Result<(), BranchError> {
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || name.len() > 63 || !name.chars().all(good) || name.starts_with('.') {
+        return Err(BranchError::Refused(format!(
+            "the branch name '{name}' must have 1 to 63 letters, digits, '-', '_' or '.', and not \
+             begin with a dot"
+        )));
+    }
+    Ok(())
+}
+
+fn made_up(group: &str, table: &BTreeMap<String, Arc<Branch>>) -> String {
+    let base: String = group.chars().take(48).collect();
+    let names = (1..).map(|number| format!("{base}-{number}"));
+    let mut free = names.filter(|name| !table.contains_key(name));
+    free.next().unwrap_or(base)
+}

@@ -1,0 +1,122 @@
+//! Branches: written, read, restarted, dropped.
+
+mod common;
+
+use bytes::Bytes;
+use common::{Lab, model::difference, run, source::Source};
+use tidemark_control::target::{BranchRequest, TargetClient};
+use tidemark_journal::{GapReason, VolumeId};
+use tidemark_nbd::Zeroing;
+
+const MIB: usize = 1 << 20;
+
+async fn api(lab: &Lab) -> TargetClient {
+    TargetClient::new(lab.config.api.socket.as_deref().expect("configured"))
+}
+
+fn request(name: &str, point: &str) -> BranchRequest {
+    BranchRequest {
+        name: Some(name.to_owned()),
+        group: "shop".to_owned(),
+        volume: None,
+        point: point.to_owned(),
+        temporary: false,
+    }
+}
+
+#[test]
+fn a_branch_is_a_disk_of_its_own() {
+    run(async || {
+        let mut lab = Lab::new("segment = \"1 MiB\"", "");
+        let mut source = Source::new(&[4 * MIB, 4 * MIB]);
+        source.connect(&lab).await;
+        for volume in 0..2 {
+            source.gap_begin(volume, GapReason::FirstSync);
+            source.gap_end(volume);
+        }
+        for _ in 0..200 {
+            source.random();
+        }
+        let point = source.mark("before the test");
+        for _ in 0..100 {
+            source.random();
+        }
+        source.send().await;
+        source.acknowledged().await;
+
+        let api = api(&lab).await;
+        let made = api.create_branch(&request("test", "mark:before the test")).await.expect("made");
+        assert_eq!(made.parent.seq, point);
+        let names: Vec<&str> = made.exports.iter().map(|export| export.export.as_str()).collect();
+        assert_eq!(names, ["shop/disk0@branch:test", "shop/disk1@branch:test"]);
+        let again = api.create_branch(&request("test", "latest")).await.expect_err("twice");
+        assert!(again.to_string().contains("already"), "{again}");
+
+        let mut model = source.model.at(VolumeId(0), point);
+        let client = lab.open("shop/disk0@branch:test").await.expect("it opens");
+        assert!(!client.info().features.read_only);
+        // Across a multiple of 1 MiB, partly over each other, then zeros.
+        for (offset, length, byte) in [(MIB - 4096, 3 * 4096, 1), (MIB, 512, 2), (0, 2 * MIB, 3)] {
+            let content: Vec<u8> = (0..length).map(|n| byte + (n / 512) as u8 % 100).collect();
+            client.write(offset as u64, Bytes::from(content.clone()), byte == 2).await.expect("ok");
+            model[offset..offset + length].copy_from_slice(&content);
+        }
+        let zeroing = Zeroing { fua: true, no_hole: false, fast_only: true };
+        client.write_zeroes(8192, 1024, zeroing).await.expect("zeroed");
+        model[8192..8192 + 1024].fill(0);
+        client.trim(3 * MIB as u64, 4096).await.expect("trimmed");
+        model[3 * MIB..3 * MIB + 4096].fill(0);
+        client.flush().await.expect("flushed");
+        let read = client.read(0, 4 * MIB as u32).await.expect("read");
+        assert_eq!(difference(&read, &model), None);
+
+        // The point it was made of, and the other volume, are as they were.
+        let parent = lab.open(&format!("shop/disk0@seq:{point}")).await.expect("it opens");
+        let read = parent.read(0, 4 * MIB as u32).await.expect("read");
+        assert_eq!(difference(&read, &source.model.at(VolumeId(0), point)), None);
+        let busy = api.drop_branch("test").await.expect_err("open");
+        assert!(busy.to_string().contains("disconnect"), "{busy}");
+        drop((client, parent));
+
+        // It survives a restart, and more can be written.
+        source.disconnect();
+        lab.restart();
+        let client = lab.open("shop/disk0@branch:test").await.expect("it opens");
+        let read = client.read(0, 4 * MIB as u32).await.expect("read");
+        assert_eq!(difference(&read, &model), None);
+        client.write(0, Bytes::from(vec![9; 4096]), true).await.expect("written");
+        model[..4096].fill(9);
+        let read = client.read(0, 4 * MIB as u32).await.expect("read");
+        assert_eq!(difference(&read, &model), None);
+        client.disconnect().await;
+
+        let dir = lab.config.data_dir.join("groups/shop/branches/test");
+        assert!(dir.exists());
+        common::eventually("nobody has it open", || lab.target().branches().list()[0].clients() == 0)
+            .await;
+        api.drop_branch("test").await.expect("dropped");
+        assert!(!dir.exists());
+        let refusal = lab.refusal("shop/disk0@branch:test").await;
+        assert!(refusal.contains("no branch"), "{refusal}");
+    });
+}
+
+#[test]
+fn a_temporary_branch_ends_with_the_target() {
+    run(async || {
+        let mut lab = Lab::new("", "");
+        let mut source = Source::new(&[MIB]);
+        source.connect(&lab).await;
+        source.gap_begin(0, GapReason::FirstSync);
+        source.gap_end(0);
+        source.send().await;
+        source.acknowledged().await;
+        source.disconnect();
+        let new = BranchRequest { name: None, temporary: true, ..request("", "latest") };
+        let made = api(&lab).await.create_branch(&new).await.expect("made");
+        assert_eq!(made.name, "shop-1");
+        lab.restart();
+        assert_eq!(api(&lab).await.branches().await.expect("listed").branches, []);
+        assert!(!lab.config.data_dir.join("groups/shop/branches/shop-1").exists());
+    });
+}
