@@ -153,6 +153,11 @@ impl ActiveSet {
         self.transaction
     }
 
+    /// Whether the log still speaks of an earlier life: this one has no transaction yet.
+    pub fn is_unwritten(&self) -> bool {
+        self.transaction < self.first_transaction
+    }
+
     /// Finds a slot that a new region may take: a free one, or one without users, by a second
     /// chance for those used since the hand last came by.
     pub fn victim(&mut self) -> Option<u16> {
@@ -244,8 +249,13 @@ pub struct Recovered {
 
 /// A log in which blocks that are still needed are damaged.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the log of active regions is damaged: {0} of the blocks it needs are missing")]
-pub struct DamagedLog(u64);
+#[error("the log of active regions is damaged: {missing} of the blocks it needs are missing")]
+pub struct DamagedLog {
+    /// Blocks that are needed and cannot be read.
+    pub missing: u64,
+    /// The newest transaction: a new life of the set has to go on after it.
+    pub transaction: u64,
+}
 
 /// Reads a whole log file.
 ///
@@ -276,7 +286,8 @@ pub fn recover(file: &[u8], map_id: [u8; 16]) -> Result<Recovered, DamagedLog> {
     blocks.retain(|block| block.transaction.get() >= oldest_needed);
     let wanted = newest - oldest_needed + 1;
     if blocks.len() as u64 != wanted {
-        return Err(DamagedLog(wanted - blocks.len() as u64));
+        let missing = wanted - blocks.len() as u64;
+        return Err(DamagedLog { missing, transaction: newest });
     }
     let mut slots = vec![None; SLOTS];
     for block in blocks {

@@ -48,6 +48,9 @@ struct VolumeMap {
     written: Vec<u64>,
     /// Pages whose content in memory is not on storage. Writing them can wait.
     stale: Vec<bool>,
+    /// The commit with which all pages are written, because many bits were set at once: before it
+    /// is durable, a bit in memory says nothing about storage.
+    whole_with: u64,
     flushed_tick: u64,
 }
 
@@ -84,7 +87,9 @@ pub struct DirtyMap {
 
 impl DirtyMap {
     /// Starts with an empty active set. `generation` is the highest that the files have seen, and
-    /// `transaction` the log's newest. Every page is written with the first commits.
+    /// `transaction` the log's newest. The first commit writes every page and then a
+    /// transaction: so the regions that the log of an earlier life called active are marked before
+    /// it no longer speaks of them.
     pub fn new(
         map_id: [u8; 16],
         generation: u64,
@@ -99,6 +104,7 @@ impl DirtyMap {
                 previous: Bits::new(start.regions),
                 uncaptured: start.uncaptured,
                 stale: vec![true; start.written.len()],
+                whole_with: generation + 1,
                 written: start.written,
                 flushed_tick: 0,
             })
@@ -134,13 +140,15 @@ impl DirtyMap {
     /// Whether a write into the region that will have no record may go on. If not, the next commit
     /// will let it.
     pub fn ready_uncaptured(&mut self, region: RegionId) -> bool {
+        let (begun, durable) = (self.generation, self.durable_generation);
         let map = self.volume(region.volume);
-        if map.uncaptured.get(region.index) {
-            return !self.marking.contains(&region) && !self.marking_now.contains(&region);
+        let (new, whole_with) = (map.uncaptured.set(region.index), map.whole_with);
+        if new || whole_with > begun {
+            self.marking.insert(region);
         }
-        map.uncaptured.set(region.index);
-        self.marking.insert(region);
-        false
+        whole_with <= durable
+            && !self.marking.contains(&region)
+            && !self.marking_now.contains(&region)
     }
 
     /// A write into an active region begins to need it.
@@ -182,19 +190,20 @@ impl DirtyMap {
         map.flushed_tick = map.flushed_tick.max(tick);
     }
 
-    /// Marks every region of a volume as needing catch-up. Durable after the next commits, so
+    /// Marks every region of a volume as needing catch-up. Durable after the next commit, so
     /// whoever relies on it waits for [`Self::is_settled`].
     pub fn doubt(&mut self, volume: VolumeId) {
+        let next = self.generation + 1;
         let map = self.volume(volume);
         map.uncaptured.fill();
         map.stale.fill(true);
+        map.whole_with = next;
     }
 
-    /// Marks a region as needing catch-up without anybody waiting for it.
+    /// Marks a region as needing catch-up, durably with the next commit.
     pub fn mark_uncaptured(&mut self, region: RegionId) {
-        let map = self.volume(region.volume);
-        if map.uncaptured.set(region.index) {
-            map.stale[(region.index / PAGE_REGIONS) as usize] = true;
+        if self.volume(region.volume).uncaptured.set(region.index) {
+            self.marking.insert(region);
         }
     }
 
@@ -243,9 +252,10 @@ impl DirtyMap {
         if self.committing {
             return false;
         }
+        let room = CHANGES_MAX - self.changed.len();
         let clean: Vec<u16> = (0..super::active::SLOTS as u16)
             .filter(|slot| self.is_clean(*slot, durable))
-            .take(CHANGES_MAX)
+            .take(room)
             .collect();
         for slot in &clean {
             self.active.replace(*slot, None);
@@ -303,13 +313,15 @@ impl DirtyMap {
         self.committing = true;
         let mut commit = Commit::default();
         for map in &mut self.volumes {
+            let whole = map.whole_with == self.generation;
             let mut lazy = if all { 1024 } else { 4 };
             for number in 0..map.written.len() as u32 {
-                let stale = map.stale[number as usize] && lazy > 0;
-                if !urgent.contains(&(map.id, number)) && !stale {
-                    continue;
+                if !whole && !urgent.contains(&(map.id, number)) {
+                    if !map.stale[number as usize] || lazy == 0 {
+                        continue;
+                    }
+                    lazy -= 1;
                 }
-                lazy -= u32::from(stale).min(lazy);
                 map.stale[number as usize] = false;
                 let written = &mut map.written[number as usize];
                 let dirty = [&map.current, &map.previous];
@@ -325,7 +337,7 @@ impl DirtyMap {
                 commit.pages.push(BlockWrite { volume: Some(map.id), offset, block });
             }
         }
-        if !self.changed.is_empty() {
+        if !self.changed.is_empty() || self.active.is_unwritten() {
             let (offset, block) = self.active.transaction(&self.changed);
             commit.log = Some(BlockWrite { volume: None, offset, block });
         }

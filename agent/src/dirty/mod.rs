@@ -11,6 +11,8 @@
 pub mod active;
 pub mod bitmap;
 pub mod map;
+#[cfg(test)]
+pub(crate) mod tests;
 
 use tidemark_journal::{Sector, VolumeId, ids::SECTOR_BYTES};
 

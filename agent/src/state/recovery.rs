@@ -68,7 +68,10 @@ pub fn decide(
     }
     let log = active::recover(&found.log, old.map_id);
     let mut doubt = log.is_err();
-    let log = log.unwrap_or(active::Recovered { active: Vec::new(), transaction: 0 });
+    let log = log.unwrap_or_else(|damaged| active::Recovered {
+        active: Vec::new(),
+        transaction: damaged.transaction,
+    });
     let mut generation = 0;
     let (mut maps, mut gaps) = (Vec::new(), Vec::new());
     for ((volume, regions), bytes) in volumes.iter().zip(&found.maps) {

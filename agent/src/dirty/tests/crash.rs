@@ -1,0 +1,505 @@
+//! The dirty map against a model of a disk that loses power: whatever of a commit had reached the
+//! storage, every region that may differ from the target is covered (invariants 2 and 6).
+//!
+//! The model knows each write that was let through: whether it has a record, whether that is
+//! final-durable, whether the write has ended and whether a flush covered it since. A commit is
+//! torn at sectors of 512 bytes: first its pages, in any order, then its log block. After some
+//! crashes the map goes on from what was found.
+
+use std::collections::BTreeMap;
+
+use tidemark_journal::{Seq, VolumeId};
+
+use super::{
+    super::{
+        BLOCK_BYTES, RegionId,
+        active::{self, LOG_BYTES},
+        bitmap::{self, Bits},
+        map::{Commit, DirtyMap, VolumeStart},
+    },
+    random::{Random, seeds},
+};
+
+const MAP_ID: [u8; 16] = [7; 16];
+/// One volume of one page and one of two; together more regions than can be active.
+const VOLUMES: [(VolumeId, u32); 2] = [(VolumeId(1), 300), (VolumeId(4), 16_500)];
+
+/// The files on storage.
+#[derive(Clone)]
+struct Storage {
+    log: Vec<u8>,
+    bitmaps: [Vec<u8>; 2],
+}
+
+impl Storage {
+    fn new() -> Storage {
+        Storage {
+            log: vec![0; LOG_BYTES as usize],
+            bitmaps: VOLUMES.map(|(_, regions)| vec![0; bitmap::file_bytes(regions) as usize]),
+        }
+    }
+
+    /// Writes those sectors of a block for which `reached` says so.
+    fn write(&mut self, write: &super::super::map::BlockWrite, mut reached: impl FnMut() -> bool) {
+        let file = match write.volume {
+            None => &mut self.log,
+            Some(id) => {
+                let at = VOLUMES.iter().position(|volume| volume.0 == id);
+                &mut self.bitmaps[at.expect("a volume of the map")]
+            }
+        };
+        assert_eq!(write.block.len(), BLOCK_BYTES);
+        let to = &mut file[write.offset as usize..][..BLOCK_BYTES];
+        for (to, from) in to.chunks_exact_mut(512).zip(write.block.chunks_exact(512)) {
+            if reached() {
+                to.copy_from_slice(from);
+            }
+        }
+    }
+}
+
+/// What a start after a crash would find.
+struct Found {
+    active: active::Recovered,
+    bitmaps: [bitmap::Recovered; 2],
+}
+
+impl Found {
+    fn of(storage: &Storage) -> Found {
+        let map = |at: usize| bitmap::recover(&storage.bitmaps[at], MAP_ID, VOLUMES[at].1);
+        Found {
+            active: active::recover(&storage.log, MAP_ID).expect("only the newest block is torn"),
+            bitmaps: [map(0), map(1)],
+        }
+    }
+
+    fn bitmap(&self, region: RegionId) -> &bitmap::Recovered {
+        &self.bitmaps[usize::from(region.volume == VOLUMES[1].0)]
+    }
+
+    fn covers(&self, region: RegionId) -> bool {
+        let bitmap = self.bitmap(region);
+        self.active.active.binary_search(&region).is_ok()
+            || bitmap.dirty.get(region.index)
+            || bitmap.uncaptured.get(region.index)
+    }
+
+    fn map(&self) -> DirtyMap {
+        let mut generation = 0;
+        let volumes = VOLUMES.iter().zip(&self.bitmaps).map(|((id, regions), found)| {
+            generation = generation.max(found.generation);
+            let mut uncaptured = found.uncaptured.clone();
+            uncaptured.absorb(&mut found.dirty.clone());
+            for region in self.active.active.iter().filter(|region| region.volume == *id) {
+                uncaptured.set(region.index);
+            }
+            VolumeStart { id: *id, regions: *regions, written: found.written.clone(), uncaptured }
+        });
+        let volumes = volumes.collect();
+        DirtyMap::new(MAP_ID, generation, self.active.transaction, volumes)
+    }
+}
+
+/// A write that was let through, until nothing is to be feared for it any more.
+#[derive(Clone, Copy, Debug)]
+struct Write {
+    /// Its record, or the later one that stands for its content; none: only catch-up helps.
+    seq: Option<u64>,
+    /// It was let through without a record, so the uncaptured bit has to say so.
+    uncaptured: bool,
+    ended_at: Option<u64>,
+    flushed: bool,
+}
+
+/// How the test breaks what it protects, to see that it notices.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Break {
+    Nothing,
+    /// The log is written before the pages.
+    LogFirst,
+    /// A commit is said to be written before it is.
+    SaidTooEarly,
+    /// Epochs are settled without a flush.
+    NoFlush,
+    /// Epochs are settled before their last record is final-durable.
+    NotDurable,
+}
+
+struct Sim {
+    random: Random,
+    broken: Break,
+    storage: Storage,
+    map: DirtyMap,
+    writes: BTreeMap<RegionId, Vec<Write>>,
+    /// Requests that wait for a commit: the region, and whether it is to have a record.
+    waiting: Vec<(RegionId, bool)>,
+    /// On the local disk: the region, and whether the write has a record and so holds it.
+    under_way: Vec<(RegionId, bool)>,
+    commit: Option<Commit>,
+    pages_written: bool,
+    flushes: Vec<(VolumeId, u64, u64, bool)>,
+    epoch_flushes: Option<Vec<VolumeId>>,
+    now: u64,
+    last_seq: u64,
+    durable: u64,
+    next_region: u32,
+}
+
+type Outcome = Result<(), String>;
+
+impl Sim {
+    fn new(seed: u64, broken: Break) -> Sim {
+        let mut storage = Storage::new();
+        let none = VOLUMES.iter().map(|(id, regions)| VolumeStart {
+            id: *id,
+            regions: *regions,
+            written: vec![0; bitmap::pages_in(*regions) as usize],
+            uncaptured: Bits::new(*regions),
+        });
+        let mut map = DirtyMap::new(MAP_ID, 0, 0, none.collect());
+        // A new group's files are written before its first write.
+        while let Some(commit) = map.begin_commit(Seq(0), true) {
+            let blocks = commit.pages.iter().chain(&commit.log);
+            blocks.for_each(|block| storage.write(block, || true));
+            map.commit_written();
+        }
+        assert!(map.is_settled());
+        Sim {
+            random: Random::new(seed),
+            broken,
+            storage,
+            map,
+            writes: BTreeMap::new(),
+            waiting: Vec::new(),
+            under_way: Vec::new(),
+            commit: None,
+            pages_written: false,
+            flushes: Vec::new(),
+            epoch_flushes: None,
+            now: 1,
+            last_seq: 0,
+            durable: 0,
+            next_region: 0,
+        }
+    }
+
+    /// Half of the regions are hot, the others come by in turn, so that slots have to be given away.
+    fn some_region(&mut self) -> RegionId {
+        let (volume, regions) = VOLUMES[self.random.below(2) as usize];
+        let index = if self.random.percent(30) {
+            self.random.below(40) as u32
+        } else {
+            self.next_region = (self.next_region + 1) % 16_500;
+            self.next_region % regions
+        };
+        RegionId { volume, index }
+    }
+
+    fn ask(&mut self, region: RegionId, captured: bool) {
+        let ready =
+            if captured { self.map.ready(region) } else { self.map.ready_uncaptured(region) };
+        if !ready {
+            return self.waiting.push((region, captured));
+        }
+        let mut write = Write { seq: None, uncaptured: !captured, ended_at: None, flushed: false };
+        if captured {
+            self.map.hold(region);
+            self.last_seq += 1;
+            self.map.drawn(region, Seq(self.last_seq));
+            write.seq = Some(self.last_seq);
+        }
+        self.writes.entry(region).or_default().push(write);
+        self.under_way.push((region, captured));
+    }
+
+    /// Ends a write on the local disk.
+    fn end_write(&mut self, fails: bool) {
+        let Some((region, held)) = self.random.take(&mut self.under_way) else { return };
+        self.now += 1;
+        let writes = self.writes.get_mut(&region).expect("a write under way");
+        let write = writes
+            .iter_mut()
+            .find(|write| write.ended_at.is_none() && write.uncaptured != held)
+            .expect("a write that has not ended");
+        write.ended_at = Some(self.now);
+        if fails {
+            write.seq = None;
+        }
+        if held {
+            self.map.release(region);
+        }
+        if fails {
+            self.map.mark_uncaptured(region);
+        }
+    }
+
+    /// Content of an uncaptured region on which nothing is under way gets a record.
+    fn catch_up(&mut self) {
+        let (volume, regions) = VOLUMES[self.random.below(2) as usize];
+        let from = self.random.below(u64::from(regions)) as u32;
+        let uncaptured = self.map.uncaptured(volume);
+        let Some(index) = uncaptured.next(from).or(uncaptured.next(0)) else { return };
+        let region = RegionId { volume, index };
+        // Both hold their range.
+        if self.under_way.iter().chain(&self.waiting).any(|(busy, _)| *busy == region) {
+            return;
+        }
+        self.last_seq += 1;
+        for write in self.writes.get_mut(&region).into_iter().flatten() {
+            write.seq = write.seq.or(Some(self.last_seq));
+            write.uncaptured = false;
+        }
+        self.map.caught_up(region);
+    }
+
+    fn begin_flush(&mut self, volume: VolumeId, epoch: bool) {
+        self.flushes.push((volume, self.map.flush_begun(), self.now, epoch));
+    }
+
+    fn end_flush(&mut self) {
+        let Some((volume, tick, at, epoch)) = self.random.take(&mut self.flushes) else { return };
+        if self.random.percent(10) {
+            // It failed; an epoch's is tried again.
+            if epoch {
+                self.begin_flush(volume, true);
+            }
+            return;
+        }
+        self.map.flush_ended(volume, tick);
+        for (_, writes) in self.writes.iter_mut().filter(|(region, _)| region.volume == volume) {
+            for write in writes.iter_mut() {
+                write.flushed |= write.ended_at.is_some_and(|ended| ended <= at);
+            }
+        }
+        if let Some(left) = self.epoch_flushes.as_mut().filter(|_| epoch) {
+            left.retain(|left| *left != volume);
+        }
+    }
+
+    /// What the capture core does about epochs.
+    fn step_epoch(&mut self) {
+        let Some(boundary) = self.map.boundary() else {
+            self.map.rotate(Seq(self.last_seq));
+            self.epoch_flushes = None;
+            return;
+        };
+        match &self.epoch_flushes {
+            None => {
+                let open = self.writes.values().flatten().any(|write| {
+                    write.ended_at.is_none() && write.seq.is_some_and(|seq| seq <= boundary.0)
+                });
+                if !open {
+                    self.epoch_flushes = Some(VOLUMES.map(|volume| volume.0).to_vec());
+                    VOLUMES.iter().for_each(|volume| self.begin_flush(volume.0, true));
+                }
+            }
+            Some(left) => {
+                let flushed = left.is_empty() || self.broken == Break::NoFlush;
+                let durable = self.durable >= boundary.0 || self.broken == Break::NotDurable;
+                if flushed && durable {
+                    self.map.settle();
+                }
+            }
+        }
+    }
+
+    fn forget_what_is_safe(&mut self) {
+        let durable = self.durable;
+        self.writes.retain(|_, writes| {
+            writes.retain(|write| !(write.flushed && write.seq.is_some_and(|seq| seq <= durable)));
+            !writes.is_empty()
+        });
+    }
+
+    fn check(&mut self, storage: &Storage) -> Result<Found, String> {
+        self.forget_what_is_safe();
+        let found = Found::of(storage);
+        for (region, writes) in &self.writes {
+            if !found.covers(*region) {
+                return Err(format!("{region:?} is not covered: {writes:?}"));
+            }
+            let bit = found.bitmap(*region).uncaptured.get(region.index);
+            if writes.iter().any(|write| write.uncaptured) && !bit {
+                return Err(format!("{region:?} has an uncaptured write without its bit"));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Looks at what a crash would leave now, with some sectors of what is being written.
+    fn crash(&mut self) -> Result<Found, String> {
+        let mut storage = self.storage.clone();
+        if let Some(commit) = self.commit.clone() {
+            let percent = self.random.below(101);
+            let log_first = self.broken == Break::LogFirst;
+            if self.pages_written || log_first {
+                let random = &mut self.random;
+                commit.log.iter().for_each(|log| storage.write(log, || random.percent(percent)));
+            }
+            if !self.pages_written {
+                let random = &mut self.random;
+                commit
+                    .pages
+                    .iter()
+                    .for_each(|page| storage.write(page, || random.percent(percent)));
+            }
+        }
+        let found = self.check(&storage)?;
+        self.storage = if self.random.percent(4) { storage } else { return Ok(found) };
+        // The start: what was active, dirty or uncaptured is uncaptured now. Writes under way may
+        // or may not have reached the disk; nobody will say.
+        self.map = found.map();
+        (self.commit, self.pages_written) = (None, false);
+        self.waiting.clear();
+        self.under_way.clear();
+        self.flushes.clear();
+        self.epoch_flushes = None;
+        let now = self.now;
+        for write in self.writes.values_mut().flatten() {
+            write.ended_at = write.ended_at.or(Some(now));
+            write.seq = None;
+        }
+        Ok(found)
+    }
+
+    fn begin_commit(&mut self) {
+        let all = self.random.percent(30);
+        if self.commit.is_none() {
+            if self.random.percent(20) {
+                self.map.drop_clean(Seq(self.durable));
+            }
+            self.commit = self.map.begin_commit(Seq(self.durable), all);
+            self.pages_written = false;
+            if self.commit.is_some() && self.broken == Break::SaidTooEarly {
+                self.map.commit_written();
+                self.admit();
+            }
+        }
+    }
+
+    fn step_commit(&mut self) {
+        let Some(commit) = self.commit.take() else { return };
+        if !self.pages_written {
+            commit.pages.iter().for_each(|page| self.storage.write(page, || true));
+            self.pages_written = true;
+            self.commit = Some(commit);
+            return;
+        }
+        commit.log.iter().for_each(|log| self.storage.write(log, || true));
+        if self.broken != Break::SaidTooEarly {
+            self.map.commit_written();
+            self.admit();
+        }
+    }
+
+    fn admit(&mut self) {
+        for (region, captured) in std::mem::take(&mut self.waiting) {
+            self.ask(region, captured);
+        }
+    }
+
+    fn run(&mut self, steps: u32) -> Outcome {
+        for _ in 0..steps {
+            match self.random.below(100) {
+                0..30 => {
+                    // A burst, so that the set is full soon.
+                    let uncaptured = self.random.percent(15);
+                    for _ in 0..self.random.below(400) {
+                        let region = self.some_region();
+                        self.ask(region, !uncaptured);
+                    }
+                }
+                30..55 => {
+                    for _ in 0..self.random.below(500) {
+                        let fails = self.random.percent(2);
+                        self.end_write(fails);
+                    }
+                }
+                55..60 => (0..20).for_each(|_| self.catch_up()),
+                60..65 => {
+                    let behind = self.last_seq - self.durable;
+                    self.durable += self.random.below(behind / 2 + 1);
+                }
+                65..68 => {
+                    let volume = VOLUMES[self.random.below(2) as usize].0;
+                    self.begin_flush(volume, false);
+                }
+                68..72 => self.end_flush(),
+                72..80 => self.step_epoch(),
+                80..86 => self.begin_commit(),
+                86..93 => self.step_commit(),
+                93 if self.random.percent(5) => {
+                    self.map.doubt(VOLUMES[self.random.below(2) as usize].0);
+                }
+                _ => drop(self.crash()?),
+            }
+        }
+        self.come_to_rest()
+    }
+
+    /// When everything ends well, nothing is active or marked any more.
+    fn come_to_rest(&mut self) -> Outcome {
+        for _ in 0..2000 {
+            self.step_commit();
+            self.begin_commit();
+            while !self.under_way.is_empty() {
+                self.end_write(false);
+            }
+            let left = |map: &DirtyMap| VOLUMES.map(|volume| map.uncaptured(volume.0).count());
+            let left: u32 = left(&self.map).iter().sum();
+            (0..4 * left).for_each(|_| self.catch_up());
+            self.durable = self.last_seq;
+            if self.flushes.is_empty() {
+                VOLUMES.iter().for_each(|volume| self.begin_flush(volume.0, false));
+            }
+            self.end_flush();
+            self.step_epoch();
+            if self.commit.is_none() {
+                self.map.drop_clean(Seq(self.durable));
+                self.commit = self.map.begin_commit(Seq(self.durable), true);
+                self.pages_written = false;
+            }
+            if self.waiting.is_empty()
+                && self.commit.is_none()
+                && self.map.is_clean_throughout()
+                && self.map.is_settled()
+            {
+                let storage = self.storage.clone();
+                let found = self.check(&storage)?;
+                let marked: u32 = found
+                    .bitmaps
+                    .iter()
+                    .map(|map| map.dirty.count() + map.uncaptured.count())
+                    .sum();
+                assert_eq!((found.active.active.len(), marked), (0, 0));
+                return Ok(());
+            }
+        }
+        Err(format!(
+            "never at rest: {} wait, {:?} active and dirty",
+            self.waiting.len(),
+            self.map.counts()
+        ))
+    }
+}
+
+fn run(seed: u64, broken: Break) -> Outcome {
+    Sim::new(seed, broken).run(1200).map_err(|error| format!("seed {seed}: {error}"))
+}
+
+#[test]
+fn a_crash_at_any_moment_loses_no_mark() {
+    for seed in seeds("TIDEMARK_DIRTY_SEEDS", 12) {
+        run(seed, Break::Nothing).unwrap();
+    }
+}
+
+#[test]
+fn a_broken_order_is_noticed() {
+    for broken in [Break::LogFirst, Break::SaidTooEarly, Break::NoFlush, Break::NotDurable] {
+        let noticed = (0..10).any(|seed| {
+            run(seed, broken).is_err_and(|error| error.contains("covered") || error.contains("bit"))
+        });
+        assert!(noticed, "breaking number {} was not noticed", broken as u8);
+    }
+}

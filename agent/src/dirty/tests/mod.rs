@@ -1,0 +1,5 @@
+//! Tests of the dirty map.
+
+mod crash;
+mod formats;
+pub(crate) mod random;
