@@ -81,19 +81,32 @@ impl AgentConfig {
     /// # Errors
     /// The node's own file cannot be used. Groups' files that cannot are told in [`Loaded::faults`].
     pub fn load(directory: &Path) -> Result<Loaded, ConfigError> {
-        let node = NodeConfig::parse(&Source::read(&directory.join(NODE_FILE))?)?;
-        let mut loaded =
-            Loaded { config: AgentConfig { node, groups: Vec::new() }, faults: Vec::new() };
+        let config = AgentConfig::of_node(&Source::read(&directory.join(NODE_FILE))?)?;
+        let mut loaded = Loaded { config, faults: Vec::new() };
         for path in files_in(&directory.join(GROUP_DIRECTORY))? {
             let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
-            let parsed = Source::read(&path)
-                .and_then(|source| GroupConfig::parse(&source))
-                .and_then(|group| loaded.config.admit(&path, group));
-            if let Err(error) = parsed {
+            let added = Source::read(&path).and_then(|source| loaded.config.add(&source));
+            if let Err(error) = added {
                 loaded.faults.push(Fault { group: stem.unwrap_or_default(), error });
             }
         }
         Ok(loaded)
+    }
+
+    /// A node's configuration without any group.
+    ///
+    /// # Errors
+    /// A sentence with the line concerned.
+    pub fn of_node(source: &Source) -> Result<AgentConfig, ConfigError> {
+        Ok(AgentConfig { node: NodeConfig::parse(source)?, groups: Vec::new() })
+    }
+
+    /// Reads a group's file and adds it.
+    ///
+    /// # Errors
+    /// It cannot be used, or does not go together with the groups that are there.
+    pub fn add(&mut self, source: &Source) -> Result<(), ConfigError> {
+        self.admit(source.path(), GroupConfig::parse(source)?)
     }
 
     /// The group of this name.

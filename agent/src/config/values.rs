@@ -128,12 +128,12 @@ impl HostPort {
     pub fn port(&self) -> u16 {
         self.port
     }
-}
 
-impl FromStr for HostPort {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<HostPort, String> {
+    /// Reads an address of a service whose usual port is another.
+    ///
+    /// # Errors
+    /// A sentence that says what an address looks like.
+    pub fn parse(text: &str, default_port: u16) -> Result<HostPort, String> {
         let bad = || {
             let shown: String = text.chars().take(64).collect();
             format!("'{shown}' is not an address: HOST:PORT is wanted, an IPv6 host in [ ]")
@@ -158,13 +158,21 @@ impl FromStr for HostPort {
         };
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':');
         let port = match port {
-            None => HostPort::DEFAULT_PORT,
+            None => default_port,
             Some(port) => port.parse().ok().filter(|port| *port != 0).ok_or_else(bad)?,
         };
         if host.is_empty() || host.len() > 253 || !host.chars().all(plain) {
             return Err(bad());
         }
         Ok(HostPort { host: host.to_owned(), port })
+    }
+}
+
+impl FromStr for HostPort {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<HostPort, String> {
+        HostPort::parse(text, HostPort::DEFAULT_PORT)
     }
 }
 

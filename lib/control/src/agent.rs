@@ -9,6 +9,7 @@
 //! | `POST /v1/groups/GROUP/stop` | [`Done`] |
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tidemark_journal::{GroupId, Position, Seq, VolumeId};
@@ -229,6 +230,9 @@ pub struct GroupFailure {
 #[derive(Clone, Debug)]
 pub struct AgentClient(Client);
 
+/// Making and taking away devices waits for the kernel, and for what is on its way to the target.
+const DEVICES_PATIENCE: Duration = Duration::from_secs(120);
+
 impl AgentClient {
     /// The agent that listens there.
     pub fn new(socket: &Path) -> AgentClient {
@@ -253,7 +257,7 @@ impl AgentClient {
     /// # Errors
     /// [`ClientError`].
     pub async fn reload(&self) -> Result<Reloaded, ClientError> {
-        self.0.post("/v1/reload", &Done {}).await
+        self.0.clone().with_patience(DEVICES_PATIENCE).post("/v1/reload", &Done {}).await
     }
 
     /// Names the present position of a group.
@@ -283,6 +287,7 @@ impl AgentClient {
     /// # Errors
     /// [`ClientError`].
     pub async fn stop_group(&self, group: &str) -> Result<Done, ClientError> {
-        self.0.post(&format!("/v1/groups/{}/stop", segment(group)), &Done {}).await
+        let path = format!("/v1/groups/{}/stop", segment(group));
+        self.0.clone().with_patience(DEVICES_PATIENCE).post(&path, &Done {}).await
     }
 }

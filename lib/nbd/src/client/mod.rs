@@ -80,9 +80,23 @@ impl ConnectError {
     }
 }
 
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+/// A connection to a server, encrypted or not.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+/// Connects, enters an export and hands the connection over as it is, for somebody else who speaks
+/// the transmission phase: above all the Linux kernel, which wants
+/// [`simple_replies_only`](Options::simple_replies_only).
+pub async fn hand_over(
+    address: impl Into<Address>,
+    export: &str,
+    options: &Options,
+) -> Result<(ExportInfo, Box<dyn Stream>), ConnectError> {
+    let mut stream = open(address.into(), options).await?;
+    let (info, _) = handshake::go(&mut stream, export, options).await?;
+    Ok((info, stream))
+}
 
 /// A connection in the transmission phase. Clones share it; it ends with the last of them.
 #[derive(Clone)]
