@@ -6,6 +6,7 @@
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::fs::{self, File};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
@@ -238,6 +239,10 @@ fn install_kernel(cache: &Cache, suite: &str) -> Result<Kernel> {
     let file = only_file(work.path())?;
     let root = work.path().join("kernel");
     run(Command::new("dpkg").arg("-x").arg(&file).arg(&root))?;
+    // Since trixie the package's modules are below /usr.
+    if !root.join("lib").exists() {
+        symlink("usr/lib", root.join("lib"))?;
+    }
     let release = package.strip_prefix("linux-image-").unwrap_or(&package);
     run(Command::new("depmod").arg("-b").arg(&root).arg(release))?;
     let compressed = root.join("boot").join(format!("vmlinuz-{release}"));

@@ -107,10 +107,17 @@ impl Stage {
                 &["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"],
             ),
             Stage::Deny => deny::check(root).map(|()| Count::PASSED),
-            Stage::Build => build(root),
-            Stage::Host => runner::run(root, runner::Selection::Host),
-            Stage::Conformance => runner::run(root, runner::Selection::Conformance),
-            Stage::Guests => runner::run(root, runner::Selection::Guests),
+            Stage::Build => {
+                build_programs(root)?;
+                // The tests as well, so that a compiler's error is this stage's.
+                cargo(
+                    root,
+                    &["test", "--release", "--workspace", "--all-targets", "--no-run", "--quiet"],
+                )
+            }
+            Stage::Host => tests(root, runner::Selection::Host),
+            Stage::Conformance => tests(root, runner::Selection::Conformance),
+            Stage::Guests => tests(root, runner::Selection::Guests),
             Stage::Demo => demo(root),
         }
     }
@@ -121,15 +128,19 @@ fn cargo(root: &Path, arguments: &[&str]) -> Result<Count> {
     Ok(Count::PASSED)
 }
 
-/// The programs (which tests start by path) and then the tests, so that a compiler's error is this stage's.
-fn build(root: &Path) -> Result<Count> {
-    cargo(root, &["build", "--release", "--workspace", "--bins", "--examples"])?;
-    cargo(root, &["test", "--release", "--workspace", "--all-targets", "--no-run", "--quiet"])
+/// Tests start programs of other packages by path, which building the tests alone would not make.
+fn build_programs(root: &Path) -> Result<Count> {
+    cargo(root, &["build", "--release", "--workspace", "--bins", "--examples"])
+}
+
+fn tests(root: &Path, selection: runner::Selection) -> Result<Count> {
+    build_programs(root)?;
+    runner::run(root, selection)
 }
 
 /// Runs the demo as a newcomer would: no rights, an empty home, the system's own programs.
 fn demo(root: &Path) -> Result<Count> {
-    cargo(root, &["build", "--release", "--workspace", "--bins"])?;
+    build_programs(root)?;
     let program = target_directory(root)?.join("release/tidemark");
     // A place that any user can read, whatever directory the tree is in.
     let work = tempfile::tempdir()?;
