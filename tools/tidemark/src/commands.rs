@@ -1,0 +1,48 @@
+//! The commands, one module each.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::cli::{Cli, Command};
+use crate::output::Output;
+
+mod attach;
+mod branch;
+mod check;
+mod config;
+mod init;
+mod journal;
+mod mark;
+mod points;
+mod protect;
+mod shell;
+mod status;
+mod unprotect;
+mod verify;
+
+/// Does what was typed.
+///
+/// # Errors
+/// A sentence that says what is wrong and what to do.
+pub fn run(cli: &Cli, output: Output) -> Result<ExitCode> {
+    let global = &cli.global;
+    match &cli.command {
+        Command::Init(args) => init::run(args, output),
+        Command::Protect(args) => protect::run(args, global, output),
+        Command::Unprotect(args) => unprotect::run(args, global, output),
+        Command::Status(args) => status::run(args, global, output),
+        Command::Check(args) => check::run(args, global, output),
+        Command::Points(args) => points::run(args, global, output),
+        Command::Mark(args) => mark::run(args, global, output),
+        Command::Branch(args) => branch::run(&args.action, global, output),
+        Command::Attach(args) => attach::run(args, global, output),
+        Command::Detach(args) => attach::detach::run(args, global, output),
+        Command::AttachWorker => attach::worker::run(),
+        Command::Verify(args) => verify::run(args, global, output),
+        Command::Journal(args) => journal::run(&args.action, output),
+        Command::Config(args) => config::run(&args.action, global, output),
+        Command::Completions(args) => shell::completions(args, output),
+        Command::Man(args) => shell::man(args, output),
+    }
+}

@@ -1,0 +1,88 @@
+//! `branch`.
+
+use std::fmt::Write;
+use std::process::ExitCode;
+
+use anyhow::{Result, anyhow};
+use tidemark_control::target::{BranchRequest, BranchStatus, Branches, TargetClient};
+use tidemark_target::points::PointName;
+
+use crate::cli::{BranchAction, Global};
+use crate::output::{Output, Usage};
+use crate::{daemons, words};
+
+/// Makes, lists or drops branches.
+pub fn run(action: &BranchAction, global: &Global, output: Output) -> Result<ExitCode> {
+    let target = daemons::target(global).client;
+    match action {
+        BranchAction::Create { name, point } => {
+            let point = PointName::parse(point).map_err(Usage)?;
+            let request = BranchRequest {
+                name: Some(name.to_string()),
+                group: point.group,
+                volume: point.volume,
+                point: point.spec.to_string(),
+                temporary: false,
+            };
+            let branch = target.client().wait(target.create_branch(&request))?;
+            output.answer(&branch, || {
+                format!(
+                    "Branch {name} begins at {time}. 'tidemark attach {group}@branch:{name}' \
+                     presents it.\n",
+                    time = words::time_before(branch.wall_ns),
+                    group = branch.group,
+                )
+            })?;
+        }
+        BranchAction::List => {
+            let branches = target.client().wait(target.branches())?;
+            output.answer(&branches, || show(&branches))?;
+        }
+        BranchAction::Drop { name, dry_run } => {
+            let branch = find(&target, name.as_str())?;
+            if !dry_run {
+                target.client().wait(target.drop_branch(name.as_str()))?;
+            }
+            let verb = if *dry_run { "Would drop" } else { "Dropped" };
+            output.answer(&branch, || {
+                format!(
+                    "{verb} branch {name} of group {} and the {} written into it.\n",
+                    branch.group,
+                    words::bytes(branch.written_bytes)
+                )
+            })?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn find(target: &TargetClient, name: &str) -> Result<BranchStatus> {
+    let all = target.client().wait(target.branches())?;
+    let found = all.branches.into_iter().find(|branch| branch.name == name);
+    found.ok_or_else(|| anyhow!("there is no branch '{name}'; 'tidemark branch list' shows all"))
+}
+
+fn show(branches: &Branches) -> String {
+    let mut out = String::new();
+    if branches.branches.is_empty() {
+        out.push_str("There are no branches.\n");
+    }
+    for branch in &branches.branches {
+        let _ = write!(
+            out,
+            "{}  of {} at {}, {} written",
+            branch.name,
+            branch.group,
+            words::time_before(branch.wall_ns),
+            words::bytes(branch.written_bytes)
+        );
+        if branch.temporary {
+            out.push_str(", temporary");
+        }
+        if branch.clients > 0 {
+            let _ = write!(out, ", {}", words::count(branch.clients as usize, "client"));
+        }
+        out.push('\n');
+    }
+    out
+}

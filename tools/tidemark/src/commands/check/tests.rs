@@ -1,0 +1,92 @@
+use std::io;
+
+use tidemark_control::agent::LinkState;
+
+use super::super::status::tests::{NOW_NS, link, replica, source};
+use super::*;
+
+fn args() -> Check {
+    Check { group: None, warning: None, critical: None }
+}
+
+fn judged(status: &AgentStatus, args: &Check) -> Verdict {
+    let mut verdict = Verdict::default();
+    verdict.agent(status, args, NOW_NS);
+    verdict
+}
+
+#[test]
+fn a_healthy_group_is_ok_with_its_figures() {
+    let verdict = judged(&source(), &args());
+    assert_eq!(verdict.level().code(), 0);
+    assert_eq!(
+        verdict.line(),
+        "TIDEMARK OK - shop: the target is 0.4 s behind | 'shop_lag'=0.450s;60;300;0 \
+         'shop_lag_bytes'=12288B;;;0 'shop_ring'=2.1%;;;0;100\n"
+    );
+}
+
+#[test]
+fn lag_is_judged_by_the_groups_target_or_the_given_thresholds() {
+    let mut status = source();
+    status.groups[0].lag_ns = 61 * SECOND_NS;
+    assert_eq!(judged(&status, &args()).level(), Level::Warning);
+    status.groups[0].lag_ns = 301 * SECOND_NS;
+    assert_eq!(judged(&status, &args()).level(), Level::Critical);
+    let given = Check { warning: Some(400), critical: Some(500), ..args() };
+    assert_eq!(judged(&status, &given).level(), Level::Ok);
+}
+
+#[test]
+fn a_link_that_is_down_lags_though_nothing_waits() {
+    let mut status = source();
+    status.groups[0].lag_ns = 0;
+    status.groups[0].link = link(LinkState::Connecting, 400, Some("no | route\nto host"));
+    let verdict = judged(&status, &args());
+    assert_eq!(verdict.level(), Level::Critical);
+    let line = verdict.line();
+    assert!(line.contains("(no   route to host) | 'shop_lag'=400.000s;60;300;0"), "{line}");
+    assert_eq!(line.lines().count(), 1);
+}
+
+#[test]
+fn gaps_and_problems_are_found() {
+    let mut status = source();
+    status.groups[0].volumes[0].gap = Some("the volume is being sent for the first time".into());
+    assert_eq!(judged(&status, &args()).level(), Level::Warning);
+    status.groups[0].problems.push("the state disk failed".into());
+    let line = judged(&status, &args()).line();
+    assert!(line.starts_with("TIDEMARK CRITICAL - shop: the state disk failed |"), "{line}");
+    let other = Check { group: Some("other".parse().unwrap()), ..args() };
+    assert!(judged(&status, &other).findings.is_empty());
+}
+
+#[test]
+fn a_replica_is_judged_by_the_age_of_its_newest_point() {
+    let mut status = replica();
+    let mut verdict = Verdict::default();
+    verdict.target(&status, &args(), NOW_NS);
+    assert_eq!(verdict.level(), Level::Ok);
+    assert!(verdict.line().contains("'shop_point_age'=0.500s;60;300;0"), "{}", verdict.line());
+    status.groups[0].vouched_wall_ns -= 100_000_000_000;
+    let mut verdict = Verdict::default();
+    verdict.target(&status, &args(), NOW_NS);
+    assert_eq!(verdict.level(), Level::Warning);
+}
+
+#[test]
+fn a_daemon_that_should_run_is_missed_and_others_are_not() {
+    let absent = || {
+        let source = io::Error::from(io::ErrorKind::NotFound);
+        Err::<(), _>(ClientError::NotRunning { daemon: "agent", path: "/x".into(), source })
+    };
+    let mut verdict = Verdict::default();
+    assert!(verdict.answered(absent(), false).is_none());
+    assert!(verdict.findings.is_empty());
+    assert!(verdict.answered(absent(), true).is_none());
+    assert_eq!(verdict.level(), Level::Critical);
+    let mut verdict = Verdict::default();
+    let denied = ClientError::NotAllowed { daemon: "agent", path: "/x".into() };
+    assert!(verdict.answered(Err::<(), _>(denied), true).is_none());
+    assert_eq!(verdict.level().code(), 3);
+}

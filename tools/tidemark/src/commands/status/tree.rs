@@ -1,0 +1,181 @@
+//! The status as an indented tree.
+
+use std::fmt::Write;
+
+use tidemark_control::agent::{
+    AgentStatus, GroupStatus, LinkState, LinkStatus, Progress, Rung, VolumeStatus,
+};
+use tidemark_control::target::{ReplicaStatus, ReplicaVolume, TargetStatus};
+use tidemark_journal::SECTOR_BYTES;
+
+use crate::words;
+
+/// What the agent says.
+pub fn agent(out: &mut String, status: &AgentStatus, now_ns: i64) {
+    let _ = writeln!(out, "agent {}", status.node);
+    if status.groups.is_empty() {
+        let _ = writeln!(out, "  no group is protected; 'tidemark protect' begins one");
+    }
+    for group in &status.groups {
+        source_group(out, group, now_ns);
+    }
+}
+
+/// What the target says.
+pub fn target(out: &mut String, status: &TargetStatus, now_ns: i64) {
+    let _ = writeln!(out, "target {}", status.node);
+    if status.groups.is_empty() {
+        let _ = writeln!(out, "  no group has been received");
+    }
+    for group in &status.groups {
+        replica(out, group, now_ns);
+    }
+}
+
+fn source_group(out: &mut String, group: &GroupStatus, now_ns: i64) {
+    let _ = writeln!(out, "  group {} to {} ({})", group.name, group.target_name, group.target);
+    let _ = writeln!(out, "    link   {}", link(&group.link, now_ns));
+    let _ = writeln!(out, "    lag    {}", lag(group, now_ns));
+    let _ = match group.rung {
+        Rung::Ring => writeln!(out, "    ring   {} % full", group.ring_fill_permille.div_ceil(10)),
+        Rung::Gap => writeln!(out, "    ring   full: writes are only noted until it empties"),
+    };
+    let _ = write!(out, "    sent   {}", words::bytes(group.sent_bytes_total));
+    let _ = match group.raw_bytes_total.checked_div(group.sent_bytes_total / 10) {
+        Some(tenths) if tenths > 10 => writeln!(
+            out,
+            " for {}, {}.{} times smaller",
+            words::bytes(group.raw_bytes_total),
+            tenths / 10,
+            tenths % 10
+        ),
+        _ => writeln!(out),
+    };
+    for problem in &group.problems {
+        let _ = writeln!(out, "    problem: {problem}");
+    }
+    for volume in &group.volumes {
+        source_volume(out, volume);
+    }
+}
+
+/// How far the target is behind, against what was asked for.
+fn lag(group: &GroupStatus, now_ns: i64) -> String {
+    let lag_ns = real_lag_ns(group, now_ns);
+    let waiting = match group.lag_bytes {
+        0 => String::new(),
+        bytes => format!(", {} to send", words::bytes(bytes)),
+    };
+    let judged = match group.rpo_target_s {
+        None => String::new(),
+        Some(target) if lag_ns <= target.saturating_mul(1_000_000_000) => {
+            format!(", within the {} asked for", words::duration_s(target))
+        }
+        Some(target) => format!(", MORE than the {} asked for", words::duration_s(target)),
+    };
+    match lag_ns {
+        0 => format!("none: the target has everything{judged}"),
+        _ => format!("{} behind{judged}{waiting}", words::duration_ns(lag_ns)),
+    }
+}
+
+/// The age of what the target is known to have: an idle source with a broken link lags too.
+pub fn real_lag_ns(group: &GroupStatus, now_ns: i64) -> u64 {
+    match group.link.state {
+        LinkState::Up => group.lag_ns,
+        _ => group.lag_ns.max(words::age_ns(group.link.since_wall_ns, now_ns)),
+    }
+}
+
+fn link(link: &LinkStatus, now_ns: i64) -> String {
+    let state = match link.state {
+        LinkState::Up => "up",
+        LinkState::Connecting => "connecting",
+        LinkState::Refused => "REFUSED",
+        LinkState::Down => "down",
+    };
+    let age = words::duration_s(words::age_ns(link.since_wall_ns, now_ns) / 1_000_000_000);
+    match &link.sentence {
+        Some(sentence) => format!("{state} for {age}: {sentence}"),
+        None => format!("{state} for {age}"),
+    }
+}
+
+fn source_volume(out: &mut String, volume: &VolumeStatus) {
+    let _ = writeln!(
+        out,
+        "    volume {}  {}  ({} on {}, {})",
+        volume.name,
+        volume.device.display(),
+        volume.front.as_str(),
+        volume.backing.display(),
+        size(volume.sectors)
+    );
+    let _ = match (&volume.gap, &volume.catch_up) {
+        (None, _) => writeln!(out, "      every write is captured"),
+        (Some(reason), None) => writeln!(out, "      in a gap: {reason}; waiting to catch up"),
+        (Some(reason), Some(walk)) => {
+            writeln!(out, "      catching up, {}: {reason}", progress(walk))
+        }
+    };
+    if let Some(walk) = &volume.verify {
+        let _ = writeln!(out, "      verifying, {}", progress(walk));
+    }
+}
+
+fn progress(walk: &Progress) -> String {
+    let permille = walk.done_regions.saturating_mul(1000).checked_div(walk.total_regions);
+    let permille = permille.unwrap_or(1000);
+    let left = match walk.eta_s {
+        Some(seconds) => format!(", {} left", words::duration_s(seconds)),
+        None => String::new(),
+    };
+    format!("{}.{} % at {}/s{left}", permille / 10, permille % 10, words::bytes(walk.bytes_per_s))
+}
+
+fn replica(out: &mut String, group: &ReplicaStatus, now_ns: i64) {
+    let _ = writeln!(out, "  group {} from {}", group.name, group.source);
+    let _ = writeln!(out, "    link   {}", link(&group.link, now_ns));
+    let _ = writeln!(
+        out,
+        "    newest {} ({} ago)",
+        words::time_before(group.vouched_wall_ns),
+        words::duration_ns(words::age_ns(group.vouched_wall_ns, now_ns))
+    );
+    let _ = writeln!(
+        out,
+        "    oldest {} (a window of {})",
+        words::time_after(group.oldest_wall_ns),
+        words::duration_s(group.window_s)
+    );
+    let _ = writeln!(
+        out,
+        "    space  {} of log, {} of base",
+        words::bytes(group.log_bytes),
+        words::bytes(group.base_bytes)
+    );
+    if group.exports > 0 {
+        let _ = writeln!(out, "    {} open", words::count(group.exports as usize, "export"));
+    }
+    for problem in &group.problems {
+        let _ = writeln!(out, "    problem: {problem}");
+    }
+    for volume in &group.volumes {
+        replica_volume(out, volume);
+    }
+}
+
+fn replica_volume(out: &mut String, volume: &ReplicaVolume) {
+    let _ = write!(out, "    volume {}  {}", volume.name, size(volume.sectors));
+    let _ = match &volume.gap {
+        None => writeln!(out, ", can be recovered as of any write"),
+        Some(reason) => writeln!(out, ", in a gap: {reason}"),
+    };
+}
+
+fn size(sectors: u64) -> String {
+    words::bytes(sectors.saturating_mul(SECTOR_BYTES))
+}
+
+#[cfg(test)]
+pub mod tests;

@@ -1,0 +1,111 @@
+//! `unprotect`: the agent lets go of a group's disks, then its files go.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde::Serialize;
+use tidemark_agent::config::{GROUP_DIRECTORY, GroupConfig, NODE_FILE, NodeConfig};
+use tidemark_agent::kernel::blockdev;
+use tidemark_control::config::Source;
+use tidemark_control::{ApiError, ClientError, ErrorCode};
+
+use super::protect::{files, hide_rule_path};
+use crate::cli::{Global, Unprotect};
+use crate::daemons;
+use crate::output::Output;
+
+#[derive(Serialize)]
+struct Unprotected {
+    group: String,
+    dry_run: bool,
+    /// Files and directories removed, or that would be.
+    removed: Vec<PathBuf>,
+    /// Disks that may be used directly again.
+    backings: Vec<PathBuf>,
+}
+
+/// Ends the protection of a group.
+pub fn run(args: &Unprotect, global: &Global, output: Output) -> Result<ExitCode> {
+    let group = args.group.as_str();
+    let file = global.config_dir.join(GROUP_DIRECTORY).join(format!("{group}.toml"));
+    if !file.exists() {
+        bail!("no group '{group}' is protected: there is no {}", file.display());
+    }
+    let config = GroupConfig::parse(&Source::read(&file)?)?;
+    let node = NodeConfig::parse(&Source::read(&global.config_dir.join(NODE_FILE))?)?;
+    let backings: Vec<PathBuf> =
+        config.volumes.iter().map(|volume| volume.backing.clone()).collect();
+    let mut removed = vec![file];
+    for volume in &config.volumes {
+        removed.push(hide_rule_path(group, volume.name.as_str())?);
+    }
+    removed.push(node.state_of(&config.name));
+    removed.retain(|path| path.exists());
+    let done = Unprotected { group: group.to_owned(), dry_run: args.dry_run, removed, backings };
+    if args.dry_run {
+        output.answer(&done, || say(&done))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    stop(global, group)?;
+    for path in &done.removed {
+        remove(path).with_context(|| format!("cannot remove {}", path.display()))?;
+    }
+    let names: Vec<Option<String>> = done.backings.iter().map(|path| kernel_name(path)).collect();
+    files::udev_look_again(&names.iter().map(Option::as_deref).collect::<Vec<_>>());
+    output.answer(&done, || say(&done))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Has a running agent let go; one that does not run has nothing to let go of.
+fn stop(global: &Global, group: &str) -> Result<()> {
+    let agent = daemons::agent(global).client;
+    match agent.client().wait(agent.stop_group(group)) {
+        Ok(_) | Err(ClientError::NotRunning { .. }) => Ok(()),
+        // It never took the group up.
+        Err(ClientError::Api(ApiError { code: ErrorCode::NotFound, .. })) => Ok(()),
+        Err(ClientError::Api(error)) if error.code == ErrorCode::Conflict => Err(anyhow!(
+            "{error}; stop what uses the protected devices, unmount them, put the disks' own names \
+             back into /etc/fstab, then run this again"
+        )),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        // What is remembered of a disk is worth nothing once it is written without the agent.
+        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+    }
+}
+
+fn kernel_name(path: &Path) -> Option<String> {
+    let inspection = blockdev::inspect(path).ok()?;
+    inspection.device.map(|_| inspection.identity.kernel_name)
+}
+
+fn say(done: &Unprotected) -> String {
+    let mut out = String::new();
+    if done.dry_run {
+        let _ = writeln!(out, "Would end the protection of group {} and remove", done.group);
+    } else {
+        let _ = writeln!(out, "Group {} is no longer protected. Removed", done.group);
+    }
+    for path in &done.removed {
+        let _ = writeln!(out, "  {}", path.display());
+    }
+    let disks: Vec<String> = done.backings.iter().map(|path| path.display().to_string()).collect();
+    let _ = writeln!(
+        out,
+        "{} can be used directly{}. The points received so far stay at the target.",
+        disks.join(", "),
+        if done.dry_run { " then" } else { " again" }
+    );
+    out
+}
