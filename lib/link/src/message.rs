@@ -362,7 +362,9 @@ impl Decoder {
         if self.body.is_empty() {
             self.body.reserve_exact(body_bytes.min(BODY_STEP_BYTES));
         }
-        self.body.extend_from_slice(part);
+        for piece in part.chunks(COPY_BYTES) {
+            self.body.extend_from_slice(piece);
+        }
         if self.body.len() < body_bytes {
             return Ok((bytes.len() - rest.len(), None));
         }
@@ -376,6 +378,11 @@ impl Decoder {
         self.envelope_bytes > 0
     }
 }
+
+/// What is copied at once. More than about this, glibc copies by `rep movsb` on processors that call
+/// it fast; AMD's are several times slower at it when source and destination lie alike in their
+/// pages, as they do here. Measured: a quarter of the link's processor time.
+const COPY_BYTES: usize = 2 << 10;
 
 /// What is set aside for a body before any of it has come.
 const BODY_STEP_BYTES: usize = 1 << 20;
