@@ -70,20 +70,27 @@ impl Agent {
         Ok(())
     }
 
-    /// Stops all groups. Returns whether each ended cleanly.
+    /// Stops all groups, leaving their devices to the next agent. Returns whether each ended
+    /// cleanly.
     pub async fn stop(&self) -> bool {
         let mut clean = true;
         let groups = std::mem::take(&mut *self.groups.lock().await);
         for (name, mut group) in groups {
-            match group.stop(STOP_PATIENCE).await {
-                Ok(ended) => clean &= ended,
-                Err(error) => {
-                    clean = false;
-                    tracing::error!(group = name, error = format!("{error:#}"), "not stopped");
-                }
-            }
+            let ended = group.stop(STOP_PATIENCE).await;
+            tracing::info!(group = name, clean = ended, "the group has ended");
+            clean &= ended;
         }
         clean
+    }
+
+    /// Whether every capture thread still takes its turns. It waits for them.
+    pub async fn is_alive(&self) -> bool {
+        for group in self.groups.lock().await.values() {
+            if !group.is_alive().await {
+                return false;
+            }
+        }
+        true
     }
 
     /// How long records of a group took to become final-durable.
@@ -173,12 +180,11 @@ impl Control for Agent {
     async fn stop_group(&self, group: &str) -> Result<(), ApiError> {
         let taken = self.groups.lock().await.remove(group);
         let mut found = taken.ok_or_else(|| unknown(group))?;
-        match found.stop(STOP_PATIENCE).await {
-            Ok(_) => Ok(()),
-            Err(error) => {
-                self.groups.lock().await.insert(group.to_owned(), found);
-                Err(ApiError::conflict(format!("{error:#}")))
-            }
+        if let Err(error) = found.remove_devices().await {
+            self.groups.lock().await.insert(group.to_owned(), found);
+            return Err(ApiError::conflict(format!("{error:#}")));
         }
+        found.stop(STOP_PATIENCE).await;
+        Ok(())
     }
 }

@@ -277,16 +277,26 @@ impl Group {
         self.engine.tell(Command::Verify(volume));
     }
 
-    /// Ends the group: takes the devices away, waits up to `patience` for the target to have
-    /// everything, and keeps what follows from that. Returns whether the end was clean, so that the
-    /// next start needs no comparison.
+    /// Takes the devices away, so that nothing is protected any more.
     ///
     /// # Errors
-    /// A device cannot be taken away. The group then goes on without those taken away already.
-    pub async fn stop(&mut self, patience: Duration) -> anyhow::Result<bool> {
+    /// A device cannot be taken away, for example because it is in use. Those before it are gone.
+    pub async fn remove_devices(&mut self) -> anyhow::Result<()> {
         for volume in &mut self.volumes {
             if let Some(front) = volume.front.take() {
                 front.stop().await.with_context(|| format!("volume {}", volume.config.name))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the group: leaves its devices to the next agent, waits up to `patience` for the target
+    /// to have everything, and keeps what follows from that. Returns whether the end was clean, so
+    /// that the next start needs no comparison.
+    pub async fn stop(&mut self, patience: Duration) -> bool {
+        for volume in &mut self.volumes {
+            if let Some(front) = volume.front.take() {
+                front.leave().await;
             }
         }
         let (done, clean) = oneshot::channel();
@@ -306,7 +316,12 @@ impl Group {
             // A panic there has been reported already; there is nothing left to save.
             let _ = tokio::task::spawn_blocking(move || thread.join()).await;
         }
-        Ok(clean)
+        clean
+    }
+
+    /// Whether the capture thread still takes its turns.
+    pub async fn is_alive(&self) -> bool {
+        self.engine.report().await.is_some()
     }
 
     /// How it stands.

@@ -12,6 +12,7 @@ pub mod api;
 pub mod capture;
 pub mod clock;
 pub mod config;
+pub mod daemon;
 pub mod dirty;
 pub mod encoder;
 pub mod engine;

@@ -198,6 +198,7 @@ impl Loop {
             Command::Serve(queue) => self.devices.serve(queue, &mut self.disk.ring),
             Command::Stop { at_once, done } => {
                 self.core.link(None);
+                self.devices.pause();
                 self.stop = Some((at_once, done));
             }
         }
@@ -267,11 +268,15 @@ impl Loop {
     /// True when the engine is to end.
     fn advance_stop(&mut self) -> bool {
         let Some((at_once, _)) = &self.stop else { return false };
-        let settled = self.disk.is_idle()
-            && self.core.last_seq() == self.core.durable()
-            && self.core.settle_for_stop();
+        let sent = self.disk.is_idle() && self.core.last_seq() == self.core.durable();
+        // Catch-up goes on after the next start; there is nothing to wait for.
+        let catching_up =
+            self.disk.volume_ids().iter().any(|id| {
+                self.core.gap(*id).is_some() || self.core.map().uncaptured(*id).count() > 0
+            });
+        let settled = sent && !catching_up && self.core.settle_for_stop();
         let clean = settled && self.tracking_lost.is_none();
-        if !settled && !*at_once {
+        if !settled && !(sent && catching_up) && !*at_once {
             return false;
         }
         if self.carry_out() {

@@ -43,6 +43,7 @@ struct Device {
 #[derive(Default)]
 pub(super) struct Devices {
     devices: Vec<Option<Device>>,
+    paused: bool,
 }
 
 impl Devices {
@@ -53,18 +54,22 @@ impl Devices {
         let opened = Queue::open(&info, 0, NODE_PATIENCE, ring)
             .map_err(|error| error.to_string())
             .and_then(|queue| {
-                let buffers = ring.add_region(queue.buffers().clone());
                 queue
                     .fetch_all(ring, |tag| token(unit, tag))
                     .and_then(|()| Ok(ring.submit()?))
                     .map_err(|error| error.to_string())?;
-                let buffers = buffers.map_err(|error| error.to_string())?;
+                let buffers = queue.buffers_id();
                 let tags_left = info.queue_depth;
                 Ok(Device { queue, volume, buffers, tags_left, ended: Some(ended) })
             });
         let result = opened.map(|device| self.devices.push(Some(device)));
         // Whoever asked may have given up; the device is then never started.
         let _ = ready.send(result);
+    }
+
+    /// Takes up no further request: the driver hands them to the next agent.
+    pub fn pause(&mut self) {
+        self.paused = true;
     }
 
     fn device(&self, unit: u16) -> Option<&Device> {
@@ -158,6 +163,9 @@ impl Loop {
                     let _ = device.ended.map(|ended| ended.send(()));
                 }
             }
+            return;
+        }
+        if self.devices.paused {
             return;
         }
         let (volume, buffers) = (device.volume, device.buffers);

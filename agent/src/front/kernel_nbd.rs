@@ -79,6 +79,13 @@ impl KernelNbdFront {
         self.link.clone()
     }
 
+    /// Lets the connection go when its requests are answered; the device stays.
+    pub async fn leave(self) {
+        self.server.shutdown(GRACE).await;
+        // It ends with the server; its reason has been told.
+        let _ = self.serving.await;
+    }
+
     /// Takes the device away.
     ///
     /// # Errors

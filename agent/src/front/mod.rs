@@ -57,6 +57,17 @@ impl Front {
             }
         }
     }
+
+    /// Leaves the device to the next agent, which takes it back: what its users ask for meanwhile
+    /// waits. A socket ends.
+    pub async fn leave(self) {
+        match self {
+            // The engine takes up no more of its requests.
+            Front::Ublk(_) => {}
+            Front::KernelNbd(front) => front.leave().await,
+            Front::Socket(front) => front.stop().await,
+        }
+    }
 }
 
 /// What a choice means on this machine: ublk where the kernel has it, else its NBD client, else a

@@ -1,0 +1,79 @@
+//! The agent as a daemon: configuration, local API, service manager.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use sd_notify::NotifyState;
+use tidemark_control::server::{Socket, serve};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+
+use crate::{Agent, api, config::AgentConfig, kernel::process};
+
+/// Runs the agent with the configuration in `directory` until it is told to end. Call it before any
+/// thread is started.
+///
+/// # Errors
+/// A sentence that says what is in the way.
+pub fn run(directory: &Path) -> Result<()> {
+    let loaded = AgentConfig::load(directory)?;
+    for fault in &loaded.faults {
+        tracing::error!(group = fault.group, error = %fault.error, "not protected");
+    }
+    for warning in process::settle_below_filesystems() {
+        tracing::warn!("{warning}");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("tm-front")
+        .enable_all()
+        .build()
+        .context("start the async runtime")?;
+    runtime.block_on(work(directory, loaded.config))
+}
+
+async fn work(directory: &Path, config: AgentConfig) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let socket = Socket::bind(&config.node.api_socket)?;
+    let node = config.node.node.clone();
+    let agent = Agent::start(config, Some(directory)).await?;
+    let (end, ended) = oneshot::channel::<()>();
+    let api = tokio::spawn(serve(socket, api::routes(agent.clone()), async move {
+        // Dropped or sent: both mean the end.
+        let _ = ended.await;
+    }));
+    // Without a service manager there is nobody to tell.
+    let _ = sd_notify::notify(&[NotifyState::Ready]);
+    tracing::info!(%node, version = env!("CARGO_PKG_VERSION"), "the agent is running");
+    let watchdog = tokio::spawn(feed_watchdog(agent.clone()));
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    let _ = sd_notify::notify(&[NotifyState::Stopping]);
+    watchdog.abort();
+    let clean = agent.stop().await;
+    // The API's task ends with the process at the latest.
+    let _ = end.send(());
+    api.await.context("the local API")??;
+    if !clean {
+        bail!("not everything reached the target in time; it is compared after the next start");
+    }
+    Ok(())
+}
+
+/// Tells the service manager that the capture threads work, for as long as they do.
+async fn feed_watchdog(agent: Arc<Agent>) {
+    let Some(limit) = sd_notify::watchdog_enabled() else { return };
+    let period = limit.div_f64(3.0).max(Duration::from_millis(100));
+    loop {
+        tokio::time::sleep(period).await;
+        if agent.is_alive().await {
+            // A failure to tell shows as the watchdog's own.
+            let _ = sd_notify::notify(&[NotifyState::Watchdog]);
+        }
+    }
+}
