@@ -72,10 +72,22 @@ pub enum Command {
     Journal(Journal),
     /// Look at the configuration.
     Config(Config),
+    /// See it work: protect a disk, ruin it and recover two moments of it, here and now.
+    Demo(Demo),
     /// Print completions for a shell.
     Completions(Completions),
     /// Write the man pages into a directory.
     Man(Man),
+}
+
+#[derive(Debug, Args)]
+pub struct Demo {
+    /// Work on a sparse copy of this image; it is only read.
+    #[arg(long, value_name = "IMAGE")]
+    pub disk: Option<PathBuf>,
+    /// Leave everything running at the end, to look around.
+    #[arg(long)]
+    pub keep: bool,
 }
 
 #[derive(Debug, Args)]

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use crate::cli::{Cli, Command};
+use crate::demo;
 use crate::output::Output;
 
 mod attach;
@@ -42,6 +43,10 @@ pub fn run(cli: &Cli, output: Output) -> Result<ExitCode> {
         Command::Verify(args) => verify::run(args, global, output),
         Command::Journal(args) => journal::run(&args.action, output),
         Command::Config(args) => config::run(&args.action, global, output),
+        Command::Demo(args) => {
+            let request = demo::Request { image: args.disk.clone(), keep: args.keep };
+            demo::run(&request, output)
+        }
         Command::Completions(args) => shell::completions(args, output),
         Command::Man(args) => shell::man(args, output),
     }

@@ -30,7 +30,11 @@ fn main() -> ExitCode {
                 Ok(code) => code,
                 Err(error) => {
                     let code = output.failure(&error);
-                    if matches!(cli.command, cli::Command::Check(_)) { UNKNOWN.into() } else { code }
+                    if matches!(cli.command, cli::Command::Check(_)) {
+                        UNKNOWN.into()
+                    } else {
+                        code
+                    }
                 }
             }
         }

@@ -83,6 +83,7 @@ fn lag(group: &GroupStatus, now_ns: i64) -> String {
 pub fn real_lag_ns(group: &GroupStatus, now_ns: i64) -> u64 {
     match group.link.state {
         LinkState::Up => group.lag_ns,
+        _ if group.link.since_wall_ns <= 0 => group.lag_ns,
         _ => group.lag_ns.max(words::age_ns(group.link.since_wall_ns, now_ns)),
     }
 }
@@ -94,10 +95,17 @@ fn link(link: &LinkStatus, now_ns: i64) -> String {
         LinkState::Refused => "REFUSED",
         LinkState::Down => "down",
     };
-    let age = words::duration_s(words::age_ns(link.since_wall_ns, now_ns) / 1_000_000_000);
+    let age = match link.since_wall_ns {
+        // Not since the daemon started.
+        ..=0 => String::new(),
+        since => {
+            let age_s = words::age_ns(since, now_ns) / 1_000_000_000;
+            format!(" for {}", words::duration_s(age_s))
+        }
+    };
     match &link.sentence {
-        Some(sentence) => format!("{state} for {age}: {sentence}"),
-        None => format!("{state} for {age}"),
+        Some(sentence) => format!("{state}{age}: {sentence}"),
+        None => format!("{state}{age}"),
     }
 }
 

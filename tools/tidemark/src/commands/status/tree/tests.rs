@@ -138,13 +138,18 @@ fn trouble_is_told_with_its_reason() {
 fn a_replica_is_told_with_its_window() {
     let mut status = replica();
     status.groups[0].volumes[0].gap = Some("the source stopped unexpectedly".into());
+    status.groups[0].link = LinkStatus {
+        state: LinkState::Down,
+        since_wall_ns: 0,
+        sentence: Some("the source is not connected".into()),
+    };
     let mut out = String::new();
     target(&mut out, &status, NOW_NS);
     assert_eq!(
         out,
         "target recovery\n\
          \x20 group shop from db1\n\
-         \x20   link   up for 12 min\n\
+         \x20   link   down: the source is not connected\n\
          \x20   newest 2026-11-23T09:59:29.5Z (0.5 s ago)\n\
          \x20   oldest 2026-11-22T09:59:30Z (a window of 24 h)\n\
          \x20   space  10.0 GiB of log, 300 GiB of base\n\

@@ -1,0 +1,181 @@
+//! A source and a target in one directory and one process.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use tidemark_agent::Agent;
+use tidemark_agent::config::{AgentConfig, GroupConfig, NodeConfig};
+use tidemark_control::config::Source;
+use tidemark_journal::GroupId;
+use tidemark_link::pki::{Authority, NodeName};
+use tidemark_nbd::client::{Client, Options};
+use tidemark_target::{Config, Target};
+use tokio::runtime::Runtime;
+
+/// The group's name.
+pub const GROUP: &str = "demo";
+/// The volume's name.
+pub const VOLUME: &str = "disk";
+
+/// The running pair.
+pub struct Site {
+    /// Everything is in here.
+    pub dir: PathBuf,
+    /// The protected side.
+    pub agent: Arc<Agent>,
+    target: Option<Target>,
+}
+
+impl Site {
+    /// Makes certificates and configuration in `dir`, where `disk.img` lies, and starts both sides.
+    pub fn start(runtime: &Runtime, dir: &Path) -> Result<Site> {
+        let authority = Authority::create("tidemark demo")?;
+        let write = |name: &str, content: &[u8]| {
+            let path = dir.join(name);
+            std::fs::write(&path, content).with_context(|| format!("write {}", path.display()))
+        };
+        write("ca.pem", authority.pem().certificate_pem.as_ref())?;
+        for node in ["source", "target"] {
+            let issued = authority.issue(&node.parse::<NodeName>()?)?;
+            write(&format!("{node}.pem"), issued.certificate_pem.as_ref())?;
+            write(&format!("{node}.key"), issued.key_pem.as_ref())?;
+        }
+        let place = dir.display();
+        let text = format!(
+            "data_dir = \"{place}/target\"\n\n[link]\nlisten = \"127.0.0.1:0\"\nca = \"{place}/ca.pem\"\n\
+             certificate = \"{place}/target.pem\"\nkey = \"{place}/target.key\"\n\n\
+             [nbd]\nunix = \"{place}/points.sock\"\n\n[api]\nsocket = \"{place}/target.sock\"\n\n\
+             [[group]]\nname = \"{GROUP}\"\nnode = \"source\"\n"
+        );
+        let target = Target::start(&Config::parse(&text)?).context("start the target")?;
+        let node = format!(
+            "node = \"source\"\nstate_dir = \"{place}/state\"\nruntime_dir = \"{place}/run\"\n\
+             api_socket = \"{place}/agent.sock\"\n\n[tls]\nca = \"{place}/ca.pem\"\n\
+             certificate = \"{place}/source.pem\"\nkey = \"{place}/source.key\"\n"
+        );
+        let group = format!(
+            "id = \"{}\"\nring_bytes = \"64 MiB\"\nfront = \"nbd-socket\"\n\n[target]\n\
+             address = \"{}\"\nname = \"target\"\n\n[[volume]]\nid = 1\nname = \"{VOLUME}\"\n\
+             backing = \"{place}/disk.img\"\nsocket = \"{place}/disk.sock\"\n",
+            GroupId::random()?,
+            target.link_addr(),
+        );
+        let node = NodeConfig::parse(&Source::new(&dir.join("agent.toml"), node))?;
+        let group = GroupConfig::parse(&Source::new(&dir.join(format!("{GROUP}.toml")), group))?;
+        let agent = runtime.block_on(async {
+            let agent = Agent::start(AgentConfig { node, groups: Vec::new() }, None).await?;
+            agent.start_group(&group).await.context("protect the disk")?;
+            anyhow::Ok(agent)
+        })?;
+        Ok(Site { dir: dir.to_owned(), agent, target: Some(target) })
+    }
+
+    /// The protected disk, as its application opens it.
+    pub async fn open_disk(&self) -> Result<Client> {
+        let socket = self.dir.join("disk.sock");
+        Client::connect(socket.as_path(), VOLUME, &Options::default()).await.context("open the disk")
+    }
+
+    /// The disk as of a point.
+    pub async fn open_point(&self, point: &str) -> Result<Client> {
+        let (socket, name) = (self.dir.join("points.sock"), format!("{GROUP}/{VOLUME}@{point}"));
+        let opened = Client::connect(socket.as_path(), &name, &Options::default()).await;
+        opened.with_context(|| format!("open {name}"))
+    }
+
+    /// Ends both sides in order.
+    pub fn stop(mut self, runtime: &Runtime) {
+        runtime.block_on(self.agent.stop());
+        if let Some(target) = self.target.take() {
+            target.shutdown();
+        }
+    }
+}
+
+/// Makes an empty disk, or a sparse copy of an image, which is only read, with room behind it for
+/// `more` bytes. Returns where that room begins.
+pub fn make_disk(path: &Path, image: Option<&Path>, more: u64) -> Result<u64> {
+    let disk = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(path)
+        .with_context(|| format!("make {}", path.display()))?;
+    let copied = match image {
+        None => 0,
+        Some(image) => {
+            let from = File::open(image).with_context(|| format!("open {}", image.display()))?;
+            copy_sparse(&from, &disk).with_context(|| format!("copy {}", image.display()))?
+        }
+    };
+    let offset = copied.next_multiple_of(1 << 20);
+    disk.set_len(offset + more).with_context(|| format!("size {}", path.display()))?;
+    Ok(offset)
+}
+
+/// Copies what a file holds and leaves its holes out; returns its length.
+fn copy_sparse(from: &File, to: &File) -> io::Result<u64> {
+    let length = {
+        // A block device says its size only by seeking.
+        use std::io::Seek;
+        (&*from).seek(io::SeekFrom::End(0))?
+    };
+    let mut buffer = vec![0; 1 << 20];
+    let mut at = 0;
+    while at < length {
+        let Some(data) = seek(from, at, libc::SEEK_DATA, length)? else { break };
+        let end = seek(from, data, libc::SEEK_HOLE, length)?.unwrap_or(length);
+        at = data;
+        while at < end {
+            let piece = buffer.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
+            from.read_exact_at(&mut buffer[..piece], at)?;
+            to.write_all_at(&buffer[..piece], at)?;
+            at += piece as u64;
+        }
+    }
+    Ok(length)
+}
+
+/// Where data or a hole begins at or after `at`; none if there is none. What knows no holes is all
+/// data.
+fn seek(file: &File, at: u64, whence: i32, length: u64) -> io::Result<Option<u64>> {
+    let signed = libc::off_t::try_from(at).map_err(io::Error::other)?;
+    // SAFETY: a plain system call on an open descriptor, without pointers.
+    let found = unsafe { libc::lseek(file.as_raw_fd(), signed, whence) };
+    if found >= 0 {
+        return Ok(Some(found as u64));
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::ENXIO) => Ok(None),
+        Some(libc::EINVAL) => Ok(Some(if whence == libc::SEEK_DATA { at } else { length })),
+        _ => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_has_the_content_and_the_holes() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image");
+        let file = File::create_new(&image).unwrap();
+        file.set_len((64 << 20) + 512).unwrap();
+        file.write_all_at(b"in the middle", 20 << 20).unwrap();
+        file.write_all_at(b"end", (64 << 20) + 509).unwrap();
+        let disk = dir.path().join("disk");
+        assert_eq!(make_disk(&disk, Some(&image), 4096).unwrap(), 65 << 20);
+        let copy = std::fs::read(&disk).unwrap();
+        assert_eq!(copy.len(), (65 << 20) + 4096);
+        assert!(copy[..(64 << 20) + 512] == std::fs::read(&image).unwrap());
+        use std::os::unix::fs::MetadataExt;
+        assert!(disk.metadata().unwrap().blocks() * 512 < 8 << 20, "the copy has no holes");
+    }
+}
