@@ -9,6 +9,7 @@
 mod cli;
 mod commands;
 mod daemons;
+mod demo;
 mod output;
 mod words;
 
