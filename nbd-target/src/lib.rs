@@ -10,6 +10,7 @@ pub mod branch;
 pub mod catalogue;
 pub mod clock;
 pub mod config;
+pub mod daemon;
 pub mod export;
 pub mod groups;
 pub mod history;

@@ -1,10 +1,7 @@
-//! The target as a daemon.
+//! The target as a program.
 
 use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::Context;
-use tidemark_target::{Config, Target};
-use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 const USAGE: &str = "usage: tidemark-target --config PATH";
@@ -40,48 +37,11 @@ fn main() -> ExitCode {
     } else {
         format.init();
     }
-    match run(&config) {
+    match tidemark_target::daemon::run(&config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
             ExitCode::FAILURE
         }
-    }
-}
-
-fn run(config: &std::path::Path) -> anyhow::Result<()> {
-    let config = Config::load(config)?;
-    // Before any thread: signals are then taken by nobody else.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (mut stop, mut interrupt) = {
-        let _inside = runtime.enter();
-        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)
-    };
-    raise_open_files();
-    let target = Target::start(&config)?;
-    tracing::info!(link = %target.link_addr(), "{}", tidemark_target::receiver::SOFTWARE);
-    let status = format!("receiving on {}", target.link_addr());
-    let states = [sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(&status)];
-    sd_notify::notify(&states).context("cannot tell the service manager")?;
-    runtime.block_on(async {
-        tokio::select! {
-            _ = stop.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    });
-    tracing::info!("ending");
-    // Without a service manager there is nobody to tell.
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    target.shutdown();
-    Ok(())
-}
-
-/// Each sealed segment that is read keeps a descriptor.
-fn raise_open_files() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(error) = raised {
-        tracing::warn!("cannot raise the number of open files: {error}");
     }
 }

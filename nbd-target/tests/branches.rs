@@ -92,8 +92,10 @@ fn a_branch_is_a_disk_of_its_own() {
 
         let dir = lab.config.data_dir.join("groups/shop/branches/test");
         assert!(dir.exists());
-        common::eventually("nobody has it open", || lab.target().branches().list()[0].clients() == 0)
-            .await;
+        common::eventually("nobody has it open", || {
+            lab.target().branches().list()[0].clients() == 0
+        })
+        .await;
         api.drop_branch("test").await.expect("dropped");
         assert!(!dir.exists());
         let refusal = lab.refusal("shop/disk0@branch:test").await;

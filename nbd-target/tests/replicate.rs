@@ -130,21 +130,28 @@ fn an_open_export_pins_its_point_and_is_named() {
         let client = lab.open(&format!("shop/disk0@seq:{point}")).await.expect("it opens");
         // More than the log may hold: at some point nothing more is accepted.
         for _ in 0..400 {
-            for _ in 0..10 {
-                source.random();
+            if source.ack().is_some_and(|ack| ack.flags.full) {
+                break;
             }
+            source.random();
             source.send().await;
+            tokio::time::sleep(std::time::Duration::from_millis(25)).await;
         }
         let full = || source.ack().is_some_and(|ack| ack.flags.full);
         common::eventually("the source is told", full).await;
         common::eventually("and why", || source.heard(|heard| !heard.notices.is_empty())).await;
         let why = source.heard(|heard| heard.notices[0].sentence.clone());
-        assert!(why.contains(&format!("pins @seq:{point}")) && why.contains("an open export"), "{why}");
+        assert!(
+            why.contains(&format!("pins @seq:{point}")) && why.contains("an open export"),
+            "{why}"
+        );
         // The point is as it was; once it is let go of, everything goes on.
         let model = source.model.at(VolumeId(0), point);
         let mut disk = Vec::new();
         while disk.len() < model.len() {
-            disk.extend_from_slice(&client.read(disk.len() as u64, MIB as u32).await.expect("read"));
+            disk.extend_from_slice(
+                &client.read(disk.len() as u64, MIB as u32).await.expect("read"),
+            );
         }
         assert_eq!(difference(&disk, &model), None);
         client.disconnect().await;

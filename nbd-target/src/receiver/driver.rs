@@ -38,6 +38,23 @@ pub struct Sessions {
 struct Live {
     number: u64,
     closer: Closer,
+    /// Ends the session also where it waits for the log.
+    cancel: Rc<Notify>,
+    ended: Rc<Notify>,
+}
+
+impl Live {
+    async fn end(self) {
+        self.closer.close();
+        self.cancel.notify_one();
+        self.ended.notified().await;
+    }
+}
+
+/// What a session has been given by the table.
+struct Place {
+    number: u64,
+    cancel: Rc<Notify>,
     ended: Rc<Notify>,
 }
 
@@ -76,8 +93,7 @@ impl Sessions {
     pub async fn end(&self) {
         let live: Vec<Live> = self.live.borrow_mut().drain().map(|(_, live)| live).collect();
         for live in live {
-            live.closer.close();
-            live.ended.notified().await;
+            live.end().await;
         }
     }
 
@@ -105,8 +121,12 @@ impl Sessions {
                 return send_last(sender, Message::Refuse(refusal)).await;
             }
         };
-        let (number, ended) = self.take_over(&name, receiver.closer()).await;
-        let outcome = self.session(&name, protocol, &hello, &mut sender, &mut receiver).await;
+        let place = self.take_over(&name, receiver.closer()).await;
+        let outcome = tokio::select! {
+            biased;
+            () = place.cancel.notified() => Err(LinkError::Ended),
+            outcome = self.session(&name, protocol, &hello, &mut sender, &mut receiver) => outcome,
+        };
         self.groups.disconnected(&name);
         let outcome = match outcome {
             Ok(Some(refusal)) => {
@@ -116,24 +136,23 @@ impl Sessions {
             Ok(None) => sender.finish().await,
             Err(error) => Err(error),
         };
-        self.live.borrow_mut().retain(|_, live| live.number != number);
-        ended.notify_one();
+        self.live.borrow_mut().retain(|_, live| live.number != place.number);
+        place.ended.notify_one();
         outcome
     }
 
     /// Makes this connection the group's only one: an older one is closed and waited for.
-    async fn take_over(&self, name: &str, closer: Closer) -> (u64, Rc<Notify>) {
-        let ended = Rc::new(Notify::new());
+    async fn take_over(&self, name: &str, closer: Closer) -> Place {
+        let (cancel, ended) = (Rc::new(Notify::new()), Rc::new(Notify::new()));
         let number = self.next.get();
         self.next.set(number + 1);
-        let live = Live { number, closer, ended: Rc::clone(&ended) };
+        let live = Live { number, closer, cancel: Rc::clone(&cancel), ended: Rc::clone(&ended) };
         let older = self.live.borrow_mut().insert(name.to_owned(), live);
         if let Some(older) = older {
             tracing::info!(group = name, "a new connection takes the place of the one before");
-            older.closer.close();
-            older.ended.notified().await;
+            older.end().await;
         }
-        (number, ended)
+        Place { number, cancel, ended }
     }
 
     async fn session(

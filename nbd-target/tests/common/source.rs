@@ -236,7 +236,7 @@ impl Source {
                 let seed = self.random.next();
                 for (n, word) in content.chunks_mut(8).enumerate() {
                     // Half of it compresses.
-                    let value = if n % 2 == 0 { seed } else { seed.rotate_left(n as u32 % 64) };
+                    let value = if n % 2 == 0 { seed } else { self.random.next() };
                     word.copy_from_slice(&value.to_le_bytes());
                 }
                 let kind = if self.random.below(8) == 0 { Kind::Sync } else { Kind::Write };

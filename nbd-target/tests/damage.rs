@@ -1,0 +1,283 @@
+//! Torn tails, damage, full disks: what is lost, what is said, what stays readable.
+
+mod common;
+
+use std::{
+    fs::{File, OpenOptions},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+
+use common::{Lab, eventually, model::difference, run, source::Source};
+use tidemark_journal::{FrameView, GapReason, Seq, VolumeId, segment};
+use tidemark_link::message::Message;
+
+const MIB: usize = 1 << 20;
+
+async fn begin(lab: &Lab, bytes: usize) -> Source {
+    let mut source = Source::new(&[bytes]);
+    source.connect(lab).await;
+    source.gap_begin(0, GapReason::FirstSync);
+    source.gap_end(0);
+    source.send().await;
+    source.acknowledged().await;
+    source
+}
+
+async fn equals(lab: &Lab, source: &Source, seq: Seq) {
+    let client = lab.open(&format!("shop/disk0@seq:{seq}")).await.expect("it opens");
+    let model = source.model.at(VolumeId(0), seq);
+    let read = client.read(0, model.len() as u32).await.expect("it reads");
+    assert_eq!(difference(&read, &model), None, "at {seq}");
+}
+
+/// The frames of a segment file: offset, length and last sequence.
+fn frames(path: &Path) -> Vec<(u64, usize, Seq)> {
+    let bytes = std::fs::read(path).expect("read");
+    let end = |view: &FrameView<'_>| (view.bytes().len(), view.header().last().seq);
+    segment::frames(&bytes)
+        .map_while(|(at, frame)| frame.ok().map(|view| (at, end(&view).0, end(&view).1)))
+        .collect()
+}
+
+fn first_segment(lab: &Lab) -> PathBuf {
+    lab.log_dir().join("0000000000000000.seg")
+}
+
+fn flip(path: &Path, at: u64) {
+    let file = OpenOptions::new().read(true).write(true).open(path).expect("open");
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).expect("read");
+    file.write_all_at(&[byte[0] ^ 0x40], at).expect("written");
+    file.sync_all().expect("synced");
+}
+
+#[test]
+fn an_unacknowledged_tail_is_cut_off() {
+    run(async || {
+        let mut lab = Lab::new("", "");
+        let mut source = begin(&lab, MIB).await;
+        for _ in 0..50 {
+            source.random();
+        }
+        source.send().await;
+        source.acknowledged().await;
+        let good = source.before;
+        source.disconnect();
+        lab.stop();
+        // As a power cut in the middle of a batch leaves it: half a frame after the good ones.
+        let path = first_segment(&lab);
+        let (at, bytes, last) = *frames(&path).last().expect("frames");
+        assert_eq!(last, good.seq);
+        let mut next = Source::new(&[MIB]);
+        next.before = good;
+        for _ in 0..50 {
+            next.random();
+        }
+        let torn = next.finish();
+        let end = (at + bytes as u64).next_multiple_of(4096);
+        let file = OpenOptions::new().write(true).open(&path).expect("open");
+        file.write_all_at(&torn[..torn.len() / 2], end).expect("written");
+        lab.start();
+        equals(&lab, &source, good.seq).await;
+        let welcome = source.connect(&lab).await;
+        assert_eq!(welcome.position, Some(good));
+        assert_eq!(lab.replica().notices(), Vec::<String>::new());
+        for _ in 0..50 {
+            source.random();
+        }
+        source.send().await;
+        source.acknowledged().await;
+        let last = source.before.seq;
+        source.disconnect();
+        lab.restart();
+        equals(&lab, &source, last).await;
+    });
+}
+
+#[test]
+fn damage_below_what_was_acknowledged_is_kept_and_reported() {
+    run(async || {
+        let mut lab = Lab::new("", "");
+        let mut source = begin(&lab, MIB).await;
+        for _ in 0..5 {
+            for _ in 0..20 {
+                source.random();
+            }
+            source.send().await;
+            source.acknowledged().await;
+        }
+        source.disconnect();
+        lab.stop();
+        let path = first_segment(&lab);
+        let all = frames(&path);
+        let (at, bytes, _) = all[3];
+        let good = all[2].2;
+        flip(&path, at + bytes as u64 - 7);
+        let damaged = std::fs::read(&path).expect("read");
+        lab.start();
+        let notices = lab.replica().notices();
+        assert!(notices.len() == 1 && notices[0].contains("damaged"), "{notices:?}");
+        let kept = path.with_extension("damaged-0");
+        assert_eq!(std::fs::read(kept).expect("it is kept"), damaged, "as it was");
+        equals(&lab, &source, good).await;
+        let refusal = lab.refusal(&format!("shop/disk0@seq:{}", good.0 + 1)).await;
+        assert!(refusal.contains("not been received"), "{refusal}");
+        // The source is told the truth, and what it still has goes on from there.
+        source.acked = Default::default();
+        let welcome = source.connect(&lab).await;
+        assert_eq!(welcome.position.expect("known").seq, good);
+        source.acknowledged().await;
+        let last = source.before.seq;
+        equals(&lab, &source, last).await;
+    });
+}
+
+#[test]
+fn a_tail_that_was_acknowledged_is_never_cut_off() {
+    run(async || {
+        let mut lab = Lab::new("", "");
+        let mut source = begin(&lab, MIB).await;
+        for _ in 0..20 {
+            source.random();
+        }
+        source.send().await;
+        source.acknowledged().await;
+        source.disconnect();
+        lab.stop();
+        // The very last frame: nothing follows it, but the catalogue knows that it was durable.
+        let path = first_segment(&lab);
+        let (at, bytes, _) = *frames(&path).last().expect("frames");
+        flip(&path, at + bytes as u64 - 7);
+        lab.start();
+        assert!(path.with_extension("damaged-0").exists());
+        assert!(lab.replica().notices()[0].contains("below what was acknowledged"));
+        // The source remembers it as acknowledged: that is a doubt, and nothing is resumed.
+        let answer = source.greet(&lab).await.expect("answered");
+        let Message::Welcome(welcome) = answer else { panic!("{answer:?}") };
+        assert!(welcome.position.expect("known").seq < source.acked.seq);
+        source.random();
+        source.send().await;
+        eventually("it ends", || source.heard(|heard| heard.end.is_some())).await;
+        let end = source.heard(|heard| heard.end.clone().expect("it ended"));
+        assert!(end.contains("everything is compared"), "{end}");
+    });
+}
+
+#[test]
+fn a_damaged_chunk_is_an_error_and_never_wrong_data() {
+    run(async || {
+        let mut lab = Lab::new("segment = \"1 MiB\"\nchunk_cache = \"128 KiB\"", "");
+        let mut source = begin(&lab, 4 * MIB).await;
+        let mut random = common::model::Random(5);
+        let mut content = || (0..65536).map(|_| random.next() as u8).collect::<Vec<u8>>();
+        for place in 0..40 {
+            source.write(0, place * 128, &content());
+            source.send().await;
+        }
+        source.acknowledged().await;
+        let last = source.before.seq;
+        eventually("the first segment is sealed", || {
+            lab.replica().journal().segments()[0].is_sealed()
+        })
+        .await;
+        source.disconnect();
+        lab.restart();
+        let path = first_segment(&lab);
+        let (at, bytes, _) = frames(&path)[3];
+        flip(&path, at + bytes as u64 - 100);
+        let client = lab.open(&format!("shop/disk0@seq:{last}")).await.expect("it opens");
+        let place = 65536 * 2;
+        let error = client.read(place, 4096).await.expect_err("damaged");
+        assert!(
+            error.message.contains("segment 0") && error.message.contains("checksum"),
+            "{error}"
+        );
+        // The rest reads as it should.
+        let model = source.model.at(VolumeId(0), last);
+        let read = client.read(place + 65536, 65536).await.expect("it reads");
+        assert_eq!(read[..], model[place as usize + 65536..][..65536]);
+        // So does damage in the index itself.
+        let trailer = std::fs::metadata(&path).expect("there").len() - 4096;
+        for page in (0..trailer).rev().step_by(4096).take(20) {
+            flip(&path, page);
+        }
+        lab.restart();
+        let client = lab.open(&format!("shop/disk0@seq:{last}")).await.expect("it opens");
+        let error = client.read(0, 4096).await.expect_err("damaged");
+        assert!(error.message.contains("index"), "{error}");
+    });
+}
+
+/// A small file system of its own, unmounted when dropped.
+struct Small(PathBuf);
+
+impl Small {
+    fn mount(at: &Path, bytes: usize) -> Small {
+        use nix::mount::{MsFlags, mount};
+        std::fs::create_dir_all(at).expect("made");
+        let options = format!("size={bytes}");
+        let options = Some(options.as_str());
+        mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::empty(), options)
+            .expect("mounted as root");
+        Small(at.to_owned())
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+#[test]
+fn a_full_disk_stops_and_says_so_and_resumes_with_room() {
+    run(async || {
+        let dir = tempfile::TempDir::new().expect("a directory");
+        let small = Small::mount(&dir.path().join("small"), 12 * MIB);
+        let data = small.0.join("data");
+        let mut lab = Lab::at(dir, Some(data), "segment = \"1 MiB\"", "");
+        let filler = small.0.join("filler");
+        let mut source = begin(&lab, 4 * MIB).await;
+        for _ in 0..20 {
+            source.random();
+        }
+        source.send().await;
+        source.acknowledged().await;
+        let early = source.before.seq;
+        // Somebody else takes all the room there is.
+        let file = File::create(&filler).expect("made");
+        let mut at = 0;
+        while file.write_all_at(&[1; 4096], at).is_ok() {
+            at += 4096;
+        }
+        let full = |source: &Source| source.ack().is_some_and(|ack| ack.flags.full);
+        for _ in 0..400 {
+            if full(&source) {
+                break;
+            }
+            source.random();
+            source.send().await;
+            tokio::time::sleep(std::time::Duration::from_millis(25)).await;
+        }
+        eventually("it says so", || full(&source)).await;
+        eventually("and why", || source.heard(|heard| !heard.notices.is_empty())).await;
+        let why = source.heard(|heard| heard.notices[0].sentence.clone());
+        assert!(why.contains("no room for another segment"), "{why}");
+        // Old points stay readable meanwhile; another connection is told at once.
+        equals(&lab, &source, early).await;
+        source.disconnect();
+        let answer = source.greet(&lab).await.expect("answered");
+        assert!(matches!(&answer, Message::Refuse(refuse) if refuse.sentence.contains("no room")));
+        // With room, everything that was sent becomes durable.
+        std::fs::remove_file(&filler).expect("removed");
+        drop(file);
+        eventually("it goes on", || lab.replica().journal().progress().stalled.is_none()).await;
+        source.connect(&lab).await;
+        source.acknowledged().await;
+        let last = source.before.seq;
+        equals(&lab, &source, last).await;
+        source.disconnect();
+        lab.stop();
+    });
+}
