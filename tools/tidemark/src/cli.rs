@@ -72,12 +72,28 @@ pub enum Command {
     Journal(Journal),
     /// Look at the configuration.
     Config(Config),
+    /// The agent, on a source.
+    Agent(Daemon),
+    /// The target, on a recovery site.
+    Target(Daemon),
     /// See it work: protect a disk, ruin it and recover two moments of it, here and now.
     Demo(Demo),
     /// Print completions for a shell.
     Completions(Completions),
     /// Write the man pages into a directory.
     Man(Man),
+}
+
+#[derive(Debug, Args)]
+pub struct Daemon {
+    #[command(subcommand)]
+    pub action: DaemonAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DaemonAction {
+    /// Run it in the foreground until it is interrupted; its log goes to standard error.
+    Run,
 }
 
 #[derive(Debug, Args)]

@@ -12,6 +12,7 @@ mod attach;
 mod branch;
 mod check;
 mod config;
+mod daemon;
 mod init;
 mod journal;
 mod mark;
@@ -42,6 +43,8 @@ pub fn run(cli: &Cli, output: Output) -> Result<ExitCode> {
         Command::AttachWorker => attach::worker::run(),
         Command::Verify(args) => verify::run(args, global, output),
         Command::Journal(args) => journal::run(&args.action, output),
+        Command::Agent(args) => daemon::agent(&args.action, global),
+        Command::Target(args) => daemon::target(&args.action, global),
         Command::Config(args) => config::run(&args.action, global, output),
         Command::Demo(args) => {
             let request = demo::Request { image: args.disk.clone(), keep: args.keep };

@@ -57,6 +57,9 @@ const CASES: &[Case] = &[
     case(&["verify"], &["shop"], 1, "the agent is not running"),
     case(&["journal", "dump"], &["@/frames"], 0, ""),
     case(&["config", "check"], &[], 1, "'tidemark init' makes certificates"),
+    case(&["agent", "run"], &[], 1, "tidemark init"),
+    case(&["target", "run"], &[], 1, "target.toml"),
+    case(&["demo"], &["--disk=@/none.img"], 1, "none.img"),
     case(&["completions"], &["bash"], 0, ""),
     case(&["man"], &["@/man"], 0, ""),
 ];
