@@ -150,3 +150,6 @@ impl From<&StoredFrameRow> for FrameRow {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
