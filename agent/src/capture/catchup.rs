@@ -9,7 +9,7 @@
 //! The regions to catch up are the dirty map's uncaptured ones. A gap ends when none of its volume
 //! is left; a verify is the same walk over all regions, without a gap.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use tidemark_journal::{
     Kind, Sector, Seq, VolumeId,
@@ -64,6 +64,8 @@ struct Part {
     tries: u32,
     /// The region whose work waits for it.
     region: RegionId,
+    /// The link under which that work was begun; over the next one it is begun again.
+    link: u32,
 }
 
 pub(super) struct ReadOp {
@@ -97,12 +99,16 @@ struct Verify {
 /// The state of catch-up for all volumes of a group.
 pub struct CatchUp {
     mode: Option<Mode>,
+    /// Counts [`Core::link`].
+    link: u32,
     budget_bytes: u64,
     cursors: Vec<u32>,
     verify: Vec<Option<Verify>>,
     parts: VecDeque<Part>,
     reading: Vec<Reading>,
-    working: HashMap<RegionId, Work>,
+    /// Reads under way and those that wait for their range.
+    reads: usize,
+    working: BTreeMap<RegionId, Work>,
     offers: BTreeMap<Seq, Part>,
 }
 
@@ -110,12 +116,14 @@ impl CatchUp {
     pub(super) fn new(volumes: usize) -> CatchUp {
         CatchUp {
             mode: None,
+            link: 0,
             budget_bytes: 0,
             cursors: vec![0; volumes],
             verify: (0..volumes).map(|_| None).collect(),
             parts: VecDeque::new(),
             reading: Vec::with_capacity(READS_MAX),
-            working: HashMap::new(),
+            reads: 0,
+            working: BTreeMap::new(),
             offers: BTreeMap::new(),
         }
     }
@@ -127,12 +135,10 @@ impl Core {
     pub fn link(&mut self, mode: Option<Mode>) {
         let state = &mut self.catch_up;
         state.mode = mode;
+        state.link += 1;
         state.offers.clear();
         state.parts.clear();
-        for reading in &mut state.reading {
-            reading.tainted = true;
-        }
-        for (region, work) in state.working.drain() {
+        for (region, work) in std::mem::take(&mut state.working) {
             let index = self.volumes.iter().position(|volume| volume.id == region.volume);
             if work.verify
                 && let Some(verify) = index.and_then(|index| state.verify[index].as_mut())
@@ -230,7 +236,7 @@ impl Core {
             return;
         }
         let mut busy = 0;
-        while self.catch_up.reading.len() < READS_MAX
+        while self.catch_up.reads < READS_MAX
             && self.catch_up.budget_bytes > 0
             && self.ring.fill_permille() < YIELD_ABOVE_PERMILLE
         {
@@ -246,7 +252,7 @@ impl Core {
             }
             self.catch_up.parts.push_back(part);
             busy += 1;
-            if busy > self.catch_up.parts.len() {
+            if busy >= self.catch_up.parts.len() {
                 break;
             }
         }
@@ -273,7 +279,8 @@ impl Core {
             let sectors = REGION_SECTORS.min(self.volumes[volume].sectors - start.0);
             self.catch_up.working.insert(region, Work { left: 1, redo: false, verify });
             let offer = verify || mode == Mode::Offer;
-            return Some(Part { volume, start, sectors, offer, tries: 0, region });
+            let link = self.catch_up.link;
+            return Some(Part { volume, start, sectors, offer, tries: 0, region, link });
         }
         None
     }
@@ -295,19 +302,30 @@ impl Core {
 
     fn next_to_verify(&mut self, volume: usize) -> Option<RegionId> {
         let id = self.volumes[volume].id;
-        let verify = self.catch_up.verify[volume].as_mut()?;
-        let index = verify.again.pop().or_else(|| {
-            let next = verify.next;
-            (next < verify.regions).then(|| verify.next = next + 1)?;
-            Some(next)
-        });
-        if index.is_none() && !self.catch_up.working.values().any(|work| work.verify) {
-            self.catch_up.verify[volume] = None;
+        let CatchUp { verify, working, .. } = &mut self.catch_up;
+        let state = verify[volume].as_mut()?;
+        let is_free = |index: &u32| !working.contains_key(&RegionId { volume: id, index: *index });
+        if let Some(at) = state.again.iter().position(is_free) {
+            return Some(RegionId { volume: id, index: state.again.swap_remove(at) });
         }
-        Some(RegionId { volume: id, index: index? })
+        while state.next < state.regions {
+            let index = state.next;
+            state.next += 1;
+            if is_free(&index) {
+                return Some(RegionId { volume: id, index });
+            }
+            // It is being caught up: it is compared after that.
+            state.again.push(index);
+        }
+        let under_way = |(region, work): (&RegionId, &Work)| region.volume == id && work.verify;
+        if state.again.is_empty() && !working.iter().any(under_way) {
+            verify[volume] = None;
+        }
+        None
     }
 
     fn begin_read(&mut self, part: Part, with_lock: bool) {
+        self.catch_up.reads += 1;
         let op = self.ops.insert(Op::Read(ReadOp { part, holds_lock: with_lock }));
         if !with_lock {
             return self.submit_read(OpId(op));
@@ -346,10 +364,10 @@ impl Core {
         let Op::Read(ReadOp { part, holds_lock }) = self.ops.remove(id.0) else {
             unreachable!("only reads end here")
         };
+        self.catch_up.reads -= 1;
         let at = self.catch_up.reading.iter().position(|reading| reading.op == id);
         let tainted = self.catch_up.reading.swap_remove(at.expect("a read under way")).tainted;
-        let dropped = !self.catch_up.working.contains_key(&part.region);
-        if !dropped {
+        if part.link == self.catch_up.link {
             match result {
                 _ if tainted => self.read_again(part),
                 Ok(content) => self.record_content(part, content),
@@ -431,10 +449,7 @@ impl Core {
         for volume in 0..self.volumes.len() {
             let id = self.volumes[volume].id;
             let open = self.volumes[volume].gap.is_some_and(|gap| gap.begin.is_some());
-            if open
-                && self.map.uncaptured(id).count() == 0
-                && !self.catch_up.working.keys().any(|region| region.volume == id)
-            {
+            if open && self.map.uncaptured(id).count() == 0 {
                 self.end_gap(volume);
             }
         }

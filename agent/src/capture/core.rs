@@ -101,8 +101,17 @@ pub(super) struct WriteOp {
 
 pub(super) enum Op {
     Write(WriteOp),
-    Flush { request: Option<u32>, volume: usize, tick: u64 },
+    Flush { by: FlushBy, volume: usize, tick: u64 },
     Read(super::catchup::ReadOp),
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum FlushBy {
+    Request(u32),
+    /// The epoch that is being settled.
+    Epoch,
+    /// A clean stop.
+    Stop,
 }
 
 /// The capture state of a group.
@@ -125,7 +134,7 @@ pub struct Core {
     pub(super) overflow: bool,
     pub(super) catch_up: CatchUp,
     pub(super) counters: Counters,
-    /// Flushes of an epoch under way, and whether one failed.
+    /// The epoch of dirty bits that is being settled.
     epoch: Option<Epoch>,
     doubt: bool,
     stop_flushed: bool,
@@ -135,6 +144,7 @@ pub struct Core {
 struct Epoch {
     flushes_left: usize,
     begun: bool,
+    /// A flush failed; they are asked for again by [`Core::maintain`].
     failed: bool,
 }
 
@@ -206,7 +216,7 @@ impl Core {
             {
                 self.record(Kind::Flush, 0, request.volume, seq, Sector(0), 0);
             }
-            return self.flush(Some(id), volume);
+            return self.flush(FlushBy::Request(id), volume);
         }
         let end = request.start.0.checked_add(request.sectors);
         let fits = end.is_some_and(|end| end <= self.volumes[volume].sectors);
@@ -282,9 +292,12 @@ impl Core {
         let first = RegionId::of(volume_id, start).index;
         let last = RegionId::of(volume_id, Sector(start.0 + sectors - 1)).index;
         let payload_bytes = if matches!(ask, Ask::Write { .. }) { sectors * 512 } else { 0 };
-        if !self.overflow && !self.can_draw(payload_bytes, false) {
-            self.overflow = true;
-            self.counters.overflows += 1;
+        if !self.overflow {
+            self.record_owed_gaps();
+            if self.owes_gaps() || !self.can_draw(payload_bytes, false) {
+                self.overflow = true;
+                self.counters.overflows += 1;
+            }
         }
         let mut ready = true;
         for index in first..=last {
@@ -317,7 +330,7 @@ impl Core {
         let (kind, flags, payload_bytes) = match op.ask {
             Ask::Write { fua } => (Kind::Write, u8::from(fua) * flag::FUA, op.sectors * 512),
             Ask::Zero { unmap, fua } => {
-                (Kind::Zero, u8::from(unmap) * flag::UNMAP | u8::from(fua) * flag::FUA, 0)
+                (Kind::Zero, (u8::from(unmap) * flag::UNMAP) | (u8::from(fua) * flag::FUA), 0)
             }
             Ask::Discard => (Kind::Discard, flag::UNMAP, 0),
             Ask::Flush => unreachable!("a flush is no write"),
@@ -448,27 +461,28 @@ impl Core {
         }
     }
 
-    fn flush(&mut self, request: Option<u32>, volume: usize) {
+    fn flush(&mut self, by: FlushBy, volume: usize) {
         let tick = self.map.flush_begun();
-        let op = OpId(self.ops.insert(Op::Flush { request, volume, tick }));
+        let op = OpId(self.ops.insert(Op::Flush { by, volume, tick }));
         let volume = self.volumes[volume].id;
         let (start, sectors) = (Sector(0), 0);
         self.effects.push_back(Effect::Local { op, volume, io: LocalIo::Flush, start, sectors });
     }
 
     fn flush_ended(&mut self, id: OpId, result: Result<(), i32>) {
-        let Op::Flush { request, volume, tick } = self.ops.remove(id.0) else { unreachable!() };
+        let Op::Flush { by, volume, tick } = self.ops.remove(id.0) else { unreachable!() };
         if result.is_ok() {
             let volume = self.volumes[volume].id;
             self.map.flush_ended(volume, tick);
         }
-        match (request, &mut self.epoch) {
-            (Some(request), _) => self.part_ended(request, result),
-            (None, Some(epoch)) => {
+        match (by, &mut self.epoch) {
+            (FlushBy::Request(request), _) => self.part_ended(request, result),
+            (FlushBy::Epoch, Some(epoch)) => {
                 epoch.flushes_left -= 1;
                 epoch.failed |= result.is_err();
             }
-            (None, None) => {}
+            (FlushBy::Epoch, None) => unreachable!("an epoch waits for its flushes"),
+            (FlushBy::Stop, _) => {}
         }
     }
 
@@ -496,6 +510,7 @@ impl Core {
     /// goes on with catch-up. Call it once per turn of the engine's loop.
     pub fn poll(&mut self) {
         self.ring.collect();
+        self.reserve_ahead();
         if self.overflow && !self.doubt && self.ring.fill_permille() < RESUME_BELOW_PERMILLE {
             self.record_owed_gaps();
             self.overflow = self.owes_gaps() || !self.can_draw(0, false);
@@ -563,7 +578,7 @@ impl Core {
         if !self.stop_flushed {
             self.stop_flushed = true;
             for volume in 0..self.volumes.len() {
-                self.flush(None, volume);
+                self.flush(FlushBy::Stop, volume);
             }
             return false;
         }
@@ -574,9 +589,17 @@ impl Core {
 
     /// Closes the epoch of dirty bits and writes what can wait. Call it every few seconds.
     pub fn maintain(&mut self) {
-        if self.epoch.is_none() && self.map.rotate(self.last_seq) {
-            let epoch = Epoch { flushes_left: self.volumes.len(), begun: false, failed: false };
-            self.epoch = Some(epoch);
+        let flushes_left = self.volumes.len();
+        match &mut self.epoch {
+            // The disk did not say that its cache is safe: ask again.
+            Some(epoch) if epoch.failed && epoch.flushes_left == 0 => {
+                *epoch = Epoch { flushes_left, begun: false, failed: false };
+            }
+            Some(_) => {}
+            None if self.map.rotate(self.last_seq) => {
+                self.epoch = Some(Epoch { flushes_left, begun: false, failed: false });
+            }
+            None => {}
         }
         self.begin_commit(true);
     }
@@ -594,18 +617,11 @@ impl Core {
             }
             epoch.begun = true;
             for volume in 0..self.volumes.len() {
-                self.flush(None, volume);
+                self.flush(FlushBy::Epoch, volume);
             }
-        } else if epoch.flushes_left == 0 {
-            if epoch.failed {
-                // The disk did not say that its cache is safe: try again with the next epoch.
-                epoch.begun = false;
-                epoch.failed = false;
-                epoch.flushes_left = self.volumes.len();
-            } else if self.durable >= boundary {
-                self.map.settle();
-                self.epoch = None;
-            }
+        } else if epoch.flushes_left == 0 && !epoch.failed && self.durable >= boundary {
+            self.map.settle();
+            self.epoch = None;
         }
     }
 
@@ -653,11 +669,15 @@ impl Core {
 
     fn advance_seq(&mut self) -> Seq {
         self.last_seq = self.last_seq.next();
+        self.reserve_ahead();
+        self.last_seq
+    }
+
+    fn reserve_ahead(&mut self) {
         if self.asked_ceiling.0 - self.last_seq.0 < RESERVE_LOW {
             self.asked_ceiling = Seq(self.asked_ceiling.0 + RESERVE_AHEAD);
             self.effects.push_back(Effect::Reserve(self.asked_ceiling));
         }
-        self.last_seq
     }
 
     /// Reserves the slot for a sequence that [`Self::draw`] gave.
@@ -783,7 +803,10 @@ impl Core {
     /// The request that a part belongs to; none for the core's own work. For errors in logs.
     pub fn request_of(&self, op: OpId) -> Option<RequestId> {
         match self.ops.get(op.0) {
-            Op::Write(op) => Some(self.requests.get(op.request).request.id),
+            Op::Write(WriteOp { request, .. })
+            | Op::Flush { by: FlushBy::Request(request), .. } => {
+                Some(self.requests.get(*request).request.id)
+            }
             _ => None,
         }
     }

@@ -19,6 +19,8 @@ mod gap;
 pub mod range_lock;
 pub mod ring;
 mod slab;
+#[cfg(test)]
+mod tests;
 
 use tidemark_journal::{Sector, Seq, VolumeId};
 
@@ -30,7 +32,7 @@ use ring::SlotRef;
 pub struct RequestId(pub u64);
 
 /// The core's name for one part of a request, or for a read of its own.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct OpId(pub u32);
 
 /// What a front asks for. Reads do not pass through the core.

@@ -40,10 +40,6 @@ impl<T> Slab<T> {
         self.rows[number as usize].as_mut().expect("a row in use")
     }
 
-    pub fn find(&mut self, number: u32) -> Option<&mut T> {
-        self.rows.get_mut(number as usize)?.as_mut()
-    }
-
     pub fn iter(&self) -> impl Iterator<Item = &T> {
         self.rows.iter().flatten()
     }

@@ -31,7 +31,7 @@ const ENTRIES: usize = 504;
 const MAGIC: [u8; 4] = *b"TMAL";
 const NO_REGION: u32 = u32::MAX;
 
-const _: () = assert!(SLOTS % (ENTRIES - CHANGES_MAX) == 0 && BLOCKS_NEEDED + 1 < BLOCKS);
+const _: () = assert!(SLOTS.is_multiple_of(ENTRIES - CHANGES_MAX) && BLOCKS_NEEDED + 1 < BLOCKS);
 const _: () = assert!(size_of::<Block>() == BLOCK_BYTES && SLOTS <= u16::MAX as usize);
 
 /// A transaction of the log, one block. What identifies it comes first, the checksum closes the

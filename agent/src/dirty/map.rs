@@ -78,6 +78,7 @@ pub struct DirtyMap {
     marking_now: HashSet<RegionId>,
     changed: Vec<u16>,
     committing: bool,
+    /// The newest commit that was begun, and the newest on stable storage.
     generation: u64,
     durable_generation: u64,
     tick: u64,
@@ -357,11 +358,6 @@ impl DirtyMap {
     /// Whether a commit is under way.
     pub fn committing(&self) -> bool {
         self.committing
-    }
-
-    /// The highest generation on stable storage.
-    pub fn generation(&self) -> u64 {
-        self.durable_generation
     }
 
     /// Whether everything in memory is on stable storage.

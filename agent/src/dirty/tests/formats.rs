@@ -233,8 +233,8 @@ fn a_page_torn_at_any_sector_leaves_the_one_before() {
     let mut file = vec![0; bitmap::file_bytes(regions) as usize];
     let mut random = Random::new(6);
     let (mut dirty, mut uncaptured) = (Bits::new(regions), Bits::new(regions));
-    let mut written = 0;
     for generation in 1..200u64 {
+        let written = generation - 1;
         let before = (file.clone(), dirty.clone(), uncaptured.clone());
         for _ in 0..20 {
             let region = random.below(u64::from(regions)) as u32;
@@ -268,7 +268,6 @@ fn a_page_torn_at_any_sector_leaves_the_one_before() {
         if !whole && generation > 1 {
             assert_eq!(recovered.written[0] % 2, written % 2);
         }
-        written += 1;
     }
 }
 

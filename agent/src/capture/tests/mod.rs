@@ -1,0 +1,6 @@
+//! Tests of the capture core and of the ring.
+
+mod replica;
+mod ring;
+mod sim;
+mod steps;
