@@ -121,14 +121,18 @@ impl Loop {
             while let Some(completion) = self.disk.ring.completion() {
                 self.completed(completion);
             }
-            self.pending.store(false, Ordering::Release);
+            // A swap, not a store: it must not be reordered with the look into the inbox, or a command
+            // that comes in between would wait for the next tick.
+            self.pending.swap(false, Ordering::AcqRel);
             while let Ok(command) = self.inbox.try_recv() {
                 self.command(command);
             }
             self.tick(Instant::now());
+            // What is carried out may give the core more to think about.
             self.core.poll();
-            if self.carry_out() {
+            while self.carry_out() {
                 self.encoder.wake();
+                self.core.poll();
             }
             if self.advance_stop() {
                 return;
