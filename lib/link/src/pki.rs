@@ -184,10 +184,27 @@ impl Authority {
     /// # Errors
     /// [`PkiError::Make`].
     pub fn issue(&self, name: &NodeName) -> Result<CertificateAndKey, PkiError> {
+        self.issue_for(name, &[])
+    }
+
+    /// Makes a certificate and key for a node that NBD clients reach at these host names and IP
+    /// addresses: unlike the link, they compare what they connected to with what is in it.
+    ///
+    /// # Errors
+    /// [`PkiError::Make`], also for what is neither a host name nor an address.
+    pub fn issue_for(
+        &self,
+        name: &NodeName,
+        addresses: &[String],
+    ) -> Result<CertificateAndKey, PkiError> {
         let key = KeyPair::generate()?;
-        let mut params = CertificateParams::new(vec![name.dns_name()])?;
+        let mut names = vec![name.dns_name()];
+        names.extend_from_slice(addresses);
+        let mut params = CertificateParams::new(names)?;
         params.distinguished_name.push(DnType::CommonName, name.as_str());
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        // QEMU refuses certificates without the second.
+        params.key_usages =
+            vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
