@@ -3,6 +3,8 @@
 //! What the guests do with services, this does with the same libraries, so that a test can stop, start and
 //! look at either side at will.
 
+mod process;
+
 use std::{
     fs::File,
     net::SocketAddr,
@@ -11,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 use tidemark_agent::{
     Agent,
@@ -19,12 +21,18 @@ use tidemark_agent::{
     api::Control,
     config::{AgentConfig, GroupConfig, NodeConfig},
 };
-use tidemark_control::{agent::GroupStatus, config::Source};
+use tidemark_control::{
+    agent::{AgentClient, GroupStatus},
+    config::Source,
+};
 use tidemark_journal::GroupId;
 use tidemark_link::pki::{Authority, NodeName};
 use tidemark_nbd::client::{Client, Options};
 use tidemark_target::{Config, Target};
 use tokio::runtime::Runtime;
+
+use crate::{proxy::Proxy, workload::nbd::NbdDisk};
+use process::Process;
 
 /// The group's name.
 pub const GROUP: &str = "shop";
@@ -70,9 +78,16 @@ pub struct Site {
     dir: TempDir,
     plan: Plan,
     id: GroupId,
-    target: Option<Target>,
-    agent: Option<Arc<Agent>>,
+    target: Option<Side<Target>>,
+    agent: Option<Side<Arc<Agent>>>,
     link: SocketAddr,
+    proxy: Proxy,
+}
+
+/// How one side runs.
+enum Side<T> {
+    Here(T),
+    Elsewhere(Process),
 }
 
 impl Site {
@@ -82,7 +97,8 @@ impl Site {
         let authority = Authority::create("test")?;
         std::fs::write(dir.path().join("ca.pem"), &authority.pem().certificate_pem)?;
         for node in [SOURCE, TARGET, "stranger"] {
-            let issued = authority.issue(&node.parse::<NodeName>()?)?;
+            let issued =
+                authority.issue_for(&node.parse::<NodeName>()?, &["127.0.0.1".to_owned()])?;
             std::fs::write(dir.path().join(format!("{node}.pem")), &issued.certificate_pem)?;
             std::fs::write(dir.path().join(format!("{node}.key")), &issued.key_pem)?;
         }
@@ -92,8 +108,9 @@ impl Site {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let link = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let proxy = Proxy::start(link)?;
         let id = GroupId::random()?;
-        Ok(Site { runtime, dir, plan, id, target: None, agent: None, link })
+        Ok(Site { runtime, dir, plan, id, target: None, agent: None, link, proxy })
     }
 
     /// A site on which both sides run.
@@ -129,6 +146,11 @@ impl Site {
         self.dir().join("exports.sock")
     }
 
+    /// The directory of the segments of the target's log.
+    pub fn log_dir(&self) -> PathBuf {
+        self.dir().join(format!("target/groups/{GROUP}/log"))
+    }
+
     /// The target's configuration.
     pub fn target_config(&self) -> String {
         let dir = self.dir().display();
@@ -136,45 +158,99 @@ impl Site {
             "data_dir = \"{dir}/target\"\n\
              [link]\nlisten = \"{}\"\nca = \"{dir}/ca.pem\"\ncertificate = \"{dir}/{TARGET}.pem\"\n\
              key = \"{dir}/{TARGET}.key\"\n\
-             [nbd]\nunix = \"{dir}/exports.sock\"\n\
+             [nbd]\nunix = \"{dir}/exports.sock\"\nlisten = \"127.0.0.1:0\"\n\
              [api]\nsocket = \"{dir}/target.sock\"\n{}\n\
              [[group]]\nname = \"{GROUP}\"\nnode = \"{SOURCE}\"\n{}\n",
             self.link, self.plan.target_tables, self.plan.target_group_lines
         )
     }
 
-    /// Starts the target.
+    /// What the site is to look like; what is changed counts from the next start of a side.
+    pub fn plan_mut(&mut self) -> &mut Plan {
+        &mut self.plan
+    }
+
+    /// The network between the two sides.
+    pub fn network(&self) -> &Proxy {
+        &self.proxy
+    }
+
+    /// Where the target listens, past the network.
+    pub fn link(&self) -> SocketAddr {
+        self.link
+    }
+
+    /// Starts the target in this process.
     pub fn start_target(&mut self) -> Result<()> {
         let config = Config::parse(&self.target_config())?;
-        self.target = Some(Target::start(&config)?);
+        self.target = Some(Side::Here(Target::start(&config)?));
+        Ok(())
+    }
+
+    /// Starts the target in a process of its own: `program` is that of `bin/node.rs`.
+    pub fn spawn_target(&mut self, program: &str) -> Result<()> {
+        let path = self.dir().join("target.toml");
+        std::fs::write(&path, self.target_config())?;
+        self.target = Some(Side::Elsewhere(Process::start(program, &[&path], "target")?));
         Ok(())
     }
 
     /// Stops the target in order.
-    pub fn stop_target(&mut self) {
-        if let Some(target) = self.target.take() {
-            target.shutdown();
+    pub fn stop_target(&mut self) -> Result<()> {
+        match self.target.take() {
+            Some(Side::Here(target)) => target.shutdown(),
+            Some(Side::Elsewhere(process)) => {
+                ensure!(process.stop()?, "the target did not end in order");
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// Kills the target, which runs in a process of its own.
+    pub fn kill_target(&mut self) -> Result<()> {
+        match self.target.take() {
+            Some(Side::Elsewhere(process)) => process.kill(),
+            _ => bail!("the target does not run in a process of its own"),
         }
     }
 
-    /// The running target.
+    /// The target, which runs in this process.
     pub fn target(&self) -> Result<&Target> {
-        self.target.as_ref().context("the target does not run")
+        match &self.target {
+            Some(Side::Here(target)) => Ok(target),
+            _ => bail!("the target does not run in this process"),
+        }
+    }
+
+    /// The process ids of the agent and of the target, where they run in processes of their own.
+    pub fn process_ids(&self) -> (Option<u32>, Option<u32>) {
+        let agent = self.agent.as_ref().and_then(Side::process_id);
+        (agent, self.target.as_ref().and_then(Side::process_id))
     }
 
     /// The agent's configuration of its node, as another node's where `node` says so.
     pub fn node_config(&self, node: &str) -> Result<NodeConfig> {
+        let source = Source::new(&self.dir().join("agent.toml"), self.node_text(node));
+        Ok(NodeConfig::parse(&source)?)
+    }
+
+    fn node_text(&self, node: &str) -> String {
         let dir = self.dir().display();
-        let text = format!(
+        format!(
             "node = \"{node}\"\nstate_dir = \"{dir}/state\"\nruntime_dir = \"{dir}/run\"\n\
              api_socket = \"{dir}/agent.sock\"\n\
              [tls]\nca = \"{dir}/ca.pem\"\ncertificate = \"{dir}/{node}.pem\"\nkey = \"{dir}/{node}.key\"\n"
-        );
-        Ok(NodeConfig::parse(&Source::new(&self.dir().join("agent.toml"), text))?)
+        )
     }
 
     /// The group's configuration at the source.
     pub fn group_config(&self) -> Result<GroupConfig> {
+        let path = self.dir().join(format!("{GROUP}.toml"));
+        Ok(GroupConfig::parse(&Source::new(&path, self.group_text()))?)
+    }
+
+    fn group_text(&self) -> String {
         let mut text = format!(
             "id = \"{}\"\nring_bytes = {}\ncompression = {}\nfront = \"nbd-socket\"\n{}\n\
              [target]\naddress = \"{}\"\nname = \"{TARGET}\"\n",
@@ -182,7 +258,7 @@ impl Site {
             self.plan.ring_bytes,
             if self.plan.compression == "off" { "\"off\"" } else { self.plan.compression },
             self.plan.group_lines,
-            self.link,
+            self.proxy.address(),
         );
         for index in 0..self.plan.sizes_bytes.len() {
             let backing = self.image(index);
@@ -191,11 +267,10 @@ impl Site {
                 backing.display()
             );
         }
-        let path = self.dir().join(format!("{GROUP}.toml"));
-        Ok(GroupConfig::parse(&Source::new(&path, text))?)
+        text
     }
 
-    /// Starts the agent with its group.
+    /// Starts the agent with its group, in this process.
     pub fn start_agent(&mut self) -> Result<()> {
         let node = self.node_config(SOURCE)?;
         let group = self.group_config()?;
@@ -204,24 +279,56 @@ impl Site {
             agent.start_group(&group).await?;
             anyhow::Ok(agent)
         })?;
-        self.agent = Some(agent);
+        self.agent = Some(Side::Here(agent));
+        Ok(())
+    }
+
+    /// Starts the agent with its group in a process of its own: `program` is that of `bin/node.rs`.
+    pub fn spawn_agent(&mut self, program: &str) -> Result<()> {
+        let (node, group) =
+            (self.dir().join("agent.toml"), self.dir().join(format!("{GROUP}.toml")));
+        std::fs::write(&node, self.node_text(SOURCE))?;
+        std::fs::write(&group, self.group_text())?;
+        self.agent = Some(Side::Elsewhere(Process::start(program, &[&node, &group], "agent")?));
         Ok(())
     }
 
     /// Stops the agent in order; says whether it ended cleanly.
-    pub fn stop_agent(&mut self) -> bool {
-        let Some(agent) = self.agent.take() else { return true };
-        self.runtime.block_on(agent.stop())
+    pub fn stop_agent(&mut self) -> Result<bool> {
+        match self.agent.take() {
+            Some(Side::Here(agent)) => Ok(self.runtime.block_on(agent.stop())),
+            Some(Side::Elsewhere(process)) => process.stop(),
+            None => Ok(true),
+        }
     }
 
-    /// The running agent.
+    /// Kills the agent, which runs in a process of its own.
+    pub fn kill_agent(&mut self) -> Result<()> {
+        match self.agent.take() {
+            Some(Side::Elsewhere(process)) => process.kill(),
+            _ => bail!("the agent does not run in a process of its own"),
+        }
+    }
+
+    /// The agent, which runs in this process.
     pub fn agent(&self) -> Result<&Arc<Agent>> {
-        self.agent.as_ref().context("the agent does not run")
+        match &self.agent {
+            Some(Side::Here(agent)) => Ok(agent),
+            _ => bail!("the agent does not run in this process"),
+        }
+    }
+
+    fn agent_client(&self) -> AgentClient {
+        AgentClient::new(&self.dir().join("agent.sock"))
     }
 
     /// The group's status at the source.
     pub fn status(&self) -> Result<GroupStatus> {
-        let status = self.runtime.block_on(self.agent()?.status());
+        let status = match &self.agent {
+            Some(Side::Here(agent)) => self.runtime.block_on(agent.status()),
+            Some(Side::Elsewhere(_)) => self.runtime.block_on(self.agent_client().status())?,
+            None => bail!("the agent does not run"),
+        };
         status.groups.into_iter().next().context("the agent has no group")
     }
 
@@ -250,14 +357,23 @@ impl Site {
 
     /// Sets a mark; its sequence.
     pub fn mark(&self, name: &str) -> Result<u64> {
-        let marked = self.runtime.block_on(self.agent()?.mark(GROUP, name));
-        Ok(marked.map_err(|error| anyhow::anyhow!("{error}"))?.position.seq.0)
+        let marked = match &self.agent {
+            Some(Side::Here(agent)) => self.runtime.block_on(agent.mark(GROUP, name))?,
+            _ => self.runtime.block_on(self.agent_client().mark(GROUP, name))?,
+        };
+        Ok(marked.position.seq.0)
     }
 
     /// Opens a volume as the application does.
     pub fn open_front(&self, volume: usize) -> Result<Client> {
         let path = self.front(volume);
         Ok(self.runtime.block_on(Client::connect(path.as_path(), "", &Options::default()))?)
+    }
+
+    /// A volume as a disk for a load, over so many connections.
+    pub fn disk(&self, volume: usize, connections: usize) -> Result<NbdDisk> {
+        let clients = (0..connections).map(|_| self.open_front(volume));
+        Ok(NbdDisk::new(self.runtime.handle(), clients.collect::<Result<_>>()?))
     }
 
     /// Opens an export of the target: what follows the group's name.
@@ -274,26 +390,43 @@ impl Site {
     pub fn read_export(&self, name: &str) -> Result<Vec<u8>> {
         let client = self.open_export(name)?;
         let size = client.info().size;
+        let content = self.read(&client, 0, size)?;
+        self.runtime.block_on(client.disconnect());
+        Ok(content)
+    }
+
+    /// Reads a range of an export or a front.
+    pub fn read(&self, client: &Client, offset_bytes: u64, length_bytes: u64) -> Result<Vec<u8>> {
+        let end = offset_bytes + length_bytes;
         self.runtime.block_on(async {
-            let mut content = Vec::with_capacity(usize::try_from(size)?);
-            for at in (0..size).step_by(1 << 20) {
-                let bytes = u32::try_from((size - at).min(1 << 20))?;
+            let mut content = Vec::with_capacity(usize::try_from(length_bytes)?);
+            for at in (offset_bytes..end).step_by(1 << 20) {
+                let bytes = u32::try_from((end - at).min(1 << 20))?;
                 content.extend_from_slice(&client.read(at, bytes).await?);
             }
-            client.disconnect().await;
             Ok(content)
         })
+    }
+}
+
+impl<T> Side<T> {
+    fn process_id(&self) -> Option<u32> {
+        match self {
+            Side::Here(_) => None,
+            Side::Elsewhere(process) => Some(process.id()),
+        }
     }
 }
 
 impl Drop for Site {
     fn drop(&mut self) {
         // A failed test leaves quickly; what is lost is only the test's.
-        let patience = STOP_PATIENCE;
-        if let Some(agent) = self.agent.take() {
-            let stop = async { tokio::time::timeout(patience, agent.stop()).await.is_ok() };
+        if let Some(Side::Here(agent)) = self.agent.take() {
+            let stop = async { tokio::time::timeout(STOP_PATIENCE, agent.stop()).await.is_ok() };
             self.runtime.block_on(stop);
         }
-        self.stop_target();
+        if let Some(Side::Here(target)) = self.target.take() {
+            target.shutdown();
+        }
     }
 }

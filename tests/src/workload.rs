@@ -5,7 +5,7 @@
 //! 2. [`run`] carries the list out on [`Disk`]s at a given depth and logs when each operation was submitted and
 //!    when it was acknowledged.
 //! 3. [`order::of_journal`] finds out which operation each record of a journal is, and proves that the journal
-//!    holds each one once, in an order that agrees with every pair of which one was acknowledged before the
+//!    holds each one once (whole, or in parts), in an order that agrees with every pair of which one was acknowledged before the
 //!    other was submitted.
 //! 4. Only then is that order the truth: [`history::History`] tells the content of any range after any number
 //!    of its operations.
@@ -13,8 +13,9 @@
 pub mod content;
 pub mod disk;
 pub mod history;
+pub mod nbd;
 pub mod order;
-mod rng;
+pub mod rng;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -165,8 +166,8 @@ impl Log {
 }
 
 impl Shape {
-    /// Makes the operations. No two zeroes or discards of a disk have the same range, so that a journal's
-    /// records can be told apart.
+    /// Makes the operations. No two zeroes or discards of a disk have the same range, nor have their parts, so
+    /// that a journal's records can be told apart.
     pub fn operations(&self) -> Result<Vec<Operation>> {
         let whole = |size: &u64| *size > 0 && size.is_multiple_of(self.block_bytes);
         if self.sizes_bytes.is_empty()
@@ -181,8 +182,16 @@ impl Shape {
         let mut operations = Vec::with_capacity(self.operations);
         while operations.len() < self.operations {
             let operation = self.operation(&mut rng);
-            let clears = matches!(operation.action, Action::Zero { .. } | Action::Discard { .. });
-            if !clears || cleared.insert((operation.disk, operation.action.range())) {
+            let ranges = match operation.action {
+                Action::Zero { offset_bytes, length_bytes }
+                | Action::Discard { offset_bytes, length_bytes } => {
+                    order::clear_ranges((offset_bytes, length_bytes))
+                }
+                _ => Vec::new(),
+            };
+            let keys: Vec<_> = ranges.iter().map(|range| (operation.disk, *range)).collect();
+            if !keys.iter().any(|key| cleared.contains(key)) {
+                cleared.extend(keys);
                 operations.push(operation);
             }
         }

@@ -1,6 +1,7 @@
 //! The content of disks after any number of operations of one order.
 
 use super::content::{SECTOR_BYTES, fill};
+use super::order::Part;
 use super::{Action, Operation};
 
 /// What the disks hold after each step of an order. All was zero before the first step.
@@ -13,24 +14,30 @@ pub struct History {
 type Versions = Vec<(u32, Option<u32>)>;
 
 impl History {
-    /// Applies the operations whose numbers `order` gives, in that order, to disks of these sizes. An
-    /// operation outside its disk, or a number outside the list, is a mistake of the caller and panics.
+    /// Applies the operations whose numbers `order` gives, whole and in that order, to disks of these sizes.
+    /// An operation outside its disk, or a number outside the list, is a mistake of the caller and panics.
     pub fn new(sizes_bytes: &[u64], operations: &[Operation], order: &[usize]) -> History {
+        let whole = |number: &usize| Part { number: *number, action: operations[*number].action };
+        let parts: Vec<Part> = order.iter().map(whole).collect();
+        History::of_parts(sizes_bytes, operations, &parts)
+    }
+
+    /// Like [`History::new`], for operations that a journal may hold in parts: each is a step of its own.
+    pub fn of_parts(sizes_bytes: &[u64], operations: &[Operation], parts: &[Part]) -> History {
         let sectors =
             |bytes: u64| usize::try_from(bytes / SECTOR_BYTES).expect("a disk fits memory");
         let mut disks: Vec<Vec<Versions>> =
             sizes_bytes.iter().map(|size| vec![Versions::new(); sectors(*size)]).collect();
-        for (step, number) in (1u32..).zip(order) {
-            let operation = operations[*number];
-            let Some((offset_bytes, length_bytes)) = operation.action.range() else { continue };
-            let written = matches!(operation.action, Action::Write { .. })
-                .then(|| u32::try_from(*number).expect("fewer than 2^32 operations"));
+        for (step, part) in (1u32..).zip(parts) {
+            let Some((offset_bytes, length_bytes)) = part.action.range() else { continue };
+            let written = matches!(part.action, Action::Write { .. })
+                .then(|| u32::try_from(part.number).expect("fewer than 2^32 operations"));
             let range = sectors(offset_bytes)..sectors(offset_bytes + length_bytes);
-            for versions in &mut disks[operation.disk][range] {
+            for versions in &mut disks[operations[part.number].disk][range] {
                 versions.push((step, written));
             }
         }
-        History { disks, steps: order.len() }
+        History { disks, steps: parts.len() }
     }
 
     /// How many steps there are. After step 0 all is zero.

@@ -1,12 +1,15 @@
 //! Is a journal's order one that the disks' user could have seen?
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use anyhow::{Context, Result, bail};
 
 use super::{Action, Entry, Log};
 
-/// A record of a journal that stands for an operation of a user.
+/// A front may split zeroes and discards at multiples of this, as it may split writes anywhere.
+pub const CLEAR_SPAN_BYTES: u64 = 64 << 20;
+
+/// A record of a journal that stands for an operation of a user, or for a part of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record {
     /// The index of the disk.
@@ -17,20 +20,33 @@ pub struct Record {
     pub number: Option<usize>,
 }
 
+/// A part of an operation, all of it in most cases: what one record did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The operation's number.
+    pub number: usize,
+    /// What was done.
+    pub action: Action,
+}
+
 /// Finds the operation behind each record and proves that
 ///
-/// - every acknowledged operation has exactly one record, and a failed one at most one;
+/// - the records of every acknowledged operation cover its range exactly once, and those of a failed one no
+///   byte twice;
 /// - no record is of anything else;
-/// - whenever one operation was acknowledged before another was submitted, its record comes first.
+/// - whenever one operation was acknowledged before another was submitted, all its records come first.
 ///
-/// Gives the operations' numbers in the journal's order.
-pub fn of_journal(log: &Log, records: &[Record]) -> Result<Vec<usize>> {
+/// Gives the parts of operations in the journal's order.
+pub fn of_journal(log: &Log, records: &[Record]) -> Result<Vec<Part>> {
     let mut order = identify(log, records)?;
     place_flushes(log, records, &mut order)?;
     let order: Vec<usize> = order.into_iter().flatten().collect();
-    check_complete(log, &order)?;
+    let parts: Vec<Part> = (order.iter().zip(records))
+        .map(|(number, record)| Part { number: *number, action: record.action })
+        .collect();
+    check_complete(log, &parts)?;
     check(log, &order)?;
-    Ok(order)
+    Ok(parts)
 }
 
 /// Proves that the order agrees with every pair of which one was acknowledged before the other was submitted.
@@ -59,37 +75,59 @@ fn entry(log: &Log, number: usize) -> Result<&Entry> {
     log.entries.get(number).with_context(|| format!("operation {number} was never submitted"))
 }
 
+/// The ranges, (offset, length) in bytes, that a front may make of the range of a zero or a discard.
+pub fn clear_ranges(range: (u64, u64)) -> Vec<(u64, u64)> {
+    let (mut offset, end) = (range.0, range.0 + range.1);
+    let mut ranges = Vec::new();
+    while offset < end {
+        let next = ((offset / CLEAR_SPAN_BYTES + 1) * CLEAR_SPAN_BYTES).min(end);
+        ranges.push((offset, next - offset));
+        offset = next;
+    }
+    if ranges.len() > 1 {
+        ranges.push(range);
+    }
+    ranges
+}
+
 /// The operation behind each record; none yet for flushes, which all look alike.
 fn identify(log: &Log, records: &[Record]) -> Result<Vec<Option<usize>>> {
     let mut clears = HashMap::new();
     for (number, Entry { operation, .. }) in log.entries.iter().enumerate() {
-        if matches!(operation.action, Action::Zero { .. } | Action::Discard { .. }) {
-            clears.insert((operation.disk, operation.action.range()), number);
+        if let Action::Zero { .. } | Action::Discard { .. } = operation.action
+            && let Some(range) = operation.action.range()
+        {
+            for range in clear_ranges(range) {
+                clears.insert((operation.disk, range), number);
+            }
         }
     }
-    let mut seen = BTreeSet::new();
+    // By operation: where the parts seen begin and end.
+    let mut seen: HashMap<usize, BTreeMap<u64, u64>> = HashMap::new();
     let mut order = Vec::with_capacity(records.len());
     for (position, record) in records.iter().enumerate() {
         let what = || format!("record {position}, {record:?}");
+        let Some(range) = record.action.range() else {
+            order.push(None);
+            continue;
+        };
         let number = match record.action {
-            Action::Flush => {
-                order.push(None);
-                continue;
-            }
             Action::Write { .. } => record.number,
             // A journal may know only zeroes; which of the two it was is the operation's.
-            Action::Zero { .. } | Action::Discard { .. } => {
-                clears.get(&(record.disk, record.action.range())).copied()
-            }
+            _ => clears.get(&(record.disk, range)).copied(),
         };
         let number = number.with_context(|| format!("{}, is of no operation", what()))?;
         let operation = entry(log, number).with_context(what)?.operation;
-        if (operation.disk, operation.action.range()) != (record.disk, record.action.range()) {
+        let (start, end) = (range.0, range.0 + range.1);
+        let inside = |(offset, length)| offset <= start && end <= offset + length;
+        if operation.disk != record.disk || !operation.action.range().is_some_and(inside) {
             bail!("{}, is not of the range of its operation {number}, {operation:?}", what());
         }
-        if !seen.insert(number) {
+        let seen = seen.entry(number).or_default();
+        if seen.range(..end).next_back().is_some_and(|(_, other_end)| *other_end > start) {
             bail!("{}, is a second one of operation {number}", what());
         }
+        seen.insert(start, end);
         order.push(Some(number));
     }
     Ok(order)
@@ -193,14 +231,18 @@ impl Bounds {
     }
 }
 
-fn check_complete(log: &Log, order: &[usize]) -> Result<()> {
-    let present: BTreeSet<usize> = order.iter().copied().collect();
-    let missing = (log.entries.iter().enumerate())
-        .find(|(number, entry)| entry.acknowledged.is_some() && !present.contains(number));
-    match missing {
-        None => Ok(()),
-        Some((number, entry)) => {
-            bail!("operation {number} was acknowledged but has no record: {entry:?}")
+/// Parts of one operation do not overlap, so they cover its range if they are long enough together.
+fn check_complete(log: &Log, parts: &[Part]) -> Result<()> {
+    let length_of = |action: Action| action.range().map_or(1, |(_, length_bytes)| length_bytes);
+    let mut covered = vec![0; log.entries.len()];
+    for part in parts {
+        covered[part.number] += length_of(part.action);
+    }
+    for (number, (entry, covered)) in log.entries.iter().zip(covered).enumerate() {
+        if entry.acknowledged.is_some() && covered < length_of(entry.operation.action) {
+            let what = if covered == 0 { "has no record" } else { "lacks a part in the journal" };
+            bail!("operation {number} was acknowledged but {what}: {entry:?}");
         }
     }
+    Ok(())
 }

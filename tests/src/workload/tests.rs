@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use super::content::SECTOR_BYTES;
 use super::disk::{Buffer, Disk, FileDisk};
 use super::history::History;
-use super::order::{self, Record};
+use super::order::{self, CLEAR_SPAN_BYTES, Part, Record};
 use super::rng::Rng;
 use super::{Action, Entry, Log, Moment, Operation, Shape, content, run};
 
@@ -113,21 +113,21 @@ fn a_true_journal_is_believed_and_its_history_is_the_disks() {
     let (operations, log, records, content) = recorded();
     assert_eq!((log.entries.len(), log.error()), (operations.len(), None));
     let order = order::of_journal(&log, &records).unwrap();
-    let history = History::new(&shape().sizes_bytes, &operations, &order);
+    let history = History::of_parts(&shape().sizes_bytes, &operations, &order);
 
     // The model once more, as plain bytes, compared after every hundredth step and at the end.
     let mut plain = vec![vec![0; SIZE_BYTES as usize]; 2];
     let mut read = vec![0; SIZE_BYTES as usize];
-    for (step, number) in order.iter().enumerate() {
+    for (step, Part { number, action }) in order.iter().enumerate() {
         if step % 100 == 0 {
             for disk in [0, 1] {
                 history.read(disk, step, 0, &mut read);
                 assert!(read == plain[disk], "disk {disk} step {step}");
             }
         }
-        let Operation { disk, action } = operations[*number];
         let Some((offset, length)) = action.range() else { continue };
-        let bytes = &mut plain[disk][offset as usize..(offset + length) as usize];
+        let bytes =
+            &mut plain[operations[*number].disk][offset as usize..(offset + length) as usize];
         match action {
             Action::Write { .. } => content::fill(*number, offset, bytes),
             _ => bytes.fill(0),
@@ -143,7 +143,7 @@ fn a_true_journal_is_believed_and_its_history_is_the_disks() {
 fn a_difference_is_found_whatever_it_is() {
     let (operations, log, records, content) = recorded();
     let order = order::of_journal(&log, &records).unwrap();
-    let history = History::new(&shape().sizes_bytes, &operations, &order);
+    let history = History::of_parts(&shape().sizes_bytes, &operations, &order);
     let steps = history.steps();
     let mut rng = Rng::new(1);
     for _ in 0..100 {
@@ -152,7 +152,7 @@ fn a_difference_is_found_whatever_it_is() {
         assert!(history.difference(0, steps, 0, &changed).is_some());
     }
     // A stale sector: the content before the last write.
-    let last = operations[*order.iter().rev().find(|n| operations[**n].disk == 0).unwrap()];
+    let last = order.iter().rev().find(|part| operations[part.number].disk == 0).unwrap();
     if let Some((offset, length)) = last.action.range() {
         let mut stale = vec![0; length as usize];
         history.read(0, steps - 100, offset, &mut stale);
@@ -207,9 +207,9 @@ fn a_wrong_journal_is_not_believed() {
     assert!(order::of_journal(&log, &extra_flush).is_err());
     // A write moved behind an operation that was submitted after its acknowledgement.
     let order = order::of_journal(&log, &records).unwrap();
-    let submitted = |position: &usize| log.entries[order[*position]].submitted.event;
+    let submitted = |position: &usize| log.entries[order[*position].number].submitted.event;
     let newest = (0..order.len()).max_by_key(submitted).unwrap();
-    let acknowledged = log.entries[order[write]].acknowledged.unwrap().event;
+    let acknowledged = log.entries[order[write].number].acknowledged.unwrap().event;
     assert!(write < newest && acknowledged < submitted(&newest));
     let mut late = records.clone();
     late[write..=newest].rotate_left(1);
@@ -242,6 +242,40 @@ fn journal(log: &Log, numbers: &[usize]) -> Vec<Record> {
     numbers.iter().map(record).collect()
 }
 
+fn numbers_of(parts: Vec<Part>) -> Vec<usize> {
+    parts.into_iter().map(|part| part.number).collect()
+}
+
+#[test]
+fn an_operation_in_parts_is_believed_when_they_make_it_up() {
+    let wide = Action::Zero { offset_bytes: CLEAR_SPAN_BYTES - 512, length_bytes: 1024 };
+    let long = Action::Write { offset_bytes: 0, length_bytes: 1024 };
+    let log = log(&[(wide, 1, 2), (long, 3, 4)]);
+    let zero = |offset_bytes| Record {
+        disk: 0,
+        action: Action::Zero { offset_bytes, length_bytes: 512 },
+        number: None,
+    };
+    let part = |offset_bytes| Record { disk: 0, action: write(offset_bytes), number: Some(1) };
+    let (low, high) = (zero(CLEAR_SPAN_BYTES - 512), zero(CLEAR_SPAN_BYTES));
+    let judge = |records: &[Record]| order::of_journal(&log, records);
+    let parts = judge(&[high, low, part(512), part(0)]).unwrap();
+    assert_eq!(parts[1], Part { number: 0, action: low.action });
+    assert_eq!(numbers_of(parts), [0, 0, 1, 1]);
+    assert_eq!(numbers_of(judge(&journal(&log, &[0, 1])).unwrap()), [0, 1], "or whole");
+    for (records, why) in [
+        (&[low, part(0), part(512)][..], "operation 0 was acknowledged but lacks a part"),
+        (&[low, high, part(0)], "operation 1 was acknowledged but lacks a part"),
+        (&[low, high, low, part(0), part(512)], "a second one"),
+        (&[low, high, part(0), part(0)], "a second one"),
+        (&[low, part(0), high, part(512)], "acknowledged before"),
+        (&[low, high, part(0), part(1024)], "not of the range"),
+    ] {
+        let error = format!("{:#}", judge(records).unwrap_err());
+        assert!(error.contains(why), "{error}");
+    }
+}
+
 #[test]
 fn only_pairs_that_do_not_overlap_in_time_have_an_order() {
     let one_after_the_other = log(&[(write(0), 1, 2), (write(512), 3, 4)]);
@@ -259,7 +293,7 @@ fn an_operation_that_failed_may_be_in_the_journal_or_not() {
     let failed = log(&[(write(0), 1, 0), (write(512), 3, 4)]);
     for numbers in [&[0, 1][..], &[1, 0], &[1]] {
         let order = order::of_journal(&failed, &journal(&failed, numbers)).unwrap();
-        assert_eq!(order, numbers);
+        assert_eq!(numbers_of(order), numbers);
     }
     assert!(order::of_journal(&failed, &journal(&failed, &[0])).is_err());
 }
@@ -270,11 +304,11 @@ fn flushes_are_told_apart_by_where_they_can_be() {
     // A long flush around a short one, before a write: the first record must be the short one's.
     let by_acknowledgement = log(&[(flush, 1, 100), (flush, 2, 3), (write(0), 50, 60)]);
     let order = order::of_journal(&by_acknowledgement, &journal(&by_acknowledgement, &[0, 2, 0]));
-    assert_eq!(order.unwrap(), [1, 2, 0]);
+    assert_eq!(numbers_of(order.unwrap()), [1, 2, 0]);
     // A write before a late flush, in an early one: the first record must be the early one's.
     let by_submission = log(&[(flush, 60, 100), (flush, 1, 101), (write(0), 2, 50)]);
     let order = order::of_journal(&by_submission, &journal(&by_submission, &[0, 2, 0]));
-    assert_eq!(order.unwrap(), [1, 2, 0]);
+    assert_eq!(numbers_of(order.unwrap()), [1, 2, 0]);
     // Both flushes before the write that was acknowledged before one of them: no way.
     assert!(order::of_journal(&by_submission, &journal(&by_submission, &[0, 0, 2])).is_err());
     // Both after the write that was submitted after the acknowledgement of one: no way.
@@ -282,7 +316,8 @@ fn flushes_are_told_apart_by_where_they_can_be() {
     assert!(order::of_journal(&by_acknowledgement, &records).is_err());
     // One after the other without a write between them: their order is that of their times.
     let in_turn = log(&[(flush, 3, 4), (flush, 1, 2)]);
-    assert_eq!(order::of_journal(&in_turn, &journal(&in_turn, &[0, 0])).unwrap(), [1, 0]);
+    let order = order::of_journal(&in_turn, &journal(&in_turn, &[0, 0]));
+    assert_eq!(numbers_of(order.unwrap()), [1, 0]);
 }
 
 #[test]

@@ -1,0 +1,56 @@
+//! An agent or a target in a process of its own, so that a test can kill it or look at its memory.
+//!
+//! `node agent NODE.toml GROUP.toml` or `node target TARGET.toml`. It prints a line when it runs, and ends in
+//! order when its standard input does; its exit code then says whether it ended cleanly.
+
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use tidemark_agent::Agent;
+use tidemark_agent::api::routes;
+use tidemark_agent::config::{AgentConfig, GroupConfig, NodeConfig};
+use tidemark_control::config::Source;
+use tidemark_control::server::{Socket, serve};
+use tidemark_target::{Config, Target};
+
+fn main() -> Result<ExitCode> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let clean = match arguments[..] {
+        ["agent", node, group] => agent(Path::new(node), Path::new(group))?,
+        ["target", config] => {
+            let target = Target::start(&Config::load(Path::new(config))?)?;
+            run_until_the_end_of_input()?;
+            target.shutdown();
+            true
+        }
+        _ => bail!("usage: node agent NODE.toml GROUP.toml | node target TARGET.toml"),
+    };
+    Ok(ExitCode::from(u8::from(!clean)))
+}
+
+fn agent(node: &Path, group: &Path) -> Result<bool> {
+    let node = NodeConfig::parse(&Source::read(node)?)?;
+    let group = GroupConfig::parse(&Source::read(group)?)?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let socket = Socket::bind(&node.api_socket)?;
+    let agent = runtime.block_on(async {
+        let agent = Agent::start(AgentConfig { node, groups: Vec::new() }, None).await?;
+        agent.start_group(&group).await?;
+        anyhow::Ok(agent)
+    })?;
+    runtime.spawn(serve(socket, routes(agent.clone()), std::future::pending()));
+    run_until_the_end_of_input()?;
+    Ok(runtime.block_on(agent.stop()))
+}
+
+fn run_until_the_end_of_input() -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "running")?;
+    out.flush()?;
+    std::io::stdin().read_to_end(&mut Vec::new()).context("standard input")?;
+    Ok(())
+}
