@@ -63,7 +63,7 @@ impl Output {
             return ExitCode::SUCCESS;
         }
         let usage = error.is::<Usage>();
-        let sentence = format!("{error:#}");
+        let sentence = sentence(error);
         // If standard error is gone too, the exit code says it.
         let _ = writeln!(io::stderr(), "tidemark: {sentence}");
         if self.json {
@@ -83,6 +83,19 @@ impl Output {
     }
 }
 
+/// An error and its causes, but for those whose words are there already.
+fn sentence(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |told, cause| {
+        if told.is_empty() {
+            cause
+        } else if told.contains(&cause) {
+            told
+        } else {
+            format!("{told}: {cause}")
+        }
+    })
+}
+
 /// Prints text to standard output.
 ///
 /// # Errors
@@ -91,4 +104,18 @@ pub fn print(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())?;
     out.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let cause = io::Error::other("no such host");
+        let error = anyhow::Error::new(cause).context("cannot connect: no such host");
+        assert_eq!(sentence(&error), "cannot connect: no such host");
+        let error = anyhow::Error::new(io::Error::other("full")).context("cannot write x");
+        assert_eq!(sentence(&error), "cannot write x: full");
+    }
 }

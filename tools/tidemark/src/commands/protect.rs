@@ -61,6 +61,9 @@ pub fn run(args: &Protect, global: &Global, output: Output) -> Result<ExitCode> 
         );
     }
     let node = node_file(directory)?;
+    for volume in &args.volumes {
+        not_twice(directory, &volume.path)?;
+    }
     let disks = args
         .volumes
         .iter()
@@ -139,6 +142,22 @@ fn node_file(directory: &Path) -> Result<Option<String>> {
     })
 }
 
+/// Refuses a disk of another group by that group's name: to the kernel it is only in use.
+fn not_twice(directory: &Path, path: &Path) -> Result<()> {
+    let (Ok(loaded), Ok(real)) = (AgentConfig::load(directory), fs::canonicalize(path)) else {
+        return Ok(());
+    };
+    for group in &loaded.config.groups {
+        let same = |backing: &Path| fs::canonicalize(backing).is_ok_and(|taken| taken == real);
+        if group.volumes.iter().any(|volume| same(&volume.backing)) {
+            let path = path.display();
+            let sentence = format!("{path} is protected by the group '{}' already", group.name);
+            return Err(Usage(sentence).into());
+        }
+    }
+    Ok(())
+}
+
 /// Whether the group goes together with what is configured.
 fn admit(directory: &Path, node: Option<&String>, source: &Source) -> Result<()> {
     let mut config = match node {
@@ -206,10 +225,14 @@ fn say(done: &Protected, file: &Path) -> String {
             words::bytes(volume.size_bytes)
         );
     }
+    if done.volumes.iter().any(|volume| volume.device.starts_with("/dev")) {
+        let _ =
+            writeln!(out, "In /etc/fstab, a device under /dev/tidemark needs the option _netdev.");
+    }
     let _ = writeln!(
         out,
-        "In /etc/fstab, mount it with the option _netdev. The target takes the group when its {}\n\
-         has a [[group]] named \"{}\" for this node. 'tidemark status --watch' shows the first sync.",
+        "The target takes the group when its {} has a [[group]] named \"{}\" for this node.\n\
+         'tidemark status --watch' shows the first sync.",
         daemons::TARGET_FILE,
         done.group
     );

@@ -74,7 +74,7 @@ fn lag(group: &GroupStatus, now_ns: i64) -> String {
         Some(target) => format!(", MORE than the {} asked for", words::duration_s(target)),
     };
     match lag_ns {
-        0 => format!("none: the target has everything{judged}"),
+        0 => "none: the target has everything".to_owned(),
         _ => format!("{} behind{judged}{waiting}", words::duration_ns(lag_ns)),
     }
 }
@@ -150,12 +150,14 @@ fn replica(out: &mut String, group: &ReplicaStatus, now_ns: i64) {
         words::time_before(group.vouched_wall_ns),
         words::duration_ns(words::age_ns(group.vouched_wall_ns, now_ns))
     );
-    let _ = writeln!(
-        out,
-        "    oldest {} (a window of {})",
-        words::time_after(group.oldest_wall_ns),
-        words::duration_s(group.window_s)
-    );
+    let window = words::duration_s(group.window_s);
+    let _ = match group.oldest_wall_ns {
+        // Nothing has left the window yet.
+        ..=0 => writeln!(out, "    oldest the first sync (a window of {window})"),
+        oldest => {
+            writeln!(out, "    oldest {} (a window of {window})", words::time_after(oldest))
+        }
+    };
     let _ = writeln!(
         out,
         "    space  {} of log, {} of base",

@@ -158,6 +158,22 @@ fn a_replica_is_told_with_its_window() {
 }
 
 #[test]
+fn a_young_replica_has_everything_since_the_first_sync() {
+    let mut status = replica();
+    status.groups[0].oldest_wall_ns = 0;
+    let mut out = String::new();
+    target(&mut out, &status, NOW_NS);
+    assert!(out.contains("    oldest the first sync (a window of 24 h)\n"), "{out}");
+}
+
+#[test]
+fn a_source_without_lag_says_so() {
+    let mut status = source();
+    (status.groups[0].lag_ns, status.groups[0].lag_bytes) = (0, 0);
+    assert!(told(&status).contains("    lag    none: the target has everything\n"));
+}
+
+#[test]
 fn an_empty_machine_says_what_to_do() {
     let mut status = source();
     status.groups.clear();
