@@ -186,12 +186,15 @@ impl Encoder {
             self.place = place;
         }
         let first = self.first.take().expect("a frame has a first record");
+        // The wall clock first: should this thread be held up between the two, records look older
+        // than they are, and what was acknowledged before a time is in the point of that time.
+        let wall_ns = wall_ns();
         let age_ns = self.clock.now_ns().saturating_sub(first.time_ns);
         let about = FrameMeta {
             group: self.group,
             term: self.place.term,
             before: self.place.before,
-            wall_ns: wall_ns().saturating_sub(i64::try_from(age_ns).unwrap_or(0)),
+            wall_ns: wall_ns.saturating_sub(i64::try_from(age_ns).unwrap_or(0)),
         };
         let frame = self.builder.finish(&about);
         let (last, raw_bytes) = (frame.last, frame.raw_bytes);
