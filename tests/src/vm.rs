@@ -32,6 +32,9 @@ pub use hardware::{Disk, Hardware, Network, NetworkEnd};
 pub use protocol::Output;
 use slots::Slots;
 
+/// What a kernel says on its console when it is broken, whatever a test asserts.
+const KERNEL_FAILURES: &[&str] = &["Kernel panic", "BUG: ", "Oops: ", "general protection fault"];
+
 /// How many of a console's last lines a failed test shows.
 const TAIL_LINES: usize = 40;
 
@@ -50,7 +53,8 @@ pub struct Lab {
 
 impl Lab {
     /// Runs a test that has at most `guests` (1 or 2) guests running at a time. Its name is also that of its
-    /// directory, so no two tests may share one. Fails with the test, after showing the consoles' ends.
+    /// directory, so no two tests may share one. Fails with the test, or if a guest's kernel reported a fault,
+    /// after showing the consoles' ends.
     pub fn run(name: &str, guests: usize, test: impl FnOnce(&Lab) -> Result<()>) -> Result<()> {
         let shared_directory = target_directory()?.join("vm");
         let slots = Slots::take(&shared_directory.join("slots"), guests)?;
@@ -72,6 +76,7 @@ impl Lab {
             _slots: slots,
         };
         test(&lab)?;
+        lab.check_consoles()?;
         lab.passed.store(true, Ordering::Relaxed);
         Ok(())
     }
@@ -93,6 +98,23 @@ impl Lab {
             .and_then(|file| file.set_len(size_bytes))
             .with_context(|| format!("cannot make {}", path.display()))?;
         Ok(path)
+    }
+
+    fn check_consoles(&self) -> Result<()> {
+        for path in self.consoles()? {
+            let text = String::from_utf8_lossy(&fs::read(&path)?).into_owned();
+            let broken = |line: &&str| KERNEL_FAILURES.iter().any(|failure| line.contains(failure));
+            if let Some(line) = text.lines().find(broken) {
+                bail!("the kernel in {} reported {line:?}", path.display());
+            }
+        }
+        Ok(())
+    }
+
+    fn consoles(&self) -> Result<Vec<PathBuf>> {
+        let entries: std::io::Result<Vec<_>> = fs::read_dir(&self.directory)?.collect();
+        let paths = entries?.into_iter().map(|entry| entry.path());
+        Ok(paths.filter(|path| path.extension().is_some_and(|name| name == "log")).collect())
     }
 
     /// The lab's own directory. Only `*.log` stays in it after the test.

@@ -37,6 +37,8 @@ fn a_fast_guest_has_modules_programs_and_files() -> Result<()> {
         ensure!(guest.sh("sqlite3 :memory: 'select 6 * 7'")?.trim() == "42");
         commands_report_how_they_end(&guest)?;
         files_travel_unchanged(lab, &guest)?;
+        guest.reboot()?;
+        ensure!(guest.read("/tmp/empty").is_err(), "a fast guest forgets its files");
         guest.shut_down()
     })
 }
@@ -245,4 +247,15 @@ fn a_recorded_load_runs_on_a_guests_disk() -> Result<()> {
         );
         Ok(())
     })
+}
+
+#[test]
+fn a_kernels_fault_fails_the_test() {
+    let result = Lab::run("harness-fault", 1, |lab| {
+        let guest = lab.guest("guest").boot()?;
+        guest.sh("echo 'BUG: made up' >/dev/console")?;
+        Ok(())
+    });
+    let error = result.expect_err("a reported fault").to_string();
+    assert!(error.contains("BUG: made up"), "{error}");
 }

@@ -118,7 +118,7 @@ impl<'a> GuestBuilder<'a> {
         initramfs::write(&memory_disk, &lab.shared_directory, &lab.kernel, &contents)?;
 
         let mut kernel_arguments =
-            "console=ttyS0 quiet loglevel=4 panic=0 mitigations=off audit=0 apparmor=0 selinux=0 net.ifnames=0 \
+            "console=ttyS0 quiet loglevel=4 panic=0 nowatchdog mitigations=off audit=0 apparmor=0 selinux=0 net.ifnames=0 \
              random.trust_cpu=on 8250.nr_uarts=1 nokaslr tsc=reliable no_timer_check cryptomgr.notests"
                 .to_owned();
         if self.debian {
@@ -233,17 +233,13 @@ impl Guest {
     /// Restarts the system in an orderly way, in the same process, and waits until it is up again.
     pub fn reboot(&self) -> Result<()> {
         let starts = self.channel()?.starts();
-        self.sh("systemctl --no-block reboot || reboot")?;
+        self.ask_for_end("reboot")?;
         self.wait_up(starts)
     }
 
     /// Ends the system in an orderly way and switches the guest off.
     pub fn shut_down(&mut self) -> Result<()> {
-        let ask = if self.debian { "systemctl --no-block poweroff" } else { "sync; poweroff -f" };
-        let asked = self.spawn(ask)?;
-        if self.debian {
-            asked.wait()?;
-        }
+        self.ask_for_end("poweroff")?;
         let mut machine = self.machine.take().context("the guest is off already")?;
         let deadline = Instant::now() + BOOT_TIMEOUT;
         while machine.process.try_wait()?.is_none() {
@@ -364,6 +360,17 @@ impl Guest {
     fn channel(&self) -> Result<&Channel> {
         let machine = self.machine.as_ref();
         Ok(&machine.with_context(|| format!("the guest {} is off", self.name))?.channel)
+    }
+
+    /// `how` is `reboot` or `poweroff`.
+    fn ask_for_end(&self, how: &str) -> Result<()> {
+        if self.debian {
+            self.sh(&format!("systemctl --no-block {how}"))?;
+        } else {
+            // It has no answer: nothing outlives the command.
+            drop(self.spawn(&format!("sync; {how} -f"))?);
+        }
+        Ok(())
     }
 
     fn wait_up(&self, starts: u64) -> Result<()> {
