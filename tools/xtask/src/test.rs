@@ -38,8 +38,16 @@ pub enum Stage {
 }
 
 /// The stages of a run that names none, in order.
-const USUAL: &[Stage] =
-    &[Stage::Fmt, Stage::Lint, Stage::Deny, Stage::Build, Stage::Host, Stage::Guests];
+const USUAL: &[Stage] = &[
+    Stage::Fmt,
+    Stage::Lint,
+    Stage::Deny,
+    Stage::Build,
+    Stage::Demo,
+    Stage::Host,
+    Stage::Conformance,
+    Stage::Guests,
+];
 
 /// The user and group `nobody`, as whom the demo runs when this program is root's.
 const NOBODY: u32 = 65534;
