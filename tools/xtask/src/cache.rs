@@ -63,6 +63,8 @@ for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub
   sys-kernel-debug.mount sys-kernel-tracing.mount dev-hugepages.mount dev-mqueue.mount \
   kmod-static-nodes.service systemd-binfmt.service proc-sys-fs-binfmt_misc.automount \
   systemd-sysusers.service systemd-journal-flush.service systemd-tmpfiles-clean.timer \
+  ldconfig.service systemd-journal-catalog-update.service systemd-hwdb-update.service \
+  systemd-update-done.service systemd-udev-load-credentials.service \
   systemd-ask-password-console.path systemd-ask-password-wall.path sys-fs-fuse-connections.mount \
   modprobe@dm_mod.service modprobe@loop.service nbd-client.service; do
   ln -sf /dev/null "$ROOT/etc/systemd/system/$unit"
