@@ -70,18 +70,11 @@ pub fn decide(config: &GroupConfig, facts: &Facts) -> Decision {
     }
 }
 
-/// Looks at a replica and does what is to be done. Blocks, for long when a segment is folded.
-///
-/// # Errors
-/// When a segment cannot be folded; it is tried again the next time.
-pub fn tick(replica: &Replica, segment: Bytes) -> anyhow::Result<()> {
-    loop {
-        let decision = decide(replica.config(), &facts(replica, segment));
-        replica.set_gate(decision.gate.map(Arc::from));
-        if !decision.fold || !fold_oldest(replica)? {
-            return Ok(());
-        }
-    }
+/// Looks at a replica: closes or opens its log, and says whether its oldest segment is to be folded.
+pub fn look(replica: &Replica, segment: Bytes) -> bool {
+    let decision = decide(replica.config(), &facts(replica, segment));
+    replica.set_gate(decision.gate.map(Arc::from));
+    decision.fold
 }
 
 fn facts(replica: &Replica, segment: Bytes) -> Facts {
@@ -120,8 +113,12 @@ fn lowest_pin(replica: &Replica) -> Option<(Seq, String)> {
     pins.into_iter().min()
 }
 
-/// Folds the oldest segment into the base. Says whether it was.
-fn fold_oldest(replica: &Replica) -> anyhow::Result<bool> {
+/// Folds the oldest segment into the base, unless it has been pinned meanwhile. Says whether it was.
+/// Blocks, for long. One at a time for a replica.
+///
+/// # Errors
+/// When the segment cannot be folded; it is tried again the next time.
+pub fn fold_oldest(replica: &Replica) -> anyhow::Result<bool> {
     let segments = replica.journal().segments();
     let Some(segment) = segments.first().filter(|segment| segment.is_sealed()) else {
         return Ok(false);

@@ -1,11 +1,15 @@
 //! The whole target in one process.
 
 use std::{
+    collections::HashMap,
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
@@ -28,6 +32,7 @@ use crate::{
     groups::Groups,
     points::latest::LatestTable,
     receiver::driver::Sessions,
+    replica::Replica,
     retention,
     store::log::Owner,
 };
@@ -49,6 +54,25 @@ pub struct Target {
     nbd_unix: Option<PathBuf>,
     end: watch::Sender<bool>,
     link: Option<JoinHandle<()>>,
+    pulse: Arc<Pulse>,
+}
+
+/// When the link's thread last had its turn.
+struct Pulse {
+    start: Instant,
+    beat_ms: AtomicU64,
+}
+
+impl Pulse {
+    fn beat(&self) {
+        let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.beat_ms.store(now, Ordering::Relaxed);
+    }
+
+    fn age(&self) -> Duration {
+        let beat = Duration::from_millis(self.beat_ms.load(Ordering::Relaxed));
+        self.start.elapsed().saturating_sub(beat)
+    }
 }
 
 impl Target {
@@ -117,6 +141,8 @@ impl Target {
         runtime.spawn(housekeeping(Arc::clone(&groups), latest, ending.clone()));
 
         let (ready, started) = std::sync::mpsc::channel();
+        let pulse = Arc::new(Pulse { start: Instant::now(), beat_ms: AtomicU64::new(0) });
+        let own_pulse = Arc::clone(&pulse);
         let (copy, own_branches) = (Arc::clone(&groups), Arc::clone(&branches));
         let link =
             std::thread::Builder::new().name("tidemark-link".to_owned()).spawn(move || {
@@ -124,6 +150,12 @@ impl Target {
                     let sessions = Sessions::new(copy, Timeouts::default());
                     let listener = seam::Listener::from_std(listener);
                     let _ = ready.send(Ok(()));
+                    seam::spawn(async move {
+                        loop {
+                            own_pulse.beat();
+                            tokio::time::sleep(TICK).await;
+                        }
+                    });
                     link_thread(sessions, own_branches, listener, link_tls, new_owners, ending)
                         .await;
                 };
@@ -141,6 +173,7 @@ impl Target {
             nbd_unix: config.nbd.unix.clone(),
             end,
             link: Some(link),
+            pulse,
         };
         match started.recv() {
             Ok(Ok(())) => Ok(target),
@@ -168,6 +201,11 @@ impl Target {
     /// Where local NBD clients connect to.
     pub fn nbd_unix(&self) -> Option<&Path> {
         self.nbd_unix.as_deref()
+    }
+
+    /// Whether the thread that receives and writes has had its turn lately: what a watchdog asks.
+    pub fn alive(&self, within: Duration) -> bool {
+        self.pulse.age() <= within
     }
 
     /// The groups.
@@ -245,11 +283,15 @@ async fn link_thread(
     }
 }
 
+/// Once a second: vitals are kept and the windows looked at. Folding goes on beside it, since the
+/// log must be closed in time also while a segment is being folded.
 async fn housekeeping(
     groups: Arc<Groups>,
     latest: Arc<LatestTable>,
     mut ending: watch::Receiver<bool>,
 ) {
+    let segment = groups.store().segment;
+    let mut folding: HashMap<String, tokio::task::JoinHandle<()>> = HashMap::new();
     loop {
         tokio::select! {
             _ = ending.wait_for(|ending| *ending) => return,
@@ -258,18 +300,38 @@ async fn housekeeping(
         let (groups, latest) = (Arc::clone(&groups), Arc::clone(&latest));
         let tick = move || {
             latest.forget_gone();
-            for replica in groups.replicas() {
-                let ticked = replica
-                    .ledger()
-                    .keep_vitals()
-                    .and_then(|()| retention::tick(&replica, groups.store().segment));
-                if let Err(error) = ticked {
+            let look = |replica: &Arc<Replica>| {
+                if let Err(error) = replica.ledger().keep_vitals() {
                     tracing::warn!(group = replica.name(), "{error:#}");
                 }
+                retention::look(replica, groups.store().segment)
+            };
+            groups.replicas().into_iter().filter(look).collect::<Vec<_>>()
+        };
+        let to_fold = match tokio::task::spawn_blocking(tick).await {
+            Ok(to_fold) => to_fold,
+            Err(error) => {
+                tracing::error!("housekeeping failed: {error}");
+                continue;
             }
         };
-        if let Err(error) = tokio::task::spawn_blocking(tick).await {
-            tracing::error!("housekeeping failed: {error}");
+        folding.retain(|_, fold| !fold.is_finished());
+        for replica in to_fold {
+            folding.entry(replica.name().to_owned()).or_insert_with(|| {
+                tokio::task::spawn_blocking(move || {
+                    // As many as leave the window now, so that folding keeps up.
+                    loop {
+                        match retention::fold_oldest(&replica) {
+                            Ok(true) if retention::look(&replica, segment) => {}
+                            Ok(_) => return,
+                            Err(error) => {
+                                tracing::warn!(group = replica.name(), "{error:#}");
+                                return;
+                            }
+                        }
+                    }
+                })
+            });
         }
     }
 }

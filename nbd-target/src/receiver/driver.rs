@@ -76,8 +76,12 @@ impl Sessions {
                 Ok((stream, address)) => {
                     let (sessions, tls) = (Rc::clone(&self), Arc::clone(&tls));
                     seam::spawn(async move {
-                        if let Err(error) = sessions.serve(stream, &tls).await {
-                            tracing::warn!(%address, "a source's connection ends: {error}");
+                        match sessions.serve(stream, &tls).await {
+                            // Ended by this side, which has said why.
+                            Ok(()) | Err(LinkError::Ended) => {}
+                            Err(error) => {
+                                tracing::warn!(%address, "a source's connection ends: {error}")
+                            }
                         }
                     });
                 }

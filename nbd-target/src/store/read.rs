@@ -40,6 +40,18 @@ pub enum PieceContent {
     Unreadable,
 }
 
+impl Piece {
+    /// The part of it inside `start..end`, which it overlaps.
+    pub fn within(&self, start: u64, end: u64) -> Piece {
+        let (from, to) = (self.start.max(start), self.end.min(end));
+        let mut content = self.content.clone();
+        if let PieceContent::Data { offset, .. } = &mut content {
+            *offset += ((from - self.start) * SECTOR_BYTES) as u32;
+        }
+        Piece { start: from, end: to, content }
+    }
+}
+
 /// The plan of a read: what was found, and what no source so far knows of.
 pub struct Plan {
     query: Query,

@@ -141,6 +141,7 @@ pub fn recover(
         } else if scan.bad {
             tracing::info!(segment = number, at = scan.end, "an unacknowledged tail is cut off");
         }
+        let mut scan = scan;
         let segment = match scan.sealed {
             Some(end) => {
                 chain = end.chain;
@@ -151,13 +152,11 @@ pub fn recover(
             }
             None => {
                 cut(&path, scan.end, options.segment_bytes)?;
-                let segment =
-                    Segment::open(path, number, scan.summary, MemoryIndex::default(), caches);
-                Arc::new(segment)
+                let index = std::mem::take(&mut scan.index);
+                Arc::new(Segment::open(path, number, scan.summary, index, caches))
             }
         };
         if scan.sealed.is_none() {
-            reindex(&scan, &segment)?;
             unsealed = Some((scan, Arc::clone(&segment)));
         }
         found.segments.push(segment);
@@ -174,7 +173,7 @@ pub fn recover(
         Some((scan, segment)) => Start::Tail(Box::new(Tail {
             end: scan.end + pad(scan.end),
             file_bytes: fs::metadata(segment.path())?.len(),
-            hasher: hash(segment.path(), scan.end + pad(scan.end))?,
+            hasher: scan.hasher,
             chain_before: scan.chain_before,
             segment,
         })),
@@ -183,15 +182,20 @@ pub fn recover(
     Ok(found)
 }
 
+const ZEROS: [u8; BLOCK_BYTES as usize] = [0; BLOCK_BYTES as usize];
+
 /// What a scan of a segment found.
 struct Scan {
-    path: PathBuf,
     summary: Summary,
     /// Byte at which the last good frame ends.
     end: u64,
     chain_before: [u8; 32],
     /// The trailer, when the segment is sealed.
     sealed: Option<SegmentEnd>,
+    /// The index of its frames.
+    index: MemoryIndex,
+    /// Over the bytes up to the end of the last good frame's block.
+    hasher: blake3::Hasher,
     /// No frame is in it.
     nothing: bool,
     /// It says that it follows something else than what is here.
@@ -213,11 +217,12 @@ fn scan(
     let bytes = file.metadata()?.len();
     let mut block = vec![0; BLOCK_BYTES as usize];
     let mut result = Scan {
-        path: path.to_owned(),
         summary: Summary::empty(before),
         end: BLOCK_BYTES,
         chain_before: [0; 32],
         sealed: None,
+        index: MemoryIndex::default(),
+        hasher: blake3::Hasher::new(),
         nothing: true,
         foreign: false,
         bad: false,
@@ -246,6 +251,8 @@ fn scan(
         let trailer = SegmentEnd::decode(&block).ok().filter(|end| end.number == number);
         result.sealed = trailer.filter(|end| end.index_at + end.index_bytes + BLOCK_BYTES == bytes);
     }
+    read_up_to(&file, &mut block, 0)?;
+    result.hasher.update(&block);
     let limit = result.sealed.map_or(bytes, |end| end.index_at);
     let mut at = BLOCK_BYTES;
     let mut header = vec![0; HEADER_BYTES];
@@ -266,6 +273,10 @@ fn scan(
                     result.bad = true;
                     break;
                 };
+                // What is between the frames is zeros.
+                result.hasher.update(&ZEROS[..(at - result.end) as usize]);
+                result.hasher.update(&frame);
+                result.index.insert(&view, at);
                 at += frame_bytes as u64;
                 result.end = at;
                 result.nothing = false;
@@ -283,6 +294,7 @@ fn scan(
             }
         }
     }
+    result.hasher.update(&ZEROS[..pad(result.end) as usize]);
     let last = result.summary.last.seq;
     if let Some(end) = result.sealed {
         result.frames_further_on = end.last.seq != last;
@@ -330,29 +342,6 @@ fn frames_further_on(
     Ok(false)
 }
 
-/// Fills a segment's index in memory from its frames, which have been checked.
-fn reindex(scan: &Scan, segment: &Segment) -> anyhow::Result<()> {
-    let file = File::open(&scan.path)?;
-    let (mut at, mut header, mut frame) = (BLOCK_BYTES, vec![0; HEADER_BYTES], Vec::new());
-    let received_ns = scan.summary.received_ns;
-    while at < scan.end {
-        let have = read_up_to(&file, &mut header, at)?;
-        match next(at, &header[..have]) {
-            Next::Pad(further) => at = further,
-            Next::Frame(frame_bytes) => {
-                frame.resize(frame_bytes, 0);
-                read_up_to(&file, &mut frame, at)?;
-                let view = FrameView::parse(&frame)?;
-                let end = at + frame_bytes as u64;
-                segment.publish(&view, at, end + pad(end), received_ns);
-                at = end;
-            }
-            Next::End(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
-}
-
 /// Cuts off what follows the frames and sets the room aside anew, durably.
 fn cut(path: &Path, end: u64, segment_bytes: u64) -> anyhow::Result<()> {
     let file = OpenOptions::new().read(true).write(true).open(path)?;
@@ -380,7 +369,7 @@ fn zeros_after(file: &File, end: u64) -> io::Result<bool> {
 /// Seals a segment that a later one follows.
 fn seal_found(scan: &Scan, segment: &Segment, follower: &dyn Follower) -> anyhow::Result<[u8; 32]> {
     let end = scan.end + pad(scan.end);
-    let data_hash = *hash(segment.path(), end)?.finalize().as_bytes();
+    let data_hash = *scan.hasher.finalize().as_bytes();
     let chain = SegmentEnd::chain_hash(&scan.chain_before, &data_hash);
     seal(segment, end, data_hash, chain, follower)?;
     Ok(chain)
@@ -447,20 +436,6 @@ fn list(dir: &Path, first: u64) -> anyhow::Result<Vec<u64>> {
     }
     numbers.sort_unstable();
     Ok(numbers)
-}
-
-fn hash(path: &Path, end: u64) -> io::Result<blake3::Hasher> {
-    let mut hasher = blake3::Hasher::new();
-    let file = File::open(path)?;
-    let mut step = vec![0; 1 << 20];
-    let mut at = 0;
-    while at < end {
-        let want = step.len().min((end - at) as usize);
-        file.read_exact_at(&mut step[..want], at)?;
-        hasher.update(&step[..want]);
-        at += want as u64;
-    }
-    Ok(hasher)
 }
 
 /// Reads until the buffer is full or the file ends; the rest of the buffer is zeros.

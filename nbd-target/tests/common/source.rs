@@ -38,6 +38,8 @@ pub struct Source {
     /// Frames sent, to be sent again.
     pub frames: VecDeque<(Position, Vec<u8>)>,
     random: Random,
+    /// Without a model of its disks.
+    pub plain: bool,
     /// The last record in the frame in the making.
     pending: Option<Seq>,
     link: Option<Link>,
@@ -79,6 +81,7 @@ impl Source {
             builder: FrameBuilder::new(Compression::Zstd(1)),
             frames: VecDeque::new(),
             random: Random(42),
+            plain: false,
             pending: None,
             link: None,
         }
@@ -107,11 +110,17 @@ impl Source {
 
     /// Connects and greets; what the target answers.
     pub async fn greet(&mut self, lab: &Lab) -> Result<Message, LinkError> {
+        let address = lab.link_addr().to_string();
+        self.greet_at(lab, &address).await
+    }
+
+    /// The same with a target elsewhere.
+    pub async fn greet_at(&mut self, lab: &Lab, address: &str) -> Result<Message, LinkError> {
         let (identity, trust) = lab.identity(&self.node);
         let tls = pki::client_config(&identity, &trust).expect("good certificates");
-        let (address, expected) = (lab.link_addr().to_string(), "dr1".parse().expect("a name"));
+        let expected = "dr1".parse().expect("a name");
         let timeouts = Timeouts::default();
-        let mut connection = Connection::connect(&address, &tls, &expected, &timeouts).await?;
+        let mut connection = Connection::connect(address, &tls, &expected, &timeouts).await?;
         let answer = connection.ask(&Message::Hello(self.hello())).await?;
         let (sender, mut receiver) = connection.split();
         let heard = Rc::new(RefCell::new(Heard::default()));
@@ -192,7 +201,9 @@ impl Source {
             sectors,
         };
         self.builder.push(&record, [payload]);
-        self.model.push(&record, payload);
+        if !self.plain {
+            self.model.push(&record, payload);
+        }
         self.pending = Some(record.seq);
         record.seq
     }

@@ -47,6 +47,10 @@ pub enum Step {
 
 /// Applies a segment to the base. `at` is told of each step, and ends the fold by an error.
 ///
+/// Blocks that lie in one extent are applied in the order of the log, so that each chunk is unpacked
+/// once; the kernel sorts them on their way to the disk. The others are few, and put together one by
+/// one.
+///
 /// # Errors
 /// When the segment cannot be read, the base cannot be written, or `at` says so.
 pub fn fold(
@@ -60,6 +64,7 @@ pub fn fold(
     at(Step::Begun)?;
     let last = segment.summary().last.seq;
     let mut batch = Batch { changes: Vec::new(), bytes: 0 };
+    let mut whole = Vec::new();
     for (volume, ranges) in touched(segment)? {
         for (start, end) in ranges {
             let mut from = start;
@@ -68,7 +73,8 @@ pub fn fold(
                 let mut plan = Plan::new(Query { volume, start: from, end: to, at: last });
                 plan.ask([segment], last)?;
                 let (pieces, rest) = plan.into_pieces();
-                batch.window(base, &mut redo, volume, (from, to), &pieces, &rest)?;
+                let window = Window { volume, start: from, end: to, pieces, rest };
+                window.sort_out(base, &mut redo, &mut batch, &mut whole)?;
                 if batch.bytes >= BATCH_BYTES_MAX {
                     batch.apply(base, &mut redo, &mut at)?;
                 }
@@ -77,10 +83,31 @@ pub fn fold(
         }
     }
     batch.apply(base, &mut redo, &mut at)?;
+    whole.sort_unstable_by_key(|run: &Run| (run.chunk, run.offset));
+    for run in whole {
+        let raw = segment.chunk(run.chunk)?;
+        let range = run.offset as usize..run.offset as usize + run.blocks as usize * BLOCK;
+        let bytes = raw.get(range).context("the index points outside its chunk")?;
+        let content = NewContent::Data(bytes.to_vec());
+        base.apply(&Change { volume: run.volume, first: run.first, content })?;
+        at(Step::Applied)?;
+    }
     base.sync()?;
     at(Step::Synced)?;
     redo.remove()?;
     Ok(())
+}
+
+/// Bytes in a block, as a length in memory.
+const BLOCK: usize = BLOCK_BYTES as usize;
+
+/// Blocks that lie wholly in one extent with content.
+struct Run {
+    chunk: u32,
+    offset: u32,
+    volume: VolumeId,
+    first: u64,
+    blocks: u32,
 }
 
 /// The blocks that a segment changes: sorted, disjoint ranges of sectors per volume, in whole
@@ -110,90 +137,95 @@ fn touched(segment: &Segment) -> anyhow::Result<BTreeMap<VolumeId, Vec<(u64, u64
     Ok(touched)
 }
 
+/// Whole blocks of a volume: what the segment has of them, and what it has not.
+struct Window {
+    volume: VolumeId,
+    start: u64,
+    end: u64,
+    pieces: Vec<Piece>,
+    rest: Vec<(u64, u64)>,
+}
+
+impl Window {
+    /// Blocks that lie wholly in one extent go to `whole` or, without content, to the batch; the
+    /// others are put together, and kept in the redo file when the base has a part in them.
+    fn sort_out(
+        &self,
+        base: &Base,
+        redo: &mut Redo,
+        batch: &mut Batch,
+        whole: &mut Vec<Run>,
+    ) -> anyhow::Result<()> {
+        let mut mixed: Vec<u64> = Vec::new();
+        for piece in &self.pieces {
+            let first = piece.start.div_ceil(BLOCK_SECTORS);
+            let after = (piece.end / BLOCK_SECTORS).max(first);
+            let touched = piece.start / BLOCK_SECTORS..piece.end.div_ceil(BLOCK_SECTORS);
+            mixed.extend(touched.filter(|block| !(first..after).contains(block)));
+            if first == after {
+                continue;
+            }
+            match &piece.content {
+                PieceContent::Zero => {
+                    batch.push(self.volume, first, NewContent::Zeros(after - first));
+                }
+                PieceContent::Unreadable => {
+                    batch.push(self.volume, first, NewContent::Unreadable(after - first));
+                }
+                PieceContent::Data { chunk, offset, .. } => whole.push(Run {
+                    chunk: *chunk,
+                    offset: offset + ((first * BLOCK_SECTORS - piece.start) * SECTOR_BYTES) as u32,
+                    volume: self.volume,
+                    first,
+                    blocks: (after - first) as u32,
+                }),
+            }
+        }
+        mixed.dedup();
+        for block in mixed {
+            let content = self.put_together(base, redo, block)?;
+            batch.push(self.volume, block, content);
+        }
+        Ok(())
+    }
+
+    /// A block of which several extents, or the base, have a part.
+    fn put_together(&self, base: &Base, redo: &mut Redo, block: u64) -> anyhow::Result<NewContent> {
+        let (from, to) = (block * BLOCK_SECTORS, (block + 1) * BLOCK_SECTORS);
+        debug_assert!(self.start <= from && to <= self.end);
+        let first = self.pieces.partition_point(|piece| piece.end <= from);
+        let parts: Vec<Piece> = self.pieces[first..]
+            .iter()
+            .take_while(|piece| piece.start < to)
+            .map(|piece| piece.within(from, to))
+            .collect();
+        if parts.iter().any(|piece| matches!(piece.content, PieceContent::Unreadable)) {
+            return Ok(NewContent::Unreadable(1));
+        }
+        let mut content = vec![0; BLOCK];
+        read::fill(&parts, from, &mut content)?;
+        let missing: Vec<(u64, u64)> = overlaps(&self.rest, from, to).collect();
+        if !missing.is_empty() {
+            let Some(old) = base.block(self.volume, block)? else {
+                return Ok(NewContent::Unreadable(1));
+            };
+            for (start, end) in missing {
+                let at = ((start - from) * SECTOR_BYTES) as usize;
+                let till = ((end - from) * SECTOR_BYTES) as usize;
+                content[at..till].copy_from_slice(&old[at..till]);
+            }
+            redo.push(self.volume, block, &content)?;
+        }
+        Ok(NewContent::Data(content))
+    }
+}
+
 struct Batch {
     changes: Vec<Change>,
     bytes: usize,
 }
 
-/// What a block of a window is made of.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Make {
-    Nothing,
-    Zeros,
-    Data,
-    Unreadable,
-}
-
 impl Batch {
-    /// Takes in a window of whole blocks: what the segment has of it, and what it has not.
-    fn window(
-        &mut self,
-        base: &Base,
-        redo: &mut Redo,
-        volume: VolumeId,
-        (start, end): (u64, u64),
-        pieces: &[Piece],
-        rest: &[(u64, u64)],
-    ) -> anyhow::Result<()> {
-        let first = start / BLOCK_SECTORS;
-        let zeros = |piece: &Piece| matches!(piece.content, PieceContent::Zero);
-        if rest.is_empty() && pieces.iter().all(zeros) {
-            self.push(volume, first, NewContent::Zeros((end - start) / BLOCK_SECTORS));
-            return Ok(());
-        }
-        let unreadable = |piece: &&Piece| matches!(piece.content, PieceContent::Unreadable);
-        let readable: Vec<Piece> = pieces.iter().filter(|p| !unreadable(p)).cloned().collect();
-        let mut bytes = vec![0; ((end - start) * SECTOR_BYTES) as usize];
-        read::fill(&readable, start, &mut bytes)?;
-        let mut makes = vec![Make::Zeros; ((end - start) / BLOCK_SECTORS) as usize];
-        for (block, make) in makes.iter_mut().enumerate() {
-            let number = first + block as u64;
-            let (from, to) = (number * BLOCK_SECTORS, (number + 1) * BLOCK_SECTORS);
-            let missing: Vec<(u64, u64)> = overlaps(rest, from, to).collect();
-            let content = &mut bytes[block * BLOCK_BYTES as usize..][..BLOCK_BYTES as usize];
-            if missing == [(from, to)] {
-                *make = Make::Nothing;
-                continue;
-            }
-            if pieces.iter().filter(unreadable).any(|p| p.start < to && p.end > from) {
-                *make = Make::Unreadable;
-                continue;
-            }
-            if !missing.is_empty() {
-                let Some(old) = base.block(volume, number)? else {
-                    *make = Make::Unreadable;
-                    continue;
-                };
-                for (s, e) in missing {
-                    let at = ((s - from) * SECTOR_BYTES) as usize;
-                    let till = ((e - from) * SECTOR_BYTES) as usize;
-                    content[at..till].copy_from_slice(&old[at..till]);
-                }
-                redo.push(volume, number, content)?;
-            }
-            if content.iter().any(|byte| *byte != 0) {
-                *make = Make::Data;
-            }
-        }
-        let mut block = 0;
-        while block < makes.len() {
-            let make = makes[block];
-            let run = makes[block..].iter().take_while(|next| **next == make).count();
-            let range = block * BLOCK_BYTES as usize..(block + run) * BLOCK_BYTES as usize;
-            let content = match make {
-                Make::Nothing => None,
-                Make::Zeros => Some(NewContent::Zeros(run as u64)),
-                Make::Unreadable => Some(NewContent::Unreadable(run as u64)),
-                Make::Data => Some(NewContent::Data(bytes[range].to_vec())),
-            };
-            if let Some(content) = content {
-                self.push(volume, first + block as u64, content);
-            }
-            block += run;
-        }
-        Ok(())
-    }
-
     fn push(&mut self, volume: VolumeId, first: u64, content: NewContent) {
         self.bytes += match &content {
             NewContent::Data(bytes) => bytes.len(),
