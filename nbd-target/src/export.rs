@@ -214,7 +214,11 @@ impl TargetExports {
         let (id, sectors, physical) =
             found.ok_or_else(|| OpenError::unavailable("the volume is no longer there"))?;
         Ok(Arc::new(PointExport {
-            canonical: PointName { spec: Spec::Seq(seq), ..name.clone() }.to_string(),
+            // A mark is known by its name; anything else that moves is told by its place.
+            canonical: match name.spec {
+                Spec::Mark(_) => name.to_string(),
+                _ => PointName { spec: Spec::Seq(seq), ..name.clone() }.to_string(),
+            },
             name: name.to_string(),
             view: Arc::new(View { replica, volume: id, at: seq }),
             workers: Arc::clone(&self.workers),

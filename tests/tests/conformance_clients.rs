@@ -111,7 +111,7 @@ fn a_point_is_the_same_disk_to_every_client() -> Result<()> {
     for (way, uri) in ways.uris(&point).iter().enumerate() {
         let server = ways.uris("")[way].clone();
         let list = run(Command::new("nbdinfo").args(["--list", &server]))?;
-        for name in ["v0@latest", "v0@mark:here"] {
+        for name in ["the newest point", "v0@mark:here"] {
             ensure!(list.contains(name), "{name} is not listed: {list}");
         }
         let size = run(Command::new("nbdinfo").args(["--size", uri]))?;
