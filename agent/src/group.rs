@@ -147,7 +147,7 @@ impl Group {
             DirtyMap::new(start.state.map_id, start.generation, start.transaction, start.maps);
         // What recovery found is made durable before anything can be marked on top of it.
         while let Some(commit) = map.begin_commit(Seq::ZERO, true) {
-            files.write_blocks(&commit.pages)?;
+            files.write_commit(&commit)?;
             map.commit_written();
         }
         let mut state = start.state;

@@ -171,9 +171,12 @@ impl Loop {
             }
             Command::Durable(seq) => {
                 self.core.final_durable(seq);
-                let term = self.ancestry.current().id;
-                let position = tidemark_journal::Position { term, seq };
-                self.keeper.ask(Job::Acked(position));
+                let current = self.ancestry.current();
+                // A replica that has nothing of this term yet: what was kept before still holds.
+                if seq >= current.fork_seq {
+                    let position = tidemark_journal::Position { term: current.id, seq };
+                    self.keeper.ask(Job::Acked(position));
+                }
             }
             Command::Link(mode) => self.core.link(mode.filter(|_| self.stop.is_none())),
             Command::Needed(seq, bits) => self.core.needed(seq, |block| {

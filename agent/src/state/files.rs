@@ -13,7 +13,10 @@ use super::{
     StateError,
     block::{GroupState, STATE_BLOCK_BYTES},
 };
-use crate::dirty::{active, bitmap, map::BlockWrite};
+use crate::dirty::{
+    active, bitmap,
+    map::{BlockWrite, Commit},
+};
 
 /// The open files of one group.
 pub struct StateFiles {
@@ -123,11 +126,16 @@ impl StateFiles {
         sync_dir(&self.dir)
     }
 
-    /// Writes blocks of the bitmaps, or of the log, and makes them durable.
+    /// Writes a commit of the dirty map: the pages, made durable, then the log's block.
     ///
     /// # Errors
     /// The disk's error.
-    pub fn write_blocks(&mut self, blocks: &[BlockWrite]) -> Result<(), StateError> {
+    pub fn write_commit(&mut self, commit: &Commit) -> Result<(), StateError> {
+        self.write_blocks(&commit.pages)?;
+        commit.log.as_ref().map_or(Ok(()), |log| self.write_blocks(std::slice::from_ref(log)))
+    }
+
+    fn write_blocks(&mut self, blocks: &[BlockWrite]) -> Result<(), StateError> {
         let mut touched: Vec<&File> = Vec::new();
         for write in blocks {
             let file = match write.volume {

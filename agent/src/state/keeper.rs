@@ -165,10 +165,7 @@ impl Thread {
     }
 
     fn commit(&mut self, commit: &Commit) -> Result<(), StateError> {
-        self.unfailed(|files, _| {
-            files.write_blocks(&commit.pages)?;
-            commit.log.as_ref().map_or(Ok(()), |log| files.write_blocks(std::slice::from_ref(log)))
-        })
+        self.unfailed(|files, _| files.write_commit(commit))
     }
 
     fn write_state(&mut self) -> Result<(), StateError> {
