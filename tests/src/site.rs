@@ -30,6 +30,7 @@ use tidemark_link::pki::{Authority, NodeName};
 use tidemark_nbd::client::{Client, Options};
 use tidemark_target::{Config, Target};
 use tokio::runtime::Runtime;
+use tracing_subscriber::EnvFilter;
 
 use crate::{proxy::Proxy, workload::nbd::NbdDisk};
 use process::Process;
@@ -93,6 +94,7 @@ enum Side<T> {
 impl Site {
     /// Makes the directory, the certificates and the images. Nothing runs yet.
     pub fn new(plan: Plan) -> Result<Site> {
+        log();
         let dir = tempfile::Builder::new().prefix("tidemark-site-").tempdir()?;
         let authority = Authority::create("test")?;
         std::fs::write(dir.path().join("ca.pem"), &authority.pem().certificate_pem)?;
@@ -407,6 +409,14 @@ impl Site {
             Ok(content)
         })
     }
+}
+
+/// Writes what both sides say to standard error, which is shown with a test that fails.
+pub fn log() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    // Another site of this process may have done it already.
+    let _ =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
 }
 
 impl<T> Side<T> {

@@ -226,8 +226,21 @@ impl Shape {
 /// Carries out the operations on the disks, `depth` of them at a time, each submitted as soon as there is
 /// room, until all are done or `stop` is set.
 pub fn run(disks: &[&dyn Disk], operations: &[Operation], depth: usize, stop: &AtomicBool) -> Log {
-    let next = AtomicUsize::new(0);
-    let clock = Clock { start: Instant::now(), events: AtomicU64::new(0) };
+    go_on(Log::default(), disks, operations, depth, stop)
+}
+
+/// Goes on with a load whose first operations have been carried out, as the log says.
+pub fn go_on(
+    mut log: Log,
+    disks: &[&dyn Disk],
+    operations: &[Operation],
+    depth: usize,
+    stop: &AtomicBool,
+) -> Log {
+    let next = AtomicUsize::new(log.entries.len());
+    // An operation has two moments.
+    let events = AtomicU64::new(2 * log.entries.len() as u64);
+    let clock = Clock { start: Instant::now(), events };
     let done = Mutex::new(Vec::with_capacity(operations.len()));
     thread::scope(|scope| {
         for _ in 0..depth.max(1) {
@@ -245,7 +258,8 @@ pub fn run(disks: &[&dyn Disk], operations: &[Operation], depth: usize, stop: &A
     let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
     // Every number below the highest was taken by some thread, which finished it.
     done.sort_by_key(|(number, _)| *number);
-    Log { entries: done.into_iter().map(|(_, entry)| entry).collect() }
+    log.entries.extend(done.into_iter().map(|(_, entry)| entry));
+    log
 }
 
 struct Clock {

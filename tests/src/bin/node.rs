@@ -18,6 +18,7 @@ use tidemark_target::{Config, Target};
 fn main() -> Result<ExitCode> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    tidemark_tests::site::log();
     let clean = match arguments[..] {
         ["agent", node, group] => agent(Path::new(node), Path::new(group))?,
         ["target", config] => {

@@ -136,19 +136,23 @@ fn identify(log: &Log, records: &[Record]) -> Result<Vec<Option<usize>>> {
 /// Gives every flush record an operation, if there is any way to do so that agrees with the log.
 ///
 /// The other records bound the place of each flush: behind all that were acknowledged before it was submitted,
-/// before all that were submitted after it was acknowledged. Records are taken in order, each given to the
-/// possible flush whose last possible place is the nearest; if there is any way, this finds one. (Of two
-/// flushes one after the other both bounds of the first are at or before those of the second, so their order
-/// comes out right as well, with ties broken by submission.)
+/// before all that were submitted after it was acknowledged. Records are taken in order, each given to that
+/// flush of its disk which was acknowledged first, among those that may come here: behind their bound, and with
+/// no flush of any disk still to come that was acknowledged before their submission. If there is any way, this
+/// finds one: in a way that has another flush here and this one later, the two can change places, since whoever
+/// must follow the other must follow this one as well.
 fn place_flushes(log: &Log, records: &[Record], order: &mut [Option<usize>]) -> Result<()> {
     let bounds = Bounds::new(log, order)?;
     let flushes =
         log.entries.iter().enumerate().filter(|(_, entry)| entry.operation.action == Action::Flush);
     let mut coming: HashMap<usize, Vec<Flush>> = HashMap::new();
+    let mut unplaced: BTreeSet<(u64, usize)> = BTreeSet::new();
     for (number, entry) in flushes {
-        let first = bounds.first(entry.submitted.event);
-        let last = entry.acknowledged.map_or(usize::MAX, |moment| bounds.last(moment.event));
-        let flush = Flush { last, submitted: entry.submitted.event, first, number };
+        let submitted = entry.submitted.event;
+        let acknowledged = entry.acknowledged.map_or(u64::MAX, |moment| moment.event);
+        let (first, last) = (bounds.first(submitted), bounds.last(acknowledged));
+        unplaced.insert((acknowledged, number));
+        let flush = Flush { acknowledged, number, submitted, first, last };
         coming.entry(entry.operation.disk).or_default().push(flush);
     }
     for flushes in coming.values_mut() {
@@ -164,25 +168,33 @@ fn place_flushes(log: &Log, records: &[Record], order: &mut [Option<usize>]) -> 
         while let Some(flush) = coming.pop_if(|flush| flush.first <= position) {
             possible.insert(flush);
         }
-        match possible.pop_first() {
-            Some(flush) if position <= flush.last => order[position] = Some(flush.number),
-            Some(Flush { last, number, .. }) => bail!(
+        let earliest = unplaced.first().map_or(u64::MAX, |(acknowledged, _)| *acknowledged);
+        let chosen = possible.iter().find(|flush| flush.submitted <= earliest).copied();
+        let chosen = chosen.with_context(|| {
+            format!("the flush record at position {position} is of no operation")
+        })?;
+        let Flush { acknowledged, number, last, .. } = chosen;
+        if position > last {
+            bail!(
                 "the flush {number} has no record at or before position {last}, where operations follow that \
                  were submitted after its acknowledgement; the next flush record is at {position}"
-            ),
-            None => bail!("the flush record at position {position} is of no operation"),
+            );
         }
+        possible.remove(&chosen);
+        unplaced.remove(&(acknowledged, number));
+        order[position] = Some(number);
     }
     Ok(())
 }
 
 /// A flush and the places it can have, ordered by which of them has to be placed first.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Flush {
-    last: usize,
+    acknowledged: u64,
+    number: usize,
     submitted: u64,
     first: usize,
-    number: usize,
+    last: usize,
 }
 
 /// Where in the journal an operation can be, by the records whose operations are known.

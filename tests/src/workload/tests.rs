@@ -321,6 +321,29 @@ fn flushes_are_told_apart_by_where_they_can_be() {
 }
 
 #[test]
+fn flushes_of_several_disks_bound_one_another() {
+    let flush = Action::Flush;
+    let on = |disks: [usize; 3], mut log: Log| {
+        for (entry, disk) in log.entries.iter_mut().zip(disks) {
+            entry.operation.disk = disk;
+        }
+        log
+    };
+    let records =
+        |disks: [usize; 3]| disks.map(|disk| Record { disk, action: flush, number: None });
+    // On disk 0 a long flush around a short one, and after the short one another on disk 1.
+    let late = on([0, 0, 1], log(&[(flush, 1, 100), (flush, 2, 3), (flush, 4, 5)]));
+    assert_eq!(numbers_of(order::of_journal(&late, &records([0, 1, 0])).unwrap()), [1, 2, 0]);
+    assert_eq!(numbers_of(order::of_journal(&late, &records([0, 0, 1])).unwrap()), [1, 0, 2]);
+    assert!(order::of_journal(&late, &records([1, 0, 0])).is_err());
+    // On disk 0 a long flush around a short one, and before the short one another on disk 1.
+    let early = on([0, 0, 1], log(&[(flush, 1, 100), (flush, 6, 7), (flush, 4, 5)]));
+    assert_eq!(numbers_of(order::of_journal(&early, &records([0, 1, 0])).unwrap()), [0, 2, 1]);
+    assert_eq!(numbers_of(order::of_journal(&early, &records([1, 0, 0])).unwrap()), [2, 1, 0]);
+    assert!(order::of_journal(&early, &records([0, 0, 1])).is_err());
+}
+
+#[test]
 fn a_file_takes_the_load_as_the_model_says() {
     let path = tempfile::NamedTempFile::new().unwrap();
     path.as_file().set_len(SIZE_BYTES).unwrap();
