@@ -188,15 +188,20 @@ impl Group {
                 physical_block_bytes: volume.backing.geometry().physical_block_bytes,
             })
             .collect();
-        let core = Core::new(&starts, map, RingWriter::new(memory), start.last_seq, state.ceiling);
+        let mut core =
+            Core::new(&starts, map, RingWriter::new(memory), start.last_seq, state.ceiling);
+        core.set_now(clock.now_ns());
+        if start.new_term {
+            core.open_term();
+        }
         let teller = TermTeller::new(start.ancestry.clone());
         let term = Arc::new(std::sync::Mutex::new(start.ancestry.current().id));
         let on_term = {
             let (teller, term) = (teller.clone(), term.clone());
-            move |ancestry: tidemark_journal::Ancestry| {
+            move |ancestry: tidemark_journal::Ancestry, ceiling: Seq| {
                 *term.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
                     ancestry.current().id;
-                teller.tell(ancestry);
+                teller.tell(ancestry, ceiling);
             }
         };
         let parts = Parts {

@@ -20,7 +20,8 @@ use tidemark_link::{
     conn::{Connection, Receiver, Sender, Timeouts},
     hello::{TargetMemory, Verdict, compare},
     message::{
-        GroupHello, Heartbeat, Hello, Message, Notice, ProtocolRange, RefuseCode, VolumeHello,
+        GroupHello, Heartbeat, Hello, Message, Notice, ProtocolRange, RefuseCode, Severity,
+        VolumeHello,
     },
     pki::NodeName,
     seam,
@@ -42,6 +43,8 @@ use crate::{
 const HEARTBEAT: Duration = Duration::from_millis(500);
 /// Waits between attempts to connect: the first and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// The shortest wait between two doubts.
+const DOUBT_WAIT: Duration = Duration::from_secs(2);
 /// The wait after the target has refused: people have to do something.
 const REFUSED_WAIT: Duration = Duration::from_secs(5);
 
@@ -116,6 +119,8 @@ pub struct LinkStatus {
 
 struct Shared {
     ancestry: Mutex<Ancestry>,
+    /// Sequences reserved with the newest term: what a snapshot says may be older.
+    ceiling: std::sync::atomic::AtomicU64,
     status: Mutex<LinkStatus>,
     /// Woken when the path of terms has changed, and at the end.
     changed: Notify,
@@ -159,14 +164,18 @@ impl TermTeller {
     pub fn new(ancestry: Ancestry) -> TermTeller {
         TermTeller(Arc::new(Shared {
             ancestry: Mutex::new(ancestry),
+            ceiling: 0.into(),
             status: Mutex::default(),
             changed: Notify::new(),
             stop: false.into(),
         }))
     }
 
-    /// The link greets anew with this path.
-    pub fn tell(&self, ancestry: Ancestry) {
+    /// The link greets anew with this path, whose sequences are reserved up to `ceiling`. What was
+    /// acknowledged on the path before says nothing about a replica that is compared as a whole.
+    pub fn tell(&self, ancestry: Ancestry, ceiling: Seq) {
+        self.0.ceiling.store(ceiling.0, std::sync::atomic::Ordering::Release);
+        self.0.status().durable = Position::default();
         *self.0.ancestry.lock().unwrap_or_else(PoisonError::into_inner) = ancestry;
         self.0.changed.notify_one();
     }
@@ -181,7 +190,7 @@ impl Link {
         let shared = teller.0;
         let worker = shared.clone();
         let thread = std::thread::Builder::new().name("tm-link".into()).spawn(move || {
-            let work = Worker { parts, shared: worker.clone(), greeted: false };
+            let work = Worker { parts, shared: worker.clone(), greeted: false, doubts: 0 };
             if let Err(error) = seam::run(work.run()) {
                 tracing::error!(%error, "the link cannot run");
                 worker.set_state(LinkState::Down, Some(error.to_string()));
@@ -215,8 +224,10 @@ impl Drop for Link {
 struct Worker {
     parts: LinkParts,
     shared: Arc<Shared>,
-    /// A target has taken us on in this life.
+    /// A target has been told of the state that was found, and of everything since.
     greeted: bool,
+    /// Doubts one after the other.
+    doubts: u32,
 }
 
 /// How a session ended.
@@ -252,6 +263,11 @@ impl Worker {
                 Ok(End::Doubt(sentence)) => {
                     tracing::warn!(group = %self.parts.group.name, %sentence, "comparing everything");
                     self.shared.set_state(LinkState::Down, Some(sentence));
+                    // The new term settles it. If it does not, terms must not be made in a hurry.
+                    self.doubts += 1;
+                    if self.doubts > 1 {
+                        tokio::time::sleep(DOUBT_WAIT * (1 << self.doubts.min(5))).await;
+                    }
                     Duration::from_secs(60)
                 }
                 Err(error) => {
@@ -273,6 +289,7 @@ impl Worker {
         let snapshot = parts.engine.snapshot();
         let known = self.shared.status().durable;
         let acked = if known.seq > Seq::ZERO { known } else { parts.acked };
+        let told = Seq(self.shared.ceiling.load(std::sync::atomic::Ordering::Acquire));
         let generation =
             if self.greeted { parts.keeper.generation() } else { parts.generation_found };
         Hello {
@@ -283,19 +300,20 @@ impl Worker {
             ancestry: self.shared.ancestry(),
             volumes: parts.volumes.clone(),
             acked,
-            ceiling: snapshot.ceiling,
+            ceiling: snapshot.ceiling.max(told),
             map_generation: generation,
         }
     }
 
     async fn session(&mut self) -> anyhow::Result<End> {
         let timeouts = Timeouts { idle: Duration::from_secs(10), ..Timeouts::default() };
-        let parts = &self.parts;
+        let parts = &mut self.parts;
         let mut connection =
             Connection::connect(&parts.address, &parts.tls, &parts.target, &timeouts)
                 .await
                 .with_context(|| format!("target {} at {}", parts.target, parts.address))?;
         let hello = self.hello();
+        let parts = &mut self.parts;
         let welcome = match connection.ask(&Message::Hello(hello.clone())).await? {
             Message::Welcome(welcome) => welcome,
             Message::Refuse(refuse) => return Ok(End::Refused(refuse.code, refuse.sentence)),
@@ -304,9 +322,14 @@ impl Worker {
             }
         };
         let memory = TargetMemory::from(&welcome);
-        let doubt = |why: String| {
+        let engine = parts.engine.clone();
+        let greeted = &mut self.greeted;
+        let acked = &mut parts.acked;
+        let mut doubt = |why: String| {
             let at = welcome.position.map_or(Seq::ZERO, |position| position.seq);
-            parts.engine.tell(Command::Doubt(at, welcome.map_generation));
+            // The new term's state exceeds both sides', and nothing of it is acknowledged yet.
+            (*greeted, *acked) = (true, Position::default());
+            engine.tell(Command::Doubt(at, welcome.map_generation));
             Ok(End::Doubt(why))
         };
         let (from, mode) = match compare(&hello, &memory) {
@@ -333,6 +356,7 @@ impl Worker {
         parts.engine.tell(Command::Durable(from.seq));
         parts.engine.tell(Command::Link(Some(mode)));
         self.greeted = true;
+        self.doubts = 0;
         {
             let mut status = self.shared.status();
             status.connections += 1;
@@ -397,8 +421,8 @@ impl Worker {
                     let now_ns = self.parts.clock.now_ns();
                     let mut status = self.shared.status();
                     status.target_full = ack.flags.full;
-                    if ack.final_durable > status.durable.seq || status.durable.term != term {
-                        status.durable = Position { term, seq: ack.final_durable };
+                    if ack.final_durable > status.durable.seq {
+                        status.durable = ancestry.at(ack.final_durable);
                         for time_ns in self.parts.outbox.times_through(ack.final_durable) {
                             status.lag.add(now_ns.saturating_sub(time_ns));
                         }
@@ -425,7 +449,9 @@ impl Worker {
                 }
                 Message::Notice(notice) => {
                     tracing::warn!(sentence = %notice.sentence, "the target says");
-                    self.shared.status().notice = Some(notice);
+                    // Good news ends the trouble that was told before.
+                    self.shared.status().notice =
+                        Some(notice).filter(|notice| notice.severity != Severity::Info);
                 }
                 Message::Refuse(refuse) => return Ok(End::Refused(refuse.code, refuse.sentence)),
                 Message::Bye => return Err(anyhow!("the target is ending")),
@@ -454,7 +480,14 @@ impl SendLoop {
         self.sender.set_throttle(Throttle::new(self.throttle.clone()), crate::clock::minute_of_day);
         let mut beat_at = tokio::time::Instant::now();
         let mut number = 0;
-        let mut vouch: Option<Heartbeat> = None;
+        // Until something can be vouched for, a heartbeat says only that we are alive.
+        let mut vouch = Heartbeat {
+            number: 0,
+            journal_ns: 0,
+            wall_ns: 0,
+            vouched: self.from,
+            map_generation: self.keeper.generation(),
+        };
         let outbox = self.outbox.clone();
         loop {
             // Either wakes it; what there is to do is looked at below.
@@ -489,24 +522,16 @@ impl SendLoop {
         Ok(tail.len() as u64)
     }
 
-    async fn heartbeat(
-        &mut self,
-        number: u64,
-        vouch: &mut Option<Heartbeat>,
-    ) -> anyhow::Result<()> {
+    async fn heartbeat(&mut self, number: u64, vouch: &mut Heartbeat) -> anyhow::Result<()> {
         let snapshot = self.engine.snapshot();
-        let term = self.ancestry.current().id;
-        let map_generation = self.keeper.generation();
         // Only what has been sent can be vouched for.
         if let Some(seq) = snapshot.vouched.filter(|seq| self.outbox.sent_through(*seq)) {
-            let (journal_ns, wall_ns) = (snapshot.journal_ns, snapshot.wall_ns);
-            let vouched = Position { term, seq };
-            *vouch = Some(Heartbeat { number, journal_ns, wall_ns, vouched, map_generation });
+            vouch.vouched = self.ancestry.at(seq);
+            (vouch.journal_ns, vouch.wall_ns) = (snapshot.journal_ns, snapshot.wall_ns);
         }
-        let Some(last) = *vouch else { return Ok(()) };
+        (vouch.number, vouch.map_generation) = (number, self.keeper.generation());
         *self.beats.borrow_mut() = Some((number, Instant::now()));
-        let message = Message::Heartbeat(Heartbeat { number, map_generation, ..last });
-        self.sender.send(&message).await?;
+        self.sender.send(&Message::Heartbeat(*vouch)).await?;
         Ok(())
     }
 }

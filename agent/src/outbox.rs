@@ -44,6 +44,8 @@ struct State {
     sent: Seq,
     /// The frame the sender is reading, by its last sequence: it stays until it is given back.
     lent: Option<Seq>,
+    /// The highest sequence that was released.
+    released: Seq,
     /// Frames are dropped instead of kept: what they hold will be compared instead.
     discarding: bool,
     closed: bool,
@@ -153,14 +155,19 @@ impl Outbox {
     /// Everything up to `seq` is final-durable: its frames are freed.
     pub fn release(&self, seq: Seq) {
         let mut state = self.state();
+        state.released = state.released.max(seq);
+        self.free(state);
+    }
+
+    fn free(&self, mut state: MutexGuard<'_, State>) {
         while let Some(frame) = state.frames.front()
-            && frame.last <= seq
+            && frame.last <= state.released
             && state.lent.is_none_or(|lent| frame.last < lent)
         {
             state.start = frame.at + frame.bytes;
             state.frames.pop_front();
         }
-        if state.frames.is_empty() {
+        if state.frames.is_empty() && state.lent.is_none() {
             state.start = state.end;
         }
         self.memory.word(FRAMES_START_AT).store(state.start, Ordering::Release);
@@ -258,8 +265,8 @@ impl Drop for Loan<'_> {
         state.lent = None;
         if state.discarding {
             state.frames.clear();
-            state.start = state.end;
         }
+        self.outbox.free(state);
     }
 }
 
@@ -317,8 +324,7 @@ mod tests {
         assert_eq!(outbox.backlog().frames, 2, "nothing before the lent frame was freed");
         assert!(loan.iter().all(|byte| *byte == 1));
         drop(loan);
-        outbox.release(Seq(2));
-        assert_eq!(outbox.backlog().frames, 0);
+        assert_eq!(outbox.backlog().frames, 0, "the acknowledgement counts when it is given back");
     }
 
     #[test]

@@ -531,6 +531,16 @@ impl Core {
         }
     }
 
+    /// Begins a term that no gap opens with a record of its own, so that the target learns of it
+    /// and can be vouched to though nothing is written.
+    pub fn open_term(&mut self) {
+        if !self.owes_gaps()
+            && let Some(seq) = self.draw(0, true)
+        {
+            self.record(Kind::Void, 0, VolumeId(0), seq, Sector(0), 0);
+        }
+    }
+
     /// The memory that payloads of slots lie in.
     pub fn ring_region(&self) -> Arc<Region> {
         self.ring.memory().region().clone()

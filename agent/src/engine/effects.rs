@@ -244,13 +244,6 @@ impl Disk {
         self.ring.read(file, position, buf, Token::new(kind::READ, 0, request.0 as u32))
     }
 
-    fn give(&mut self, buffer: Buffer) {
-        self.pool.give(buffer);
-        if let Some(waiting) = self.waiting_reads.pop_front() {
-            self.read(waiting.request, waiting.volume, waiting.position, waiting.bytes);
-        }
-    }
-
     /// What the hasher saw of a read for catch-up.
     pub fn hashed(&mut self, hashed: &Hashed) -> (OpId, ReadBack<'_>) {
         let (offset, bytes) = self.catch_up_reads[&hashed.op];
@@ -377,14 +370,14 @@ impl Loop {
         if let Asker::Ublk { queue, tag } = pending.asker {
             return self.devices.own_buffer(queue, tag, from, bytes).map(Some);
         }
+        let Asker::Front { payload: Some(payload), .. } = &pending.asker else {
+            return Err(libc::EINVAL);
+        };
+        let part = payload.get(from as usize..(from + bytes) as usize).ok_or(libc::EINVAL)?;
         let Some(buffer) = self.disk.pool.take(bytes) else { return Ok(None) };
+        let copied = self.disk.pool.region().copy_in(buffer.offset, part);
+        copied.expect("a buffer of at least so many bytes");
         self.disk.local(op).bounce = Some(buffer);
-        let region = self.disk.pool.region().clone();
-        let pending = self.disk.pending[request.0 as usize].as_ref().expect("under way");
-        if let Asker::Front { payload: Some(payload), .. } = &pending.asker {
-            let part = payload.get(from as usize..(from + bytes) as usize).ok_or(libc::EINVAL)?;
-            region.copy_in(buffer.offset, part).map_err(|_| libc::EIO)?;
-        }
         Ok(Some(Buf { region: self.disk.pool_id, offset: buffer.offset, len: bytes as u32 }))
     }
 
@@ -416,10 +409,7 @@ impl Loop {
             return;
         }
         if let Some(buffer) = local.bounce {
-            self.disk.give(buffer);
-            if let Some(waiting) = self.disk.waiting_writes.pop_front() {
-                self.submit_local(waiting);
-            }
+            self.give(buffer);
         }
         if let Err(errno) = ended {
             let error = std::io::Error::from_raw_os_error(errno);
@@ -453,7 +443,25 @@ impl Loop {
             }
         }
         if let Some(buffer) = buffer {
-            self.disk.give(buffer);
+            self.give(buffer);
+        }
+    }
+
+    /// Ends the loan of a buffer, which writes wait for before reads do: theirs hold range locks.
+    fn give(&mut self, buffer: Buffer) {
+        self.disk.pool.give(buffer);
+        for _ in 0..self.disk.waiting_writes.len() {
+            let waiting = self.disk.waiting_writes.len();
+            if let Some(effect) = self.disk.waiting_writes.pop_front() {
+                self.submit_local(effect);
+            }
+            if self.disk.waiting_writes.len() == waiting {
+                // It waits again: there is nothing large enough.
+                return;
+            }
+        }
+        if let Some(read) = self.disk.waiting_reads.pop_front() {
+            self.disk.read(read.request, read.volume, read.position, read.bytes);
         }
     }
 

@@ -183,8 +183,9 @@ pub struct Parts {
     pub ancestry: Ancestry,
     /// The most bytes a second that catch-up reads.
     pub catch_up_bytes_per_s: Option<u64>,
-    /// Told when a new term was begun: the link greets anew.
-    pub on_term: Box<dyn Fn(Ancestry) + Send>,
+    /// Told when a new term was begun, and up to where its sequences are reserved: the link greets
+    /// anew.
+    pub on_term: Box<dyn Fn(Ancestry, Seq) + Send>,
 }
 
 /// Starts an engine. `make_keeper` gets the way to answer it.

@@ -47,7 +47,7 @@ pub(super) struct Loop {
     outbox: Arc<Outbox>,
     pub keeper: Keeper,
     ancestry: Ancestry,
-    on_term: Box<dyn Fn(Ancestry) + Send>,
+    on_term: Box<dyn Fn(Ancestry, Seq) + Send>,
     inbox: mpsc::Receiver<Command>,
     pending: Arc<AtomicBool>,
     snapshot: Arc<Mutex<Snapshot>>,
@@ -239,7 +239,7 @@ impl Loop {
                 self.core.end_doubt(fork_seq, ceiling);
                 self.ancestry = ancestry.clone();
                 self.doubt = None;
-                (self.on_term)(ancestry);
+                (self.on_term)(ancestry, ceiling);
             }
         }
     }

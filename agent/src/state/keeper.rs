@@ -145,6 +145,8 @@ impl Thread {
             Job::Term(ancestry, ceiling, generation) => {
                 self.state.generation = self.state.generation.max(generation);
                 self.state.term = ancestry.current().id;
+                // It begins because what was acknowledged before is in doubt.
+                self.state.acked = Position::default();
                 self.state.ceiling = self.state.ceiling.max(ceiling);
                 let written =
                     self.unfailed(|files, _| files.write_terms(&ancestry)).and(self.write_state());

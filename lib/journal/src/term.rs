@@ -98,6 +98,13 @@ impl Ancestry {
         &self.0
     }
 
+    /// The position that a sequence has on this path: in the newest term that begins at it or below.
+    /// A sequence below the path's start has the start's.
+    pub fn at(&self, seq: Seq) -> Position {
+        let term = self.0.iter().rfind(|term| term.fork_seq <= seq).unwrap_or(&self.0[0]);
+        Position { term: term.id, seq: seq.max(term.fork_seq) }
+    }
+
     /// Whether the position lies on this path: its term is here, and its sequence is not above the
     /// place where the path left that term.
     pub fn contains(&self, position: Position) -> bool {
@@ -143,6 +150,13 @@ mod tests {
         assert!(!path.contains(at(1, 101)), "the path left term 1 at 100");
         assert!(!path.contains(at(2, 99)) && !path.contains(at(4, 0)));
         assert!(path.contains(at(3, u64::MAX)));
+        assert_eq!([0, 99, 100, 249, 250].map(|seq| path.at(Seq(seq))), [
+            at(1, 0),
+            at(1, 99),
+            at(2, 100),
+            at(2, 249),
+            at(3, 250)
+        ]);
         assert_eq!(
             Ancestry::root(id(1)).fork(id(2), Seq(5)).unwrap().fork(id(3), Seq(4)),
             Err(NotAPath)
