@@ -9,6 +9,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::Serialize;
 use tidemark_agent::kernel::blockdev;
 use tidemark_agent::kernel::nbd_netlink::NbdControl;
+use tidemark_control::{ClientError, ErrorCode};
 
 use super::record::{self, Record};
 use crate::cli::{Detach, Global};
@@ -56,9 +57,15 @@ pub fn run(args: &Detach, global: &Global, output: Output) -> Result<ExitCode> {
         }
         let target = daemons::target(global).client;
         for branch in &branches {
-            target.client().wait(target.drop_branch(branch)).with_context(|| {
-                format!("the devices are gone, but not their branch '{branch}'")
-            })?;
+            match target.client().wait(target.drop_branch(branch)) {
+                // A target that started again has dropped it already.
+                Err(ClientError::Api(error)) if error.code == ErrorCode::NotFound => {}
+                dropped => {
+                    dropped.with_context(|| {
+                        format!("the devices are gone, but not their branch '{branch}'")
+                    })?;
+                }
+            }
         }
     }
     let detached = Detached {

@@ -7,7 +7,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
@@ -16,17 +16,20 @@ use tidemark_link::NodeName;
 use tidemark_nbd::ExportInfo;
 use tidemark_nbd::client::{self, Address, Options, Stream};
 use tidemark_nbd::tls;
-use tokio::io::copy_bidirectional;
+use tokio::io::copy;
 use tokio::net::UnixStream;
 
 use super::record::{self, Record};
 
-/// A request unanswered for so long is sent again.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// A request unanswered for so long is sent again; so long, too, wait those that were on their way
+/// when the target went away.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long the kernel keeps requests while the target is away.
 const DEAD_TIMEOUT: Duration = Duration::from_secs(600);
-/// How long the kernel takes at most to hang up after it has said good-bye.
-const HANG_UP: Duration = Duration::from_secs(2);
+/// How long the kernel may take to clear a device away after it has hung up.
+const HANG_UP: Duration = Duration::from_millis(500);
+/// Between two looks at it.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// How long the target may take to let a client in.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Between two attempts to reach the target again.
@@ -188,52 +191,63 @@ impl Device {
     /// Carries bytes until the device is taken away.
     async fn serve(mut self) -> Result<()> {
         loop {
-            // How it ended shows below: by the kernel, or by the target.
-            let _ = copy_bidirectional(&mut self.kernel, &mut self.target).await;
-            if hung_up(&self.kernel).await {
+            carry(&mut self.kernel, &mut self.target).await;
+            // The kernel's end is closed with ours; what was on its way is asked for again.
+            drop(std::mem::replace(&mut self.kernel, UnixStream::pair()?.0));
+            if self.is_gone(HANG_UP).await? {
                 return Ok(());
             }
-            // What was on its way is lost with the target; the kernel sends it again.
-            self.target = self.reach_again().await?;
-            let patience = RECONNECT_PATIENCE;
-            drop(std::mem::replace(&mut self.kernel, UnixStream::pair()?.0));
-            let fresh = self.control.reconnect(self.index, &self.settings, 1, patience)?;
-            self.kernel = one(fresh)?;
+            let Some(target) = self.reach_again().await? else { return Ok(()) };
+            self.target = target;
+            match self.control.reconnect(self.index, &self.settings, 1, RECONNECT_PATIENCE) {
+                Ok(fresh) => self.kernel = one(fresh)?,
+                Err(_) if self.is_gone(HANG_UP).await? => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
         }
     }
 
-    async fn reach_again(&self) -> Result<Box<dyn Stream>> {
-        loop {
+    /// A fresh connection to the target, however long it takes; none if the device goes away.
+    async fn reach_again(&mut self) -> Result<Option<Box<dyn Stream>>> {
+        while !self.is_gone(Duration::ZERO).await? {
             let reached = client::hand_over(self.address.clone(), &self.export, &self.options);
             match tokio::time::timeout(ANSWER_TIMEOUT, reached).await {
                 Ok(Ok((info, target))) if info.size == self.settings.size_bytes => {
-                    return Ok(target);
+                    return Ok(Some(target));
                 }
                 Ok(Ok(_)) => bail!("{} has another size than before", self.export),
-                _ if hung_up(&self.kernel).await => bail!("the device has been taken away"),
                 _ => tokio::time::sleep(RETRY).await,
             }
+        }
+        Ok(None)
+    }
+
+    /// Whether the device has been taken away, or is within `patience`.
+    async fn is_gone(&mut self, patience: Duration) -> Result<bool> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let found = self.control.status(Some(self.index))?;
+            if !found.iter().any(|device| device.connected) {
+                return Ok(true);
+            }
+            if Instant::now() >= deadline {
+                return Ok(false);
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
 }
 
-/// Whether the kernel has closed its end, or does so now.
-async fn hung_up(kernel: &UnixStream) -> bool {
-    let closed = async {
-        let mut buffer = [0; 4096];
-        loop {
-            if kernel.readable().await.is_err() {
-                return true;
-            }
-            match kernel.try_read(&mut buffer) {
-                Ok(0) => return true,
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) => return true,
-            }
-        }
-    };
-    tokio::time::timeout(HANG_UP, closed).await.unwrap_or(false)
+/// Carries bytes both ways until either end closes. Closes neither: to the kernel, half a hang-up is
+/// a dead server.
+async fn carry(kernel: &mut UnixStream, target: &mut Box<dyn Stream>) {
+    let (mut from_kernel, mut to_kernel) = kernel.split();
+    let (mut from_target, mut to_target) = tokio::io::split(target);
+    // Why it ended shows by whether the device is still there.
+    tokio::select! {
+        _ = copy(&mut from_kernel, &mut to_target) => {}
+        _ = copy(&mut from_target, &mut to_kernel) => {}
+    }
 }
 
 fn one(streams: Vec<std::os::unix::net::UnixStream>) -> Result<UnixStream> {
