@@ -43,7 +43,6 @@ const USUAL: &[Stage] = &[
     Stage::Lint,
     Stage::Deny,
     Stage::Build,
-    Stage::Demo,
     Stage::Host,
     Stage::Conformance,
     Stage::Guests,
