@@ -43,6 +43,7 @@ const USUAL: &[Stage] = &[
     Stage::Lint,
     Stage::Deny,
     Stage::Build,
+    Stage::Demo,
     Stage::Host,
     Stage::Conformance,
     Stage::Guests,
