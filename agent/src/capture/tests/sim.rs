@@ -11,7 +11,8 @@
 //! - each request is answered once, when all of it was carried out ([`Sim::completed`]);
 //! - the ring loses and reorders nothing; each captured write is in the journal once, with its own
 //!   bytes, after all that had been acknowledged when it was submitted ([`Sim::decode`]);
-//! - gaps begin and end in turn, marks stand in none ([`super::replica::Replica::apply`]);
+//! - gaps begin and end in turn, marks stand in none ([`super::replica::Replica::apply`]), and none
+//!   ends while its volume waits for catch-up ([`Sim::drain`]);
 //! - where no write is under way and nothing waits for catch-up, the disk equals the journal
 //!   replayed to its end, inside gaps and outside ([`Sim::check_content`]);
 //! - where the disk, with or without what was not flushed, differs from what is final-durable, the
@@ -137,10 +138,18 @@ pub struct Sim {
     pub link: Option<Mode>,
     /// Volumes with an uncaptured write, and the last sequence drawn before it was let through.
     pub owed: Vec<(usize, u64)>,
+    /// Whether a volume was in a gap when the core was last looked at.
+    gaps: Vec<bool>,
     pub doubting: bool,
     /// A volume and a range of its sectors that cannot be read.
     pub unreadable: Option<(usize, std::ops::Range<u64>)>,
     pub calm: bool,
+    /// The target has rotted, of which the source's marks cannot know.
+    rotten: bool,
+    /// Whether the fronts ask for flushes at all.
+    pub flushing: bool,
+    /// Requests at once.
+    pub depth: usize,
     pub garbage: u64,
     seed: u64,
 }
@@ -219,9 +228,13 @@ impl Sim {
             answers: Vec::new(),
             link: None,
             owed: Vec::new(),
+            gaps: volumes.iter().map(|volume| volume.gap.is_some()).collect(),
             doubting: false,
             unreadable: None,
             calm: false,
+            rotten: false,
+            flushing: random.percent(60),
+            depth: [2, 8, 24][random.below(3) as usize],
             garbage: 1 << 60,
             random,
             grain,
@@ -254,6 +267,13 @@ impl Sim {
 
     /// Takes the core's effects, as the engine does after every batch of calls.
     pub fn drain(&mut self) {
+        for volume in 0..self.disks.len() {
+            let id = VolumeId(volume as u16 + 1);
+            let gap = self.core.gap(id).is_some();
+            if std::mem::replace(&mut self.gaps[volume], gap) && !gap {
+                assert_eq!(self.core.map().uncaptured(id).count(), 0, "a gap that ends too early");
+            }
+        }
         while let Some(effect) = self.core.effect() {
             match effect {
                 Effect::Copy { op, request, offset, slot } => {
@@ -461,6 +481,9 @@ impl Sim {
 
     /// What differs from the final-durable state is marked on the state disk.
     pub fn check_marks(&mut self) {
+        if self.rotten {
+            return;
+        }
         for volume in 0..self.disks.len() {
             let busy = self.busy(volume, true);
             let durable = &self.durable.volumes[volume];
@@ -507,7 +530,9 @@ impl Sim {
             while !self.answers.is_empty() {
                 self.answer();
             }
-            self.acknowledge(usize::MAX);
+            if round % 3 == 0 {
+                self.acknowledge(usize::MAX);
+            }
             self.core.allow_catch_up(1 << 30);
             if round % 5 == 4 {
                 self.core.maintain();
@@ -553,6 +578,7 @@ impl Sim {
         for replica in [&mut self.replayed, &mut self.target, &mut self.durable] {
             replica.volumes[volume][grain] = 99;
         }
+        self.rotten = true;
         let before = self.core.counters().verify_differing_blocks;
         let records = self.journal.len();
         self.core.verify(VolumeId(volume as u16 + 1));
@@ -566,6 +592,7 @@ impl Sim {
     }
 
     fn run(&mut self, steps: u32) {
+        self.set_link(Some(Mode::Offer));
         for _ in 0..steps {
             self.step();
         }

@@ -4,7 +4,7 @@ use tidemark_journal::{GapReason, Kind, Seq, VolumeId};
 
 use super::{
     super::{
-        Ask, LocalIo, OpId,
+        Ask, LocalIo, OpId, Payload,
         catchup::{Mode, ReadBack},
         ring::SlotRef,
     },
@@ -47,24 +47,34 @@ pub enum Task {
 impl Sim {
     pub fn step(&mut self) {
         match self.random.below(1000) {
-            0..300 if self.under_way < 24 => self.submit_some(),
-            300..750 => self.step_task(),
-            750..850 => {
+            0..290 if self.under_way < self.depth => self.submit_some(),
+            290..740 => self.step_task(),
+            740..840 => {
                 let records = self.random.below(12);
                 self.encode(records);
             }
-            850..890 => {
+            840..880 => {
                 let entries = self.random.below(30) as usize;
                 self.acknowledge(entries);
             }
-            890..930 => self.answer(),
-            930..950 => {
+            880..920 => self.answer(),
+            920..945 => {
                 let bytes = self.random.below(8 << 20);
                 self.core.allow_catch_up(bytes);
             }
-            950..953 => self.core.maintain(),
-            953..956 => {
-                let up = self.random.percent(70) && !self.doubting;
+            985..995 => self.core.maintain(),
+            995..998 => {
+                let durable = self.core.durable();
+                self.core.map_mut().drop_clean(durable);
+            }
+            998 => {
+                // So many at once that some wait, or that the slots kept back are used up.
+                for _ in 0..20 + self.random.below(60) {
+                    self.submit_many();
+                }
+            }
+            945..956 => {
+                let up = self.random.percent(80) && !self.doubting;
                 let mode = if self.random.percent(80) { Mode::Offer } else { Mode::Send };
                 self.set_link(up.then_some(mode));
             }
@@ -94,6 +104,17 @@ impl Sim {
         }
     }
 
+    /// Requests that need no place in the ring's data.
+    fn submit_many(&mut self) {
+        let volume = self.random.below(self.disks.len() as u64) as usize;
+        let place = self.random.below(self.disks[volume].len() as u64);
+        match self.random.below(3) {
+            0 => self.submit(volume, Ask::Discard, place * self.grain.0, self.grain.0),
+            _ if self.flushing => self.submit(volume, Ask::Flush, 0, 0),
+            _ => {}
+        }
+    }
+
     fn submit_some(&mut self) {
         let volume = self.random.below(self.disks.len() as u64) as usize;
         let grains = self.disks[volume].len() as u64;
@@ -101,7 +122,8 @@ impl Sim {
             0..13 => Ask::Write { fua: self.random.percent(10) },
             13..16 => Ask::Zero { unmap: self.random.percent(50), fua: self.random.percent(10) },
             16..18 => Ask::Discard,
-            _ => return self.submit(volume, Ask::Flush, 0, 0),
+            _ if self.flushing => return self.submit(volume, Ask::Flush, 0, 0),
+            _ => return,
         };
         // Most are small and near a few hot places; some go over several regions.
         let place = if self.random.percent(70) {
@@ -130,7 +152,7 @@ impl Sim {
             Task::Copy { op, slot } => self.copy(op, slot),
             Task::Write { op, io } => self.write(op, io),
             Task::Flush { op, volume, content } => {
-                let failed = self.fails(50);
+                let failed = self.fails(100);
                 if !failed && content.0 > self.stable[volume].0 {
                     self.stable[volume] = content;
                 }
@@ -144,10 +166,12 @@ impl Sim {
             }
             Task::Commit { commit, pages_written: false } => {
                 commit.pages.iter().for_each(|page| self.state.write(page));
+                self.check_marks();
                 self.tasks.push(Task::Commit { commit, pages_written: true });
             }
             Task::Commit { commit, pages_written: true } => {
                 commit.log.iter().for_each(|log| self.state.write(log));
+                self.check_marks();
                 self.core.map_committed();
             }
             Task::Reserve(seq) => self.core.ceiling_reserved(seq),
@@ -178,7 +202,14 @@ impl Sim {
         let flight = self.flights[&op];
         let range = self.grain.range(flight.start, flight.sectors);
         let mut content = match io {
-            LocalIo::Write { .. } => self.numbers(op),
+            // The bytes have to stay in the ring until the disk has them.
+            LocalIo::Write { payload: Payload::Ring(slot), .. } => {
+                let mut bytes = vec![0; slot.payload_bytes as usize];
+                let region = self.core.ring_region();
+                region.copy_out(slot.payload_at, &mut bytes).expect("a place in the ring");
+                self.grain.content(&bytes)
+            }
+            LocalIo::Write { payload: Payload::Request(..), .. } => self.numbers(op),
             _ => vec![0; range.len()],
         };
         let failed = self.fails(10);
