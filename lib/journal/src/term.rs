@@ -150,13 +150,10 @@ mod tests {
         assert!(!path.contains(at(1, 101)), "the path left term 1 at 100");
         assert!(!path.contains(at(2, 99)) && !path.contains(at(4, 0)));
         assert!(path.contains(at(3, u64::MAX)));
-        assert_eq!([0, 99, 100, 249, 250].map(|seq| path.at(Seq(seq))), [
-            at(1, 0),
-            at(1, 99),
-            at(2, 100),
-            at(2, 249),
-            at(3, 250)
-        ]);
+        assert_eq!(
+            [0, 99, 100, 249, 250].map(|seq| path.at(Seq(seq))),
+            [at(1, 0), at(1, 99), at(2, 100), at(2, 249), at(3, 250)]
+        );
         assert_eq!(
             Ancestry::root(id(1)).fork(id(2), Seq(5)).unwrap().fork(id(3), Seq(4)),
             Err(NotAPath)

@@ -92,7 +92,8 @@ impl Ledger {
             let block = Transfer { number, from, to, amount }.encode();
             let at = self.offset + place(number)?;
             let disk = self.disk.clone();
-            writes.push(tokio::spawn(async move { disk.write(at, Bytes::from(block), false).await }));
+            writes
+                .push(tokio::spawn(async move { disk.write(at, Bytes::from(block), false).await }));
         }
         for write in writes {
             write.await??;
@@ -210,7 +211,10 @@ impl Transfer {
         }
         let sum = blake3::hash(&block);
         block.extend_from_slice(sum.as_bytes());
-        let note = format!("transfer {} of {} from {} to {}. ", self.number, self.amount, self.from, self.to);
+        let note = format!(
+            "transfer {} of {} from {} to {}. ",
+            self.number, self.amount, self.from, self.to
+        );
         while block.len() + note.len() <= BLOCK {
             block.extend_from_slice(note.as_bytes());
         }

@@ -78,7 +78,9 @@ impl Site {
     /// The protected disk, as its application opens it.
     pub async fn open_disk(&self) -> Result<Client> {
         let socket = self.dir.join("disk.sock");
-        Client::connect(socket.as_path(), VOLUME, &Options::default()).await.context("open the disk")
+        Client::connect(socket.as_path(), VOLUME, &Options::default())
+            .await
+            .context("open the disk")
     }
 
     /// The disk as of a point.

@@ -19,7 +19,8 @@ use super::site::{GROUP, Site, VOLUME, make_disk};
 use crate::output::{Output, print};
 
 /// How long the bank works before the mark, until the unmarked moment, and until the ruin.
-const WORK: [Duration; 3] = [Duration::from_secs(3), Duration::from_secs(2), Duration::from_secs(3)];
+const WORK: [Duration; 3] =
+    [Duration::from_secs(3), Duration::from_secs(2), Duration::from_secs(3)];
 /// The mark's name.
 const MARK: &str = "before-the-upgrade";
 /// How long the replica may take to have everything.
@@ -87,7 +88,9 @@ pub fn tell(runtime: &Runtime, request: &Request, output: Output) -> Result<()> 
 }
 
 async fn play(story: &Story, site: &Site, offset: u64, image: &Path) -> Result<Report> {
-    story.say("2. It is protected: the application opens it through an NBD socket, and every write")?;
+    story.say(
+        "2. It is protected: the application opens it through an NBD socket, and every write",
+    )?;
     story.say("   goes to the disk below and, in order, to the target.")?;
     let started = Instant::now();
     sync(site, story.output.is_json()).await?;
@@ -118,7 +121,8 @@ async fn play(story: &Story, site: &Site, offset: u64, image: &Path) -> Result<R
     ruin(&site.open_disk().await?, offset).await?;
     let harm = judge(&site.open_disk().await?, offset).await;
     let Err(harm) = harm else { bail!("the ruin did no harm") };
-    story.say(&format!("5. Then somebody overwrites the disk. The bank's rules now say: {harm}."))?;
+    story
+        .say(&format!("5. Then somebody overwrites the disk. The bank's rules now say: {harm}."))?;
     ensure!(std::fs::metadata(image).is_ok(), "the disk is gone");
 
     settle(site).await?;
@@ -252,7 +256,10 @@ async fn settle(site: &Site) -> Result<()> {
 
 fn in_sync(status: &GroupStatus) -> bool {
     status.durable_seq == status.position.seq
-        && status.volumes.iter().all(|volume| volume.gap.is_none() && volume.uncaptured_regions == 0)
+        && status
+            .volumes
+            .iter()
+            .all(|volume| volume.gap.is_none() && volume.uncaptured_regions == 0)
 }
 
 async fn wait(site: &Site, what: &str, mut done: impl FnMut(&GroupStatus) -> bool) -> Result<()> {
@@ -284,8 +291,12 @@ fn keep(story: &Story, runtime: &Runtime, site: Site, dir: tempfile::TempDir) ->
     let lines = [
         "\nEverything is still running. From another terminal:".to_owned(),
         format!("   nbdinfo --list 'nbd+unix:///?socket={place}/points.sock'"),
-        format!("   nbdcopy 'nbd+unix:///{GROUP}/{VOLUME}@mark:{MARK}?socket={place}/points.sock' recovered.img"),
-        format!("   qemu-io -f raw 'nbd+unix:///{VOLUME}?socket={place}/disk.sock'     # the protected disk"),
+        format!(
+            "   nbdcopy 'nbd+unix:///{GROUP}/{VOLUME}@mark:{MARK}?socket={place}/points.sock' recovered.img"
+        ),
+        format!(
+            "   qemu-io -f raw 'nbd+unix:///{VOLUME}?socket={place}/disk.sock'     # the protected disk"
+        ),
         format!("   tidemark journal dump {place}/target/groups/{GROUP}/log/*"),
         "Ctrl-C ends it and removes its directory.".to_owned(),
     ];
