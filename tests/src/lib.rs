@@ -1,6 +1,7 @@
 //! End-to-end tests: on the host, in guests, with real NBD clients.
 
 pub mod journal;
+pub mod pair;
 pub mod proxy;
 pub mod site;
 pub mod vm;

@@ -49,6 +49,23 @@ pub fn of_journal(log: &Log, records: &[Record]) -> Result<Vec<Part>> {
     Ok(parts)
 }
 
+/// Like [`of_journal`], for disks behind a kernel's block layer, which answers flushes that wait together with
+/// one: each flush has a record where one of its own could be, and each flush record is in the place of a
+/// flush, the number of which its part gets.
+pub fn of_block_journal(log: &Log, records: &[Record]) -> Result<Vec<Part>> {
+    let mut order = identify(log, records)?;
+    check(log, &order.iter().copied().flatten().collect::<Vec<_>>())?;
+    let flushed = share_flushes(log, records, &mut order)?;
+    let mut parts: Vec<Part> = (order.into_iter().flatten().zip(records))
+        .map(|(number, record)| Part { number, action: record.action })
+        .collect();
+    let count = parts.len();
+    parts.extend(flushed.into_iter().map(|number| Part { number, action: Action::Flush }));
+    check_complete(log, &parts)?;
+    parts.truncate(count);
+    Ok(parts)
+}
+
 /// Proves that the order agrees with every pair of which one was acknowledged before the other was submitted.
 pub fn check(log: &Log, order: &[usize]) -> Result<()> {
     // Of the records passed so far, the operation that was submitted last.
@@ -185,6 +202,31 @@ fn place_flushes(log: &Log, records: &[Record], order: &mut [Option<usize>]) -> 
         order[position] = Some(number);
     }
     Ok(())
+}
+
+/// Gives every flush record one of the flushes in whose possible places it lies. The flushes that have one.
+fn share_flushes(log: &Log, records: &[Record], order: &mut [Option<usize>]) -> Result<Vec<usize>> {
+    let bounds = Bounds::new(log, order)?;
+    let mut flushed = Vec::new();
+    for (number, entry) in log.entries.iter().enumerate() {
+        if entry.operation.action != Action::Flush {
+            continue;
+        }
+        let first = bounds.first(entry.submitted.event).min(records.len());
+        let last = entry.acknowledged.map_or(usize::MAX, |moment| bounds.last(moment.event));
+        let end = last.saturating_add(1).clamp(first, records.len());
+        for position in first..end {
+            let record = records[position];
+            if record.action == Action::Flush && record.disk == entry.operation.disk {
+                order[position] = Some(number);
+                flushed.push(number);
+            }
+        }
+    }
+    match order.iter().position(Option::is_none) {
+        Some(position) => bail!("the flush record at position {position} is of no operation"),
+        None => Ok(flushed),
+    }
 }
 
 /// A flush and the places it can have, ordered by which of them has to be placed first.

@@ -344,6 +344,23 @@ fn flushes_of_several_disks_bound_one_another() {
 }
 
 #[test]
+fn a_block_layer_may_answer_several_flushes_with_one() {
+    let flush = Action::Flush;
+    let together = log(&[(write(0), 1, 2), (flush, 3, 9), (flush, 4, 10), (write(4096), 11, 12)]);
+    assert!(order::of_journal(&together, &journal(&together, &[0, 1, 3])).is_err());
+    let parts = order::of_block_journal(&together, &journal(&together, &[0, 1, 3])).unwrap();
+    assert_eq!(parts.len(), 3);
+    // None at all, or one where it cannot have been.
+    assert!(order::of_block_journal(&together, &journal(&together, &[0, 3])).is_err());
+    assert!(order::of_block_journal(&together, &journal(&together, &[1, 0, 3])).is_err());
+    assert!(order::of_block_journal(&together, &journal(&together, &[0, 3, 1])).is_err());
+    // One after the other: a write between them tells that each had its own.
+    let apart = log(&[(flush, 1, 2), (write(0), 3, 4), (flush, 5, 6)]);
+    assert!(order::of_block_journal(&apart, &journal(&apart, &[0, 1])).is_err());
+    assert!(order::of_block_journal(&apart, &journal(&apart, &[0, 1, 2])).is_ok());
+}
+
+#[test]
 fn a_file_takes_the_load_as_the_model_says() {
     let path = tempfile::NamedTempFile::new().unwrap();
     path.as_file().set_len(SIZE_BYTES).unwrap();
