@@ -283,7 +283,8 @@ impl Loop {
             });
         let settled = sent && !catching_up && self.core.settle_for_stop();
         let clean = settled && self.tracking_lost.is_none();
-        if !settled && !(sent && catching_up) && !*at_once {
+        let through = settled || (sent && catching_up) || *at_once;
+        if !through {
             return false;
         }
         if self.carry_out() {
