@@ -36,7 +36,7 @@ fn fill_sector(number: u64, sector: u64, bytes: &mut [u8]) {
     bytes[16..24].copy_from_slice(&sector.to_le_bytes());
     let (random, zeroes) = bytes[24..].split_at_mut(RANDOM_END - 24);
     for word in random.chunks_mut(8) {
-        word.copy_from_slice(&rng.next().to_le_bytes()[..word.len()]);
+        word.copy_from_slice(&rng.draw().to_le_bytes()[..word.len()]);
     }
     zeroes.fill(0);
 }
