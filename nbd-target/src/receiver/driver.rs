@@ -24,6 +24,8 @@ use crate::{clock, groups::Groups, replica::Replica};
 const OUT_MAX: usize = 1024;
 /// Offers waiting to be compared.
 const OFFERS_MAX: usize = 256;
+/// How often a stalled target says that it is.
+const STALLED_EVERY: Duration = Duration::from_secs(5);
 /// How long a new session waits for what the last one left to become durable.
 const SETTLE: Duration = Duration::from_secs(30);
 
@@ -280,7 +282,7 @@ async fn write(
     stop: &Notify,
 ) -> Result<(), LinkError> {
     let mut progress = replica.journal().watch();
-    let mut stalled = None;
+    let mut stalled: Option<Arc<str>> = None;
     progress.mark_changed();
     loop {
         let mut last = false;
@@ -292,6 +294,10 @@ async fn write(
                 Some(message) => sender.send(&message).await?,
                 None => last = true,
             },
+            // The source should hear something also while nothing moves.
+            () = tokio::time::sleep(STALLED_EVERY), if stalled.is_some() => {
+                session.borrow_mut().repeat();
+            }
         }
         while let Ok(message) = outbox.try_recv() {
             sender.send(&message).await?;

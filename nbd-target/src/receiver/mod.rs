@@ -170,6 +170,11 @@ impl Session {
         Some(ack)
     }
 
+    /// Has the next acknowledgement made even if nothing has changed.
+    pub fn repeat(&mut self) {
+        self.acked = None;
+    }
+
     /// Checks that a frame may be appended, and takes its offers out.
     fn check(&mut self, frame: &[u8]) -> Result<Vec<Offer>, String> {
         if let Some(why) = self.doubt {

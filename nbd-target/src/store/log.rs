@@ -8,6 +8,7 @@
 //! (see [`super::recover`]).
 
 mod seal;
+mod writer;
 
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
@@ -16,7 +17,7 @@ use tidemark_journal::{
     segment::{BLOCK_BYTES, SegmentEnd, SegmentStart, padding},
 };
 use tidemark_link::seam::{self, AlignedBuf, File, How};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 
 use super::{
     index::{MemoryIndex, sealed},
@@ -24,11 +25,12 @@ use super::{
     segment::{Segment, Summary, file_name},
 };
 
+pub use seal::seal;
+use writer::Request;
+pub use writer::{Closed, LogWriter, QUEUE_BYTES_MAX};
+
 /// The most bytes in a batch; a longer frame is a batch by itself.
 const BATCH_BYTES_MAX: usize = 8 << 20;
-/// The most bytes of frames waiting for the owner.
-pub const QUEUE_BYTES_MAX: usize = 48 << 20;
-const QUEUE_FRAMES_MAX: usize = 4096;
 /// How long to wait before asking again for room.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -41,64 +43,6 @@ pub struct LogOptions {
     pub entries_max: usize,
     /// Whether each batch is synced before it counts; else only on request.
     pub sync_batches: bool,
-}
-
-/// Feeds a log's owner.
-#[derive(Clone)]
-pub struct LogWriter {
-    queue: mpsc::Sender<Request>,
-    room: Arc<Semaphore>,
-    journal: Arc<Journal>,
-    ending: Arc<watch::Sender<bool>>,
-}
-
-enum Request {
-    Frame(Vec<u8>, OwnedSemaphorePermit),
-    Sync(oneshot::Sender<Result<(), Closed>>),
-}
-
-/// The log takes nothing more in.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("the log takes nothing more in: {0}")]
-pub struct Closed(pub Arc<str>);
-
-impl LogWriter {
-    /// Hands a frame over, which has been checked and continues the one before. Waits while the
-    /// queue is full. How far it has come is seen at the journal.
-    ///
-    /// # Errors
-    /// [`Closed`] when the log has failed or ends.
-    pub async fn append(&self, frame: Vec<u8>) -> Result<(), Closed> {
-        let bytes = frame.len().min(QUEUE_BYTES_MAX) as u32;
-        let closed = |_| self.closed();
-        let permit =
-            Arc::clone(&self.room).acquire_many_owned(bytes).await.map_err(|_| self.closed())?;
-        self.queue.send(Request::Frame(frame, permit)).await.map_err(closed)
-    }
-
-    /// Makes everything handed over before durable.
-    ///
-    /// # Errors
-    /// [`Closed`] when the log has failed or ends.
-    pub async fn sync(&self) -> Result<(), Closed> {
-        let (done, synced) = oneshot::channel();
-        self.queue.send(Request::Sync(done)).await.map_err(|_| self.closed())?;
-        synced.await.map_err(|_| self.closed())?
-    }
-
-    /// Lets the owner end once what was handed over is stored, or at once where it waits for room.
-    pub fn end(&self) {
-        self.ending.send_replace(true);
-    }
-
-    /// The log's read side.
-    pub fn journal(&self) -> &Arc<Journal> {
-        &self.journal
-    }
-
-    fn closed(&self) -> Closed {
-        Closed(self.journal.progress().failed.unwrap_or_else(|| "it is being closed".into()))
-    }
 }
 
 /// The last segment, to go on with.
@@ -148,12 +92,7 @@ pub fn new(
     gate: watch::Receiver<Option<Arc<str>>>,
     start: Start,
 ) -> (LogWriter, Owner) {
-    let (sender, queue) = mpsc::channel(QUEUE_FRAMES_MAX);
-    let room = Arc::new(Semaphore::new(QUEUE_BYTES_MAX));
-    let (end, ending) = watch::channel(false);
-    let ending_sender = Arc::new(end);
-    let writer =
-        LogWriter { queue: sender, room, journal: Arc::clone(&journal), ending: ending_sender };
+    let (writer, queue, ending) = LogWriter::new(Arc::clone(&journal));
     (writer, Owner { journal, follower, options, queue, gate, ending, start: Some(start) })
 }
 
@@ -511,8 +450,6 @@ impl Owner {
         Ok(chain)
     }
 }
-
-pub use seal::seal;
 
 async fn ended(ending: &mut watch::Receiver<bool>) {
     // An error means that all writers are gone, which the queue says too.
