@@ -1,6 +1,7 @@
 //! The target as a daemon: configuration, signals, service manager.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
@@ -30,6 +31,7 @@ pub fn run(config: &Path) -> anyhow::Result<()> {
         tokio::select! {
             _ = stop.recv() => {}
             _ = interrupt.recv() => {}
+            () = feed_watchdog(&target) => {}
         }
     });
     tracing::info!("ending");
@@ -37,6 +39,19 @@ pub fn run(config: &Path) -> anyhow::Result<()> {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     target.shutdown();
     Ok(())
+}
+
+/// Tells the service manager that the link's thread takes its turns, for as long as it does; never ends.
+async fn feed_watchdog(target: &Target) {
+    let Some(limit) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
+    let period = limit.div_f64(3.0).max(Duration::from_millis(100));
+    loop {
+        if target.alive(period) {
+            // A failure to tell shows as the watchdog's own.
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+        }
+        tokio::time::sleep(period).await;
+    }
 }
 
 /// Each sealed segment that is read keeps a descriptor.
