@@ -136,7 +136,9 @@ fn a_point_is_the_same_disk_to_every_client() -> Result<()> {
         );
 
         let script = "print(h.is_read_only(), h.pread(4, 0).hex(), h.pread(4, 768 * 1024).hex())";
-        let shell = run(Command::new("/usr/bin/nbdsh").args(["-u", uri, "-c", script]))?;
+        let shell = run(Command::new("/usr/bin/nbdsh")
+            .env("PATH", "/usr/bin:/bin")
+            .args(["-u", uri, "-c", script]))?;
         ensure!(shell.trim() == "True 01010101 02020202", "nbdsh read {shell}");
     }
     fs::write(site.dir().join("expected.img"), &expected)?;
