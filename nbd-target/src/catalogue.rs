@@ -3,7 +3,14 @@
 //! Values are JSON, so that a catalogue can be read and mended by people; it is small. Everything
 //! but the groups' names and the branches could be found again by scanning the log.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{
+        RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use anyhow::Context;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
@@ -30,7 +37,11 @@ const SCHEMA: u64 = 1;
 
 /// The target's catalogue.
 pub struct Catalogue {
-    db: Database,
+    path: PathBuf,
+    /// None only while it is opened again.
+    db: RwLock<Option<Database>>,
+    /// A transaction failed (a full disk, say): the database wants to be opened again.
+    failed: AtomicBool,
 }
 
 /// A group that has been received at least once.
@@ -109,8 +120,8 @@ impl Catalogue {
     /// When it cannot be opened, or is of a later version.
     pub fn open(path: &Path) -> anyhow::Result<Catalogue> {
         let what = || format!("cannot open the catalogue {}", path.display());
-        let db = Database::create(path).with_context(what)?;
-        let catalogue = Catalogue { db };
+        let db = RwLock::new(Some(Database::create(path).with_context(what)?));
+        let catalogue = Catalogue { path: path.to_owned(), db, failed: AtomicBool::new(false) };
         let version = catalogue.write(|tx| {
             tx.open_table(GROUPS)?;
             tx.open_table(HISTORIES)?;
@@ -146,7 +157,7 @@ impl Catalogue {
     /// # Errors
     /// When the catalogue cannot be read.
     pub fn groups(&self) -> anyhow::Result<Vec<String>> {
-        let table = self.db.begin_read()?.open_table(GROUPS)?;
+        let table = self.begin_read()?.open_table(GROUPS)?;
         table.iter()?.map(|row| Ok(row?.0.value().to_owned())).collect()
     }
 
@@ -219,7 +230,7 @@ impl Catalogue {
     /// # Errors
     /// When the catalogue cannot be read.
     pub fn segments(&self, log: &str) -> anyhow::Result<BTreeMap<u64, KnownSegment>> {
-        let table = self.db.begin_read()?.open_table(SEGMENTS)?;
+        let table = self.begin_read()?.open_table(SEGMENTS)?;
         let rows = table.range((log, 0)..=(log, u64::MAX))?;
         rows.map(|row| {
             let (key, value) = row?;
@@ -277,7 +288,7 @@ impl Catalogue {
     /// # Errors
     /// When the catalogue cannot be read.
     pub fn branches(&self, group: &str) -> anyhow::Result<BTreeMap<String, BranchRow>> {
-        let table = self.db.begin_read()?.open_table(BRANCHES)?;
+        let table = self.begin_read()?.open_table(BRANCHES)?;
         let mut branches = BTreeMap::new();
         for row in table.range((group, "")..)? {
             let (key, value) = row?;
@@ -339,7 +350,7 @@ impl Catalogue {
         table: TableDefinition<&str, &[u8]>,
         key: &str,
     ) -> anyhow::Result<Option<T>> {
-        let table = self.db.begin_read()?.open_table(table)?;
+        let table = self.begin_read()?.open_table(table)?;
         let value = table.get(key)?;
         Ok(value.map(|value| serde_json::from_slice(value.value())).transpose()?)
     }
@@ -362,9 +373,34 @@ impl Catalogue {
         &self,
         change: impl FnOnce(&redb::WriteTransaction) -> Result<T, redb::Error>,
     ) -> anyhow::Result<T> {
-        let tx = self.db.begin_write()?;
-        let value = change(&tx)?;
-        tx.commit()?;
-        Ok(value)
+        let tx = self.with(|db| db.begin_write().map_err(redb::Error::from))?;
+        let written = change(&tx).and_then(|value| {
+            tx.commit()?;
+            Ok(value)
+        });
+        self.failed.fetch_or(written.is_err(), Ordering::AcqRel);
+        Ok(written?)
+    }
+
+    fn begin_read(&self) -> anyhow::Result<redb::ReadTransaction> {
+        self.with(|db| db.begin_read().map_err(redb::Error::from))
+    }
+
+    /// Runs `work` on the database, which is opened again first if a transaction failed: what was
+    /// committed before is all there.
+    fn with<T>(&self, work: impl FnOnce(&Database) -> Result<T, redb::Error>) -> anyhow::Result<T> {
+        let poisoned = std::sync::PoisonError::into_inner;
+        if self.failed.load(Ordering::Acquire) {
+            let mut db = self.db.write().unwrap_or_else(poisoned);
+            if self.failed.load(Ordering::Acquire) {
+                *db = None;
+                *db = Some(Database::create(&self.path).context("open the catalogue again")?);
+                self.failed.store(false, Ordering::Release);
+            }
+        }
+        let db = self.db.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let done = work(db.as_ref().context("the catalogue could not be opened again")?);
+        self.failed.fetch_or(done.is_err(), Ordering::AcqRel);
+        Ok(done?)
     }
 }
