@@ -66,10 +66,10 @@ pub enum LinkError {
     },
     /// The socket failed.
     #[error("the connection failed: {0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
     /// TLS failed: above all, a certificate that this side or the other does not accept.
-    #[error("no secure connection with this peer: {0}")]
-    Tls(#[from] rustls::Error),
+    #[error("no secure connection with this peer: {}", tls_sentence(.0))]
+    Tls(rustls::Error),
     /// The peer speaks TLS and means another service.
     #[error("the peer does not speak the link's protocol: is this the right port?")]
     NotALink,
@@ -96,6 +96,42 @@ pub enum LinkError {
     /// The connection failed before, or sending was given up in the middle of a message.
     #[error("the connection has ended")]
     Ended,
+}
+
+// The sentences above hold the causes already: none is a source, to be told once more.
+impl From<io::Error> for LinkError {
+    fn from(error: io::Error) -> LinkError {
+        LinkError::Io(error)
+    }
+}
+
+impl From<rustls::Error> for LinkError {
+    fn from(error: rustls::Error) -> LinkError {
+        LinkError::Tls(error)
+    }
+}
+
+/// What is wrong with whose certificate, where that is it.
+fn tls_sentence(error: &rustls::Error) -> String {
+    use rustls::{AlertDescription as Alert, CertificateError, Error};
+    match error {
+        Error::AlertReceived(Alert::UnknownCA) => {
+            "the peer does not accept this node's certificate, which is of another authority: \
+             issue one by the authority that the peer trusts"
+                .to_owned()
+        }
+        Error::AlertReceived(Alert::CertificateExpired) => {
+            "the peer does not accept this node's certificate, which has expired".to_owned()
+        }
+        Error::AlertReceived(
+            alert
+            @ (Alert::BadCertificate | Alert::CertificateUnknown | Alert::CertificateRequired),
+        ) => format!("the peer does not accept this node's certificate ({alert:?})"),
+        Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+            "its certificate is not of the authority that this side trusts".to_owned()
+        }
+        other => other.to_string(),
+    }
 }
 
 /// What both halves share.
