@@ -101,7 +101,7 @@ pub struct LinkStatus {
     pub since_ns: i64,
     /// Why it is not up; for people.
     pub sentence: Option<String>,
-    /// What the target last had to say.
+    /// What the target last complained of, over this link and since its last good news.
     pub notice: Option<Notice>,
     /// The target's disk is full.
     pub target_full: bool,
@@ -362,6 +362,8 @@ impl Worker {
             status.connections += 1;
             status.durable = from;
             status.target_full = false;
+            // What is still so will be said again.
+            status.notice = None;
         }
         self.shared.set_state(LinkState::Up, None);
         tracing::info!(group = %self.parts.group.name, position = %from, "the link is up");
