@@ -37,10 +37,10 @@ use process::Process;
 
 /// The group's name.
 pub const GROUP: &str = "shop";
-/// The source's node name.
-const SOURCE: &str = "source";
+/// The source's node name. Besides it and the target's, `stranger` has a certificate.
+pub const SOURCE: &str = "source";
 /// The target's node name.
-const TARGET: &str = "target";
+pub const TARGET: &str = "target";
 
 /// What a site is to look like.
 #[derive(Clone, Debug)]
@@ -51,6 +51,8 @@ pub struct Plan {
     pub ring_bytes: u64,
     /// `off`, or a zstd level.
     pub compression: &'static str,
+    /// The group's name in the target's configuration: [`GROUP`], or one that nobody asks for.
+    pub target_group: &'static str,
     /// More lines for the group's file at the source, before its tables.
     pub group_lines: String,
     /// More lines for the group's table at the target.
@@ -66,6 +68,7 @@ impl Plan {
             sizes_bytes: sizes_bytes.to_vec(),
             ring_bytes: 64 << 20,
             compression: "1",
+            target_group: GROUP,
             group_lines: String::new(),
             target_group_lines: String::new(),
             target_tables: String::new(),
@@ -162,8 +165,11 @@ impl Site {
              key = \"{dir}/{TARGET}.key\"\n\
              [nbd]\nunix = \"{dir}/exports.sock\"\nlisten = \"127.0.0.1:0\"\n\
              [api]\nsocket = \"{dir}/target.sock\"\n{}\n\
-             [[group]]\nname = \"{GROUP}\"\nnode = \"{SOURCE}\"\n{}\n",
-            self.link, self.plan.target_tables, self.plan.target_group_lines
+             [[group]]\nname = \"{}\"\nnode = \"{SOURCE}\"\n{}\n",
+            self.link,
+            self.plan.target_tables,
+            self.plan.target_group,
+            self.plan.target_group_lines
         )
     }
 
@@ -225,6 +231,11 @@ impl Site {
         }
     }
 
+    /// The group's id.
+    pub fn group_id(&self) -> GroupId {
+        self.id
+    }
+
     /// The process ids of the agent and of the target, where they run in processes of their own.
     pub fn process_ids(&self) -> (Option<u32>, Option<u32>) {
         let agent = self.agent.as_ref().and_then(Side::process_id);
@@ -274,7 +285,11 @@ impl Site {
 
     /// Starts the agent with its group, in this process.
     pub fn start_agent(&mut self) -> Result<()> {
-        let node = self.node_config(SOURCE)?;
+        self.start_agent_as(self.node_config(SOURCE)?)
+    }
+
+    /// Starts the agent with its group, in this process, on a node of this configuration.
+    pub fn start_agent_as(&mut self, node: NodeConfig) -> Result<()> {
         let group = self.group_config()?;
         let agent = self.runtime.block_on(async {
             let agent = Agent::start(AgentConfig { node, groups: Vec::new() }, None).await?;
