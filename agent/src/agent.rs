@@ -32,11 +32,15 @@ pub struct Agent {
     node: NodeConfig,
     tls: Arc<ClientConfig>,
     groups: Mutex<BTreeMap<String, Group>>,
+    /// Groups that could not be started, each with the reason told last. Held while groups are
+    /// started or stopped, so that only one task does so.
+    late: Mutex<BTreeMap<String, String>>,
 }
 
 impl Agent {
     /// Starts an agent with a configuration at hand. A group that does not start is told in the log
-    /// and tried again with each [`reload`](Control::reload).
+    /// and tried again with each [`reload`](Control::reload) and
+    /// [`start_late_groups`](Self::start_late_groups).
     ///
     /// # Errors
     /// The node's certificates cannot be used.
@@ -51,13 +55,46 @@ impl Agent {
             node: config.node,
             tls,
             groups: Mutex::default(),
+            late: Mutex::default(),
         });
+        let mut late = agent.late.lock().await;
         for group in &config.groups {
-            if let Err(error) = agent.start_group(group).await {
-                tracing::error!(group = %group.name, error = format!("{error:#}"), "not protected");
+            agent.try_start(group, &mut late).await;
+        }
+        drop(late);
+        Ok(agent)
+    }
+
+    /// Tries to start the groups that could not be when the agent was started, as far as they are
+    /// still configured: at a machine's start, disks may appear after it.
+    pub async fn start_late_groups(&self) {
+        let mut late = self.late.lock().await;
+        let Some(directory) = self.directory.as_ref().filter(|_| !late.is_empty()) else { return };
+        // A node's file that became wrong meanwhile is told by a reload.
+        let Ok(loaded) = AgentConfig::load(directory) else { return };
+        late.retain(|name, _| loaded.config.group(name).is_some());
+        for name in late.keys().cloned().collect::<Vec<_>>() {
+            if let Some(group) = loaded.config.group(&name) {
+                self.try_start(group, &mut late).await;
             }
         }
-        Ok(agent)
+    }
+
+    /// Starts a group, or remembers that it could not be; says why, once.
+    async fn try_start(&self, group: &GroupConfig, late: &mut BTreeMap<String, String>) {
+        let name = group.name.as_str().to_owned();
+        match self.start_group(group).await {
+            Ok(()) => {
+                late.remove(&name);
+            }
+            Err(error) => {
+                let error = format!("{error:#}");
+                if late.get(&name) != Some(&error) {
+                    tracing::error!(group = name, error, "not protected; it is tried again");
+                    late.insert(name, error);
+                }
+            }
+        }
     }
 
     /// Starts a group.
@@ -73,6 +110,9 @@ impl Agent {
     /// Stops all groups, leaving their devices to the next agent. Returns whether each ended
     /// cleanly.
     pub async fn stop(&self) -> bool {
+        // An attempt to start a group ends first, and there is no other.
+        let mut late = self.late.lock().await;
+        late.clear();
         let mut clean = true;
         let groups = std::mem::take(&mut *self.groups.lock().await);
         for (name, mut group) in groups {
@@ -143,6 +183,7 @@ impl Control for Agent {
         };
         let loaded =
             AgentConfig::load(directory).map_err(|error| ApiError::conflict(error.to_string()))?;
+        let mut late = self.late.lock().await;
         let mut reloaded = Reloaded::default();
         for fault in loaded.faults {
             let error = fault.error.to_string();
@@ -167,7 +208,10 @@ impl Control for Agent {
                 continue;
             }
             match self.start_group(group).await {
-                Ok(()) => reloaded.started.push(name),
+                Ok(()) => {
+                    late.remove(&name);
+                    reloaded.started.push(name);
+                }
                 Err(error) => {
                     let error = format!("{error:#}");
                     reloaded.failed.push(GroupFailure { group: name, error });

@@ -12,6 +12,9 @@ use tokio::sync::oneshot;
 
 use crate::{Agent, api, config::AgentConfig, kernel::process};
 
+/// Between two attempts to start groups that could not be started.
+const LATE_EVERY: Duration = Duration::from_millis(500);
+
 /// Runs the agent with the configuration in `directory` until it is told to end. Call it before any
 /// thread is started.
 ///
@@ -49,6 +52,7 @@ async fn work(directory: &Path, config: AgentConfig) -> Result<()> {
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     tracing::info!(%node, version = env!("CARGO_PKG_VERSION"), "the agent is running");
     let watchdog = tokio::spawn(feed_watchdog(agent.clone()));
+    let late = tokio::spawn(start_late_groups(agent.clone()));
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -56,6 +60,7 @@ async fn work(directory: &Path, config: AgentConfig) -> Result<()> {
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     watchdog.abort();
     let clean = agent.stop().await;
+    late.abort();
     // The API's task ends with the process at the latest.
     let _ = end.send(());
     api.await.context("the local API")??;
@@ -63,6 +68,15 @@ async fn work(directory: &Path, config: AgentConfig) -> Result<()> {
         bail!("not everything reached the target in time; it is compared after the next start");
     }
     Ok(())
+}
+
+/// Starts the groups whose disks appear after the agent, such as at the machine's start. Those who
+/// mount such a disk wait for its device, not for the agent.
+async fn start_late_groups(agent: Arc<Agent>) {
+    loop {
+        tokio::time::sleep(LATE_EVERY).await;
+        agent.start_late_groups().await;
+    }
 }
 
 /// Tells the service manager that the capture threads work, for as long as they do.
