@@ -414,7 +414,7 @@ pub fn disk_path(hardware: Hardware, serial: &str) -> String {
 }
 
 /// A tar file with these programs and all of `systemd/`, to be given to a guest as a disk.
-fn package(lab: &Lab, name: &str, programs: &[&str]) -> Result<PathBuf> {
+pub fn package(lab: &Lab, name: &str, programs: &[&str]) -> Result<PathBuf> {
     let stage = tempfile::tempdir_in(lab.directory())?;
     let add = |from: &Path, to: &str| -> Result<()> {
         let to = stage.path().join(to);

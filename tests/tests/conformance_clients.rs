@@ -111,6 +111,8 @@ fn a_point_is_the_same_disk_to_every_client() -> Result<()> {
     for (way, uri) in ways.uris(&point).iter().enumerate() {
         let server = ways.uris("")[way].clone();
         let list = run(Command::new("nbdinfo").args(["--list", &server]))?;
+        // Some versions of its URI library escape the colon.
+        let list = list.replace("%3A", ":");
         for name in ["the newest point", "v0@mark:here"] {
             ensure!(list.contains(name), "{name} is not listed: {list}");
         }
@@ -135,10 +137,12 @@ fn a_point_is_the_same_disk_to_every_client() -> Result<()> {
             "nbdcopy read something else"
         );
 
+        // The address names a directory of certificates, which libnbd takes only where told so.
+        let connect = format!("h.set_uri_allow_local_file(True); h.connect_uri('{uri}')");
         let script = "print(h.is_read_only(), h.pread(4, 0).hex(), h.pread(4, 768 * 1024).hex())";
         let shell = run(Command::new("/usr/bin/nbdsh")
             .env("PATH", "/usr/bin:/bin")
-            .args(["-u", uri, "-c", script]))?;
+            .args(["-c", &connect, "-c", script]))?;
         ensure!(shell.trim() == "True 01010101 02020202", "nbdsh read {shell}");
     }
     fs::write(site.dir().join("expected.img"), &expected)?;
