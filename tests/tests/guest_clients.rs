@@ -23,7 +23,7 @@ fn the_kernels_client_reads_a_point_over_tls_and_unix() -> Result<()> {
             let pki = "/etc/tidemark/pki";
             let tls = format!(
                 "{client} -certfile {pki}/node.pem -keyfile {pki}/node.key \
-                 -cacertfile {pki}/ca.pem -tlshostname target"
+                 -cacertfile {pki}/ca.pem -tlshostname target.tidemark.internal"
             );
             pair.source.sh(&format!("modprobe nbd && {tls}"))?;
             let raw = pair.raw_disk("data");

@@ -19,7 +19,10 @@ fn a_vmware_guests_disk_is_captured_exactly_and_replicated() -> Result<()> {
             pair.check_filesystem("data")?;
             pair.compare_latest("data")?;
             pair.source.reboot()?;
-            let real = pair.source.sh(&format!("readlink -f {}", pair.device("data")))?;
+            let device = pair.device("data");
+            let real = pair.source.sh(&format!(
+                "udevadm wait --timeout=60 --settle {device} && readlink -f {device}"
+            ))?;
             ensure!(real.starts_with("/dev/ublkb"), "after the restart the device is {real}");
             pair.compare_latest("data")
         })
