@@ -374,9 +374,11 @@ impl Pair {
     /// Compares a volume's latest point, byte for byte, with the disk below it. Nobody may write meanwhile.
     pub fn compare_latest(&self, volume: &str) -> Result<()> {
         self.source.sh("sync")?;
-        self.wait_in_sync()?;
+        // Not `@latest`, which stays where it is for a while after a client has looked at it.
+        let seq = self.wait_in_sync()?.position.seq;
         let disk = disk_path(Hardware::Virtio, TRANSFER);
-        let export = format!("nbd+unix:///{GROUP}/{volume}@latest?socket=/run/tidemark/nbd.sock");
+        let export =
+            format!("nbd+unix:///{GROUP}/{volume}@seq:{seq}?socket=/run/tidemark/nbd.sock");
         let copy = format!("blkdiscard -z {disk} && nbdcopy '{export}' {disk} && sync {disk}");
         let output = self.target.spawn_for(&copy, SYNC_TIMEOUT)?.wait()?;
         ensure!(output.success(), "{copy}: {}", output.error_text());
