@@ -1,6 +1,7 @@
 //! Tests of the capture core and of the ring.
 
 mod cases;
+mod checks;
 mod replica;
 mod ring;
 mod sim;
