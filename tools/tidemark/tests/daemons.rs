@@ -212,7 +212,8 @@ fn a_group_is_protected_shown_and_unprotected() {
     let machine = Machine::new(false);
     let output = machine.protect("shop", "--volume=data=@/disk.img");
     let said = String::from_utf8(output.stdout).unwrap();
-    assert!(said.contains("/run/tidemark/nbd/shop/data.sock in place of"), "{said}");
+    let uri = "nbd+unix:///data?socket=/run/tidemark/nbd/shop/data.sock";
+    assert!(said.contains(&format!("{uri} in place of")), "{said}");
     // The target's socket was named, so that its absence counts.
     let output = machine.run(&["status"]);
     let said = String::from_utf8(output.stdout).unwrap();
@@ -230,6 +231,24 @@ fn a_group_is_protected_shown_and_unprotected() {
     machine.good(&["unprotect", "shop"]);
     assert_eq!(machine.told(), ["stop shop"]);
     assert!(!file.exists() && !machine.path().join("state/shop").exists());
+}
+
+#[test]
+fn a_socket_is_named_as_clients_want_it_also_before_the_agent_runs() {
+    let machine = Machine::new(false);
+    fs::remove_file(machine.path().join("agent.sock")).unwrap();
+    let protect = |group, front| {
+        let words = ["protect", group, "--volume=data=@/disk.img", "--target=192.0.2.7"];
+        let said = machine.good(&[&words[..], &["--target-name=recovery", front]].concat());
+        fs::remove_file(machine.path().join(format!("agent.d/{group}.toml"))).unwrap();
+        assert!(said.contains("No agent runs"), "{said}");
+        said
+    };
+    let said = protect("shop", "--front=nbd-socket");
+    let uri = "nbd+unix:///data?socket=/run/tidemark/nbd/shop/data.sock";
+    assert!(said.contains(&format!("{uri} in place of")) && !said.contains("/dev"), "{said}");
+    let said = protect("store", "--front=ublk");
+    assert!(said.contains("/dev/tidemark/store/data in place of"), "{said}");
 }
 
 #[test]
