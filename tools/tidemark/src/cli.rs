@@ -59,6 +59,8 @@ pub enum Command {
     Mark(Mark),
     /// Make, list and drop writable branches of points (on the target).
     Branch(Branch),
+    /// Remove the replica of a group with all its points and branches (on the target).
+    Forget(Forget),
     /// Present a point as block devices of this machine.
     Attach(Attach),
     /// Take the block devices of an attached point away.
@@ -312,6 +314,15 @@ pub struct Detach {
     /// Only say what would be done.
     #[arg(long)]
     pub dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Forget {
+    /// The group; it must not be in the target's configuration any more.
+    pub group: Name,
+    /// Yes, remove it: there is no way back.
+    #[arg(long)]
+    pub yes: bool,
 }
 
 #[derive(Debug, Args)]

@@ -324,3 +324,27 @@ fn branches_are_made_listed_and_dropped() {
     assert!(machine.good(&["branch", "drop", "test"]).starts_with("Dropped branch test"));
     assert!(all.lock().unwrap().is_empty());
 }
+
+#[test]
+fn a_replica_is_forgotten_only_when_that_is_confirmed() {
+    let machine = Machine::new(false);
+    let forgotten: Arc<Mutex<Vec<String>>> = Arc::default();
+    let list = forgotten.clone();
+    let route = delete(async move |extract::Path(group): extract::Path<String>| {
+        if group == "live" {
+            return Err(ApiError::conflict("it is in the target's configuration"));
+        }
+        list.lock().unwrap().push(group);
+        Ok(Answer(Done {}))
+    });
+    machine.serve_target(Router::new().route("/v1/groups/{group}", route));
+    let output = machine.run(&["forget", "shop"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(said.contains("no way back; give --yes"), "{said}");
+    assert!(machine.bad(&["forget", "live", "--yes"]).contains("in the target's configuration"));
+    assert!(forgotten.lock().unwrap().is_empty());
+    let said = machine.good(&["forget", "shop", "--yes"]);
+    assert_eq!(said, "The target has removed all that it kept of the group 'shop'.\n");
+    assert_eq!(*forgotten.lock().unwrap(), ["shop"]);
+}
