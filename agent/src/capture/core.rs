@@ -83,7 +83,7 @@ pub struct Core {
     last_seq: Seq,
     ceiling: Seq,
     asked_ceiling: Seq,
-    now_ns: u64,
+    pub(super) now_ns: u64,
     durable: Seq,
     pub(super) overflow: bool,
     pub(super) catch_up: CatchUp,

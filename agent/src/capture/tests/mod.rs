@@ -1,5 +1,6 @@
 //! Tests of the capture core and of the ring.
 
+mod busy;
 mod cases;
 mod checks;
 mod replica;

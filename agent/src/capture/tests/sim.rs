@@ -151,6 +151,8 @@ pub struct Sim {
     /// Requests at once.
     pub depth: usize,
     pub garbage: u64,
+    /// Journal time.
+    now_ns: u64,
     seed: u64,
 }
 
@@ -236,10 +238,17 @@ impl Sim {
             flushing: random.percent(60),
             depth: [2, 8, 24][random.below(3) as usize],
             garbage: 1 << 60,
+            now_ns: 0,
             random,
             grain,
             seed,
         }
+    }
+
+    /// Time goes by, as long as several reads take at most.
+    pub fn wait(&mut self) {
+        self.now_ns += self.random.below(20_000_000);
+        self.core.set_now(self.now_ns);
     }
 
     pub fn submit(&mut self, volume: usize, ask: Ask, start: u64, sectors: u64) {
@@ -376,6 +385,7 @@ impl Sim {
         let volumes = self.disks.len() as u16;
         for round in 0.. {
             assert!(round < 3000, "stuck: {} tasks, {:?}", self.tasks.len(), self.core.counters());
+            self.wait();
             self.step_doubt();
             if self.link.is_none() && !self.doubting {
                 self.set_link(Some(Mode::Offer));
