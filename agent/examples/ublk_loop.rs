@@ -2,16 +2,16 @@
 //! the ways a payload can travel.
 //!
 //! ```text
-//! ublk_loop BACKING [--transfer user-copy|buffers|get-data] [--slots] [--state FILE]
+//! ublk_loop BACKING [--transfer user-copy|buffers] [--slots] [--state FILE]
 //!           [--name GROUP/VOLUME]
 //! ublk_loop --delete N
 //! ublk_loop --hide-rule BACKING
 //! ```
 //!
 //! With `--slots` every write's payload passes through a ring of slots in a memfd, as capture has
-//! it: user copy and get-data put it there directly, buffers need one more copy. With `--state` the
-//! device's number is kept in FILE, and the next run takes the device over: kill it with SIGKILL
-//! under load and start it again.
+//! it: user copy puts it there directly, buffers need one more copy. With `--state` the device's
+//! number is kept in FILE, and the next run takes the device over: kill it with SIGKILL under load
+//! and start it again.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use tidemark_agent::kernel::blockdev::{Backing, ZeroMode, inspect};
 use tidemark_agent::kernel::memfd::Region;
-use tidemark_agent::kernel::ublk::abi::{RES_ABORT, RES_NEED_GET_DATA};
+use tidemark_agent::kernel::ublk::abi::RES_ABORT;
 use tidemark_agent::kernel::ublk::{
     Control, DeviceInfo, DeviceParams, Features, IoDesc, IoOp, NewDevice, Queue, WriteTransfer,
 };
@@ -127,8 +127,7 @@ fn parse(arguments: &[String]) -> Result<Options> {
                 options.transfer = match rest.next().map(String::as_str) {
                     Some("user-copy") => WriteTransfer::UserCopy,
                     Some("buffers") => WriteTransfer::Buffers,
-                    Some("get-data") => WriteTransfer::GetData,
-                    _ => bail!("--transfer user-copy|buffers|get-data"),
+                    _ => bail!("--transfer user-copy|buffers"),
                 }
             }
             path => options.backing = path.into(),
@@ -140,7 +139,6 @@ fn parse(arguments: &[String]) -> Result<Options> {
 fn add(control: &mut Control, options: &Options, backing: &Backing) -> Result<DeviceInfo> {
     let features = match options.transfer {
         WriteTransfer::UserCopy => Features::USER_COPY,
-        WriteTransfer::GetData => Features::NEED_GET_DATA,
         WriteTransfer::Buffers => Features::default(),
     };
     let info = control.add(&NewDevice {
@@ -174,8 +172,6 @@ struct Server {
     unmap: bool,
     buffers: RegionId,
     slots: Option<Slots>,
-    /// Where each tag's payload lies.
-    places: Vec<Buf>,
     live_tags: u16,
 }
 
@@ -199,9 +195,6 @@ fn serve(info: &DeviceInfo, backing: &Backing, slots: bool, ready: mpsc::Sender<
         }
         false => None,
     };
-    let places = (0..info.queue_depth)
-        .map(|tag| Buf { region: buffers, offset: queue.buffer_offset(tag), len: 0 })
-        .collect();
     queue.fetch_all(&mut ring, |tag| Token::new(REQUEST, 0, u32::from(tag)))?;
     ring.submit()?;
     let _ = ready.send(());
@@ -213,7 +206,6 @@ fn serve(info: &DeviceInfo, backing: &Backing, slots: bool, ready: mpsc::Sender<
         queue,
         buffers,
         slots,
-        places,
     };
     while server.live_tags > 0 {
         server.ring.wait(None)?;
@@ -229,24 +221,11 @@ impl Server {
         let tag = done.token.index as u16;
         match (done.token.kind, done.result) {
             (REQUEST, RES_ABORT) => self.live_tags -= 1,
-            (REQUEST, RES_NEED_GET_DATA) => self.take_payload(tag)?,
             (REQUEST, 0) => self.begin(tag)?,
             (REQUEST, other) => bail!("tag {tag}: fetch failed: {other}"),
             _ => self.finish(tag, done.result)?,
         }
         Ok(())
-    }
-
-    /// Get-data: the payload goes straight to its place.
-    fn take_payload(&mut self, tag: u16) -> Result<()> {
-        let len = self.queue.desc(tag)?.len_bytes() as u32;
-        let place = self.place(tag, len);
-        let region = match &self.slots {
-            Some(slots) => slots.region.clone(),
-            None => self.queue.buffers().clone(),
-        };
-        let token = Token::new(REQUEST, 0, u32::from(tag));
-        Ok(self.queue.get_data(&mut self.ring, tag, &region, place.offset, token)?)
     }
 
     fn begin(&mut self, tag: u16) -> Result<()> {
@@ -291,9 +270,6 @@ impl Server {
     /// Brings a write's payload to its place.
     fn payload(&mut self, tag: u16, desc: &IoDesc) -> Result<Buf> {
         let len = desc.len_bytes();
-        if self.queue.transfer() == WriteTransfer::GetData {
-            return self.places.get(usize::from(tag)).copied().context("tag");
-        }
         let place = self.place(tag, len as u32);
         let offset = self.queue.buffer_offset(tag);
         match (self.queue.transfer(), &self.slots) {
@@ -312,21 +288,15 @@ impl Server {
     }
 
     fn place(&mut self, tag: u16, len: u32) -> Buf {
-        let place = match &mut self.slots {
-            Some(slots) => {
-                let room = u64::from(len).next_multiple_of(4096);
-                if slots.next + room > SLOTS_BYTES {
-                    slots.next = 0;
-                }
-                let offset = slots.next;
-                slots.next += room;
-                Buf { region: slots.id, offset, len }
-            }
-            None => Buf { region: self.buffers, offset: self.queue.buffer_offset(tag), len },
+        let Some(slots) = &mut self.slots else {
+            return Buf { region: self.buffers, offset: self.queue.buffer_offset(tag), len };
         };
-        if let Some(remembered) = self.places.get_mut(usize::from(tag)) {
-            *remembered = place;
+        let room = u64::from(len).next_multiple_of(4096);
+        if slots.next + room > SLOTS_BYTES {
+            slots.next = 0;
         }
-        place
+        let offset = slots.next;
+        slots.next += room;
+        Buf { region: slots.id, offset, len }
     }
 }

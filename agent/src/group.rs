@@ -343,11 +343,7 @@ impl Group {
                  compared after the next start: {lost}"
             ));
         }
-        if link.target_full {
-            problems.push(
-                "the target's disk is full; it takes nothing more until there is room".into(),
-            );
-        }
+        problems.extend(link.is_full().then(|| link::FULL.to_owned()));
         problems.extend(link.notice.as_ref().map(|notice| notice.sentence.clone()));
         GroupStatus {
             name: self.config.name.as_str().to_owned(),

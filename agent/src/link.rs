@@ -5,6 +5,8 @@
 //! [outbox](crate::outbox), which keeps it until the target has it durably; after a reconnect the
 //! stream goes on exactly where the replica ends.
 
+mod sending;
+
 use std::{
     cell::RefCell,
     rc::Rc,
@@ -15,20 +17,20 @@ use std::{
 
 use anyhow::{Context, anyhow};
 use rustls::ClientConfig;
-use tidemark_journal::{Ancestry, FrameView, Position, Seq, cut};
+use tidemark_journal::{Ancestry, Position, Seq};
 use tidemark_link::{
-    conn::{Connection, Receiver, Sender, Timeouts},
+    conn::{Connection, Receiver, Timeouts},
     hello::{TargetMemory, Verdict, compare},
     message::{
-        GroupHello, Heartbeat, Hello, Message, Notice, ProtocolRange, RefuseCode, Severity,
-        VolumeHello,
+        GroupHello, Hello, Message, Notice, ProtocolRange, RefuseCode, Severity, VolumeHello,
     },
     pki::NodeName,
     seam,
-    throttle::{Schedule, Throttle},
+    throttle::Schedule,
 };
 use tokio::sync::Notify;
 
+use self::sending::SendLoop;
 use crate::{
     capture::catchup::Mode,
     clock::JournalClock,
@@ -47,6 +49,10 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::fro
 const DOUBT_WAIT: Duration = Duration::from_secs(2);
 /// The wait after the target has refused: people have to do something.
 const REFUSED_WAIT: Duration = Duration::from_secs(5);
+
+/// What people are told of a full target.
+pub const FULL: &str =
+    "the target's disk is full, or its log may not grow: nothing is sent until it has room";
 
 /// What a link is made of.
 pub struct LinkParts {
@@ -103,7 +109,7 @@ pub struct LinkStatus {
     pub sentence: Option<String>,
     /// What the target last complained of, over this link and since its last good news.
     pub notice: Option<Notice>,
-    /// The target's disk is full.
+    /// The target takes nothing until it has room again, so no frames are sent.
     pub target_full: bool,
     /// Bytes of frames sent.
     pub sent_bytes: u64,
@@ -115,6 +121,13 @@ pub struct LinkStatus {
     pub durable: Position,
     /// From a record's time to the acknowledgement that it is final-durable.
     pub lag: LagHistogram,
+}
+
+impl LinkStatus {
+    /// Whether the target takes nothing for want of room, by what was last heard of it.
+    pub fn is_full(&self) -> bool {
+        self.target_full || self.state == LinkState::Refused(RefuseCode::Full)
+    }
 }
 
 struct Shared {
@@ -353,6 +366,8 @@ impl Worker {
             return doubt("records that the target lacks are no longer kept".into());
         }
         parts.outbox.rewind(from.seq);
+        // If it is full still, its next acknowledgement says so.
+        parts.outbox.hold(false);
         parts.engine.tell(Command::Durable(from.seq));
         parts.engine.tell(Command::Link(Some(mode)));
         self.greeted = true;
@@ -423,6 +438,7 @@ impl Worker {
                     let now_ns = self.parts.clock.now_ns();
                     let mut status = self.shared.status();
                     status.target_full = ack.flags.full;
+                    self.parts.outbox.hold(ack.flags.full);
                     if ack.final_durable > status.durable.seq {
                         status.durable = ancestry.at(ack.final_durable);
                         for time_ns in self.parts.outbox.times_through(ack.final_durable) {
@@ -461,79 +477,5 @@ impl Worker {
             }
         }
         Err(anyhow!("the target has ended the connection"))
-    }
-}
-
-struct SendLoop {
-    sender: Sender,
-    from: Position,
-    ancestry: Ancestry,
-    outbox: Arc<Outbox>,
-    encoder: encoder::Waker,
-    engine: Engine,
-    keeper: Keeper,
-    shared: Arc<Shared>,
-    beats: Rc<RefCell<Option<(u64, Instant)>>>,
-    throttle: Schedule,
-}
-
-impl SendLoop {
-    async fn run(mut self) -> anyhow::Result<()> {
-        self.sender.set_throttle(Throttle::new(self.throttle.clone()), crate::clock::minute_of_day);
-        let mut beat_at = tokio::time::Instant::now();
-        let mut number = 0;
-        // Until something can be vouched for, a heartbeat says only that we are alive.
-        let mut vouch = Heartbeat {
-            number: 0,
-            journal_ns: 0,
-            wall_ns: 0,
-            vouched: self.from,
-            map_generation: self.keeper.generation(),
-        };
-        let outbox = self.outbox.clone();
-        loop {
-            // Either wakes it; what there is to do is looked at below.
-            let _ = tokio::time::timeout_at(beat_at, outbox.filled.notified()).await;
-            loop {
-                if tokio::time::Instant::now() >= beat_at {
-                    beat_at = tokio::time::Instant::now() + HEARTBEAT;
-                    number += 1;
-                    self.heartbeat(number, &mut vouch).await?;
-                }
-                let Some(frame) = outbox.lend() else { break };
-                self.encoder.wake();
-                let sent = if frame.info().before.seq < self.from.seq {
-                    self.send_tail(&frame).await?
-                } else {
-                    self.sender.send_frame(&[&frame]).await?;
-                    frame.len() as u64
-                };
-                drop(frame);
-                self.shared.status().sent_bytes += sent;
-            }
-            self.encoder.wake();
-            self.sender.flush().await?;
-        }
-    }
-
-    /// The first frame may begin before the position at which the replica ends.
-    async fn send_tail(&mut self, frame: &[u8]) -> anyhow::Result<u64> {
-        let view = FrameView::parse(frame).context("a frame of our own is damaged")?;
-        let Some(tail) = cut::tail(&view, self.from.seq) else { return Ok(0) };
-        self.sender.send_frame(&[&tail]).await?;
-        Ok(tail.len() as u64)
-    }
-
-    async fn heartbeat(&mut self, number: u64, vouch: &mut Heartbeat) -> anyhow::Result<()> {
-        let snapshot = self.engine.snapshot();
-        // Only what has been sent can be vouched for.
-        if let Some(seq) = snapshot.vouched.filter(|seq| self.outbox.sent_through(*seq)) {
-            vouch.vouched = self.ancestry.at(seq);
-            (vouch.journal_ns, vouch.wall_ns) = (snapshot.journal_ns, snapshot.wall_ns);
-        }
-        (vouch.number, vouch.map_generation) = (number, self.keeper.generation());
-        *self.beats.borrow_mut() = Some((number, Instant::now()));
-        self.sender.send(&Message::Heartbeat(*vouch)).await?;
-        Ok(())
     }
 }

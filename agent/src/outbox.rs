@@ -44,6 +44,8 @@ struct State {
     sent: Seq,
     /// The frame the sender is reading, by its last sequence: it stays until it is given back.
     lent: Option<Seq>,
+    /// The target takes nothing: frames are kept, and none is lent.
+    held: bool,
     /// The highest sequence that was released.
     released: Seq,
     /// Frames are dropped instead of kept: what they hold will be compared instead.
@@ -56,7 +58,7 @@ pub struct Outbox {
     memory: Arc<RingMemory>,
     state: Mutex<State>,
     room: Condvar,
-    /// Woken when a frame comes in.
+    /// Woken when there may be a frame to send: one came in, or they are no longer held.
     pub filled: Notify,
 }
 
@@ -137,14 +139,27 @@ impl Outbox {
         self.state().sent = seq;
     }
 
+    /// Holds all frames back from the sender while the target has no room, or lets them go again.
+    /// A frame that is lent already goes all the same.
+    pub fn hold(&self, held: bool) {
+        let before = std::mem::replace(&mut self.state().held, held);
+        if before && !held {
+            self.filled.notify_one();
+        }
+    }
+
     /// The position before the first frame kept, or the end of what was freed.
     pub fn first(&self) -> Option<FrameInfo> {
         self.state().frames.front().copied()
     }
 
-    /// The next frame for the sender. It stays in place until the loan is dropped.
+    /// The next frame for the sender, if none are held back. It stays in place until the loan is
+    /// dropped.
     pub fn lend(&self) -> Option<Loan<'_>> {
         let mut state = self.state();
+        if state.held {
+            return None;
+        }
         let next = state.frames.partition_point(|frame| frame.last <= state.sent);
         let info = *state.frames.get(next)?;
         state.sent = info.last;
@@ -271,81 +286,4 @@ impl Drop for Loan<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use tidemark_journal::{GroupId, TermId};
-
-    use super::*;
-    use crate::capture::ring::Layout;
-
-    fn outbox(frame_bytes: u64) -> Arc<Outbox> {
-        let layout = Layout { slots: 256, data_bytes: 4096, frame_bytes };
-        Outbox::new(RingMemory::create(GroupId([1; 16]), layout).unwrap())
-    }
-
-    fn put(outbox: &Outbox, seq: u64, bytes: usize) {
-        let content = vec![seq as u8; bytes];
-        let (meta, payload) = content.split_at(bytes / 3);
-        let before = Position { term: TermId([1; 16]), seq: Seq(seq - 1) };
-        let facts = FrameFacts { before, last: Seq(seq), time_ns: seq, raw_bytes: 0 };
-        assert!(outbox.push([meta, payload], &facts));
-    }
-
-    #[test]
-    fn frames_come_back_whole_around_the_end_and_again_after_a_rewind() {
-        let outbox = outbox(8192);
-        let (mut next, mut freed) = (1, 0);
-        for round in 0..50u64 {
-            for _ in 0..1 + round % 3 {
-                put(&outbox, next, 1000 + (next as usize * 37) % 900);
-                next += 1;
-            }
-            let mut expected = freed + 1;
-            outbox.rewind(Seq(freed));
-            while let Some(loan) = outbox.lend() {
-                assert_eq!(loan.info().last, Seq(expected));
-                assert_eq!(loan.len(), 1000 + (expected as usize * 37) % 900);
-                assert!(loan.iter().all(|byte| *byte == expected as u8));
-                expected += 1;
-            }
-            assert_eq!(expected, next);
-            freed = next - 1;
-            outbox.release(Seq(freed));
-        }
-        assert_eq!(outbox.backlog(), Backlog::default());
-    }
-
-    #[test]
-    fn a_lent_frame_stays_though_it_is_acknowledged() {
-        let outbox = outbox(8192);
-        put(&outbox, 1, 4000);
-        put(&outbox, 2, 4000);
-        let loan = outbox.lend().unwrap();
-        outbox.release(Seq(2));
-        assert_eq!(outbox.backlog().frames, 2, "nothing before the lent frame was freed");
-        assert!(loan.iter().all(|byte| *byte == 1));
-        drop(loan);
-        assert_eq!(outbox.backlog().frames, 0, "the acknowledgement counts when it is given back");
-    }
-
-    #[test]
-    fn a_full_outbox_waits_for_room_and_gives_up_when_closed() {
-        let outbox = outbox(8192);
-        put(&outbox, 1, 6000);
-        let waiting = {
-            let outbox = outbox.clone();
-            std::thread::spawn(move || put(&outbox, 2, 6000))
-        };
-        outbox.release(Seq(1));
-        waiting.join().unwrap();
-        let giving_up = {
-            let outbox = outbox.clone();
-            std::thread::spawn(move || {
-                let before = Position::default();
-                let facts = FrameFacts { before, last: Seq(3), time_ns: 0, raw_bytes: 0 };
-                outbox.push([&[0; 100], &[0; 6000]], &facts)
-            })
-        };
-        outbox.close();
-        assert!(!giving_up.join().unwrap());
-    }
-}
+mod tests;

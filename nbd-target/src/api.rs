@@ -265,19 +265,23 @@ async fn drop_branch(State(api): Shared, Path(name): Path<String>) -> Reply<Done
 
 async fn forget(State(api): Shared, Path(group): Path<String>) -> Reply<Done> {
     off(move || {
-        let replica = api.replica(&group)?;
-        if api.groups.session(&group).0.is_some() {
-            let text = format!("the source of '{group}' is connected: stop it there first");
+        if api.groups.configs().iter().any(|config| config.name == group) {
+            let text = format!(
+                "the group '{group}' is in this target's configuration: stop or unprotect it at \
+                 the source, take its [[group]] out of the configuration and restart the target"
+            );
             return Err(ApiError::conflict(text));
         }
-        let used = replica.pins().list();
-        if let Some(pin) = used.first() {
-            let text = format!("'{group}' is in use: {} holds @seq:{}", pin.what, pin.seq);
-            return Err(ApiError::conflict(text));
+        let failed = |error: anyhow::Error| ApiError::internal(format!("{error:#}"));
+        if api.groups.forget(&group).map_err(failed)? {
+            return Ok(Done {});
         }
-        let forgotten = api.groups.forget(&group);
-        forgotten.map_err(|error| ApiError::internal(format!("{error:#}")))?;
-        Ok(Done {})
+        let left = api.groups.unconfigured().map_err(failed)?;
+        let left = match left.as_slice() {
+            [] => String::new(),
+            left => format!("; outside its configuration it keeps {}", left.join(", ")),
+        };
+        Err(ApiError::not_found(format!("this target keeps nothing of a group '{group}'{left}")))
     })
     .await
 }

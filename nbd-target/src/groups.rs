@@ -164,21 +164,36 @@ impl Groups {
         .await
     }
 
-    /// Forgets a group's replica and removes all of it. Nobody may be using it.
+    /// Groups of which there is a replica and no configuration.
     ///
     /// # Errors
-    /// When the catalogue cannot be written or the files cannot be removed.
-    pub fn forget(&self, name: &str) -> anyhow::Result<()> {
-        let replica = self.table().remove(name).and_then(|entry| entry.replica);
-        self.catalogue.forget(name)?;
-        if let Some(replica) = replica {
-            replica.writer().end();
-            let dir = replica.dir();
-            std::fs::remove_dir_all(dir)
-                .with_context(|| format!("cannot remove {}", dir.display()))?;
-            tracing::info!(group = name, "forgotten");
+    /// When the catalogue cannot be read.
+    pub fn unconfigured(&self) -> anyhow::Result<Vec<String>> {
+        let mut names = self.catalogue.groups()?;
+        names.retain(|name| !self.is_configured(name));
+        Ok(names)
+    }
+
+    /// Removes all that is kept of a group that is not configured any more, so that nobody uses
+    /// it. False if nothing is. What was cut short is finished by another call.
+    ///
+    /// # Errors
+    /// When it is configured, or the catalogue or the files cannot be removed.
+    pub fn forget(&self, name: &str) -> anyhow::Result<bool> {
+        anyhow::ensure!(!self.is_configured(name), "the group '{name}' is configured");
+        if self.catalogue.group(name)?.is_none() {
+            return Ok(false);
         }
-        Ok(())
+        let dir = self.dir.join(name);
+        match std::fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot remove {}", dir.display()));
+            }
+            _ => {}
+        }
+        self.catalogue.forget(name)?;
+        tracing::info!(group = name, "forgotten");
+        Ok(true)
     }
 
     /// Lets the owners of all logs end.
@@ -228,6 +243,10 @@ impl Groups {
             Replica::open(config, &self.store, &dir, &self.catalogue, &self.caches)?;
         self.run_owner(owner)?;
         Ok(Arc::new(replica))
+    }
+
+    fn is_configured(&self, name: &str) -> bool {
+        self.configs.iter().any(|config| config.name == name)
     }
 
     fn table(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {

@@ -103,7 +103,7 @@ impl Site {
         std::fs::write(dir.path().join("ca.pem"), &authority.pem().certificate_pem)?;
         for node in [SOURCE, TARGET, "stranger"] {
             let issued =
-                authority.issue_for(&node.parse::<NodeName>()?, &["127.0.0.1".to_owned()])?;
+                authority.issue_for(&node.parse::<NodeName>()?, &["127.0.0.1".parse()?])?;
             std::fs::write(dir.path().join(format!("{node}.pem")), &issued.certificate_pem)?;
             std::fs::write(dir.path().join(format!("{node}.key")), &issued.key_pem)?;
         }

@@ -421,9 +421,16 @@ fn a_full_target_says_so_keeps_its_points_and_goes_on_when_there_is_room() -> Re
         }
         std::thread::sleep(Duration::from_millis(100));
     }
+    // What was being sent at that moment goes all the same, and nothing after it, though the link
+    // stays up.
+    std::thread::sleep(Duration::from_secs(1));
+    let sent_bytes = site.status()?.sent_bytes_total;
     write(&site, 100, 50)?;
-    ensure!(site.read_export(&format!("/v0@seq:{mark}"))? == before, "an old point has changed");
+    std::thread::sleep(Duration::from_secs(2));
     let status = site.status()?;
+    ensure!(status.sent_bytes_total == sent_bytes, "frames were sent to a full target");
+    ensure!(status.link.state == LinkState::Up, "{:?}", status.link);
+    ensure!(site.read_export(&format!("/v0@seq:{mark}"))? == before, "an old point has changed");
     ensure!(status.durable_seq < status.position.seq, "it acknowledged what it has no room for");
 
     // Restarting the target does not help, nor hurt.

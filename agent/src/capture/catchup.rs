@@ -2,7 +2,9 @@
 //!
 //! A range is read while no write to it is in flight. If none was admitted by the time the content
 //! is at hand, a sequence is drawn and the content recorded: so the record says what the disk held
-//! at exactly that sequence. Otherwise the read is repeated, at last with the range lock held.
+//! at exactly that sequence. Otherwise the read is lost and repeated, and after some that were lost,
+//! or when the range is never found without a write under way, the range is locked for it. While a
+//! range is waited for, others are read.
 //! Against a target that has content already, a region is *offered* by its hashes first and only
 //! the blocks that the target asks for are read afresh and sent.
 //!
@@ -27,8 +29,13 @@ use crate::dirty::{REGION_SECTORS, RegionId, regions_in};
 pub const READS_MAX: usize = 4;
 /// Offers that may wait for an answer.
 const OFFERS_MAX: usize = 256;
-/// Reads of a range that are given up to a write before the range is locked for one.
-const TRIES_MAX: u32 = 4;
+/// Reads of a range that are lost to a write before the range is locked for one.
+const LOST_READS_MAX: u32 = 4;
+/// How long a range is waited for that is never found free, before it is locked: as long as many
+/// reads take, for whoever writes there then has to wait for one.
+const BUSY_NS_MAX: u64 = 100_000_000;
+/// Parts waiting to be read from which on no further region is begun.
+const WAITING_MAX: usize = 64;
 /// The ring's fill, in thousandths, above which catch-up leaves the room to the application.
 const YIELD_ABOVE_PERMILLE: u64 = 300;
 /// Sectors in the smallest range that is declared unreadable.
@@ -61,7 +68,10 @@ struct Part {
     start: Sector,
     sectors: u64,
     offer: bool,
-    tries: u32,
+    /// Reads that were of no use, since a write came in meanwhile.
+    lost_reads: u32,
+    /// Since when every look has found a write under way, in journal time.
+    busy_since_ns: Option<u64>,
     /// The region whose work waits for it.
     region: RegionId,
     /// The link under which that work was begun; over the next one it is begun again.
@@ -187,7 +197,8 @@ impl Core {
                     start,
                     sectors: end - start.0,
                     offer: false,
-                    tries: 0,
+                    lost_reads: 0,
+                    busy_since_ns: None,
                     ..part
                 }),
             }
@@ -235,34 +246,49 @@ impl Core {
         if self.overflow {
             return;
         }
-        let mut busy = 0;
         while self.catch_up.reads < READS_MAX
             && self.catch_up.budget_bytes > 0
             && self.ring.fill_permille() < YIELD_ABOVE_PERMILLE
         {
-            let Some(mut part) = self.next_part_to_read() else { break };
-            if !self.volumes[part.volume].lock.is_busy(part.start, part.sectors) {
-                self.begin_read(part, false);
-                continue;
-            }
-            part.tries += 1;
-            if part.tries > TRIES_MAX {
-                self.begin_read(part, true);
-                continue;
-            }
-            self.catch_up.parts.push_back(part);
-            busy += 1;
-            if busy >= self.catch_up.parts.len() {
-                break;
-            }
+            let Some((part, with_lock)) = self.next_part_to_read() else { break };
+            self.begin_read(part, with_lock);
         }
         self.end_gaps();
     }
 
-    fn next_part_to_read(&mut self) -> Option<Part> {
-        if let Some(part) = self.catch_up.parts.pop_front() {
-            return Some(part);
+    /// The next part that may be read, and whether its range is to be locked. Those that have to
+    /// wait let the others go first.
+    fn next_part_to_read(&mut self) -> Option<(Part, bool)> {
+        for _ in 0..self.catch_up.parts.len() {
+            let part = self.catch_up.parts.pop_front()?;
+            if let Some(ready) = self.ready_or_wait(part) {
+                return Some(ready);
+            }
         }
+        while self.catch_up.parts.len() < WAITING_MAX {
+            let part = self.begin_region()?;
+            if let Some(ready) = self.ready_or_wait(part) {
+                return Some(ready);
+            }
+        }
+        None
+    }
+
+    fn ready_or_wait(&mut self, mut part: Part) -> Option<(Part, bool)> {
+        let now_ns = self.now_ns;
+        let busy = self.volumes[part.volume].lock.is_busy(part.start, part.sectors);
+        part.busy_since_ns = busy.then(|| part.busy_since_ns.unwrap_or(now_ns));
+        let with_lock = part.lost_reads >= LOST_READS_MAX
+            || part.busy_since_ns.is_some_and(|since_ns| now_ns - since_ns >= BUSY_NS_MAX);
+        if busy && !with_lock {
+            self.catch_up.parts.push_back(part);
+            return None;
+        }
+        Some((part, with_lock))
+    }
+
+    /// Begins work on a region that has none.
+    fn begin_region(&mut self) -> Option<Part> {
         let mode = self.catch_up.mode?;
         if self.catch_up.offers.len() >= OFFERS_MAX {
             return None;
@@ -278,9 +304,16 @@ impl Core {
             let start = region.start();
             let sectors = REGION_SECTORS.min(self.volumes[volume].sectors - start.0);
             self.catch_up.working.insert(region, Work { left: 1, redo: false, verify });
-            let offer = verify || mode == Mode::Offer;
-            let link = self.catch_up.link;
-            return Some(Part { volume, start, sectors, offer, tries: 0, region, link });
+            return Some(Part {
+                volume,
+                start,
+                sectors,
+                offer: verify || mode == Mode::Offer,
+                lost_reads: 0,
+                busy_since_ns: None,
+                region,
+                link: self.catch_up.link,
+            });
         }
         None
     }
@@ -369,7 +402,7 @@ impl Core {
         let tainted = self.catch_up.reading.swap_remove(at.expect("a read under way")).tainted;
         if part.link == self.catch_up.link {
             match result {
-                _ if tainted => self.read_again(part),
+                _ if tainted => self.read_later(Part { lost_reads: part.lost_reads + 1, ..part }),
                 Ok(content) => self.record_content(part, content),
                 Err(_) => self.read_failed(part),
             }
@@ -383,8 +416,8 @@ impl Core {
         }
     }
 
-    fn read_again(&mut self, part: Part) {
-        self.catch_up.parts.push_back(Part { tries: part.tries + 1, ..part });
+    fn read_later(&mut self, part: Part) {
+        self.catch_up.parts.push_back(part);
     }
 
     fn record_content(&mut self, part: Part, content: ReadBack<'_>) {
@@ -396,7 +429,7 @@ impl Core {
             (Kind::Sync, 0, content.data)
         };
         let Some(seq) = self.draw(payload.len() as u64, false) else {
-            return self.read_again(part);
+            return self.read_later(part);
         };
         let volume = self.volumes[part.volume].id;
         let slot = self.reserve(kind, flags, volume, seq, part.start, part.sectors as u32);
@@ -415,9 +448,10 @@ impl Core {
 
     /// The disk does not give the range: halves are tried until what cannot be read is known.
     fn read_failed(&mut self, part: Part) {
+        let part = Part { lost_reads: 0, ..part };
         if part.sectors > UNREADABLE_SECTORS {
             let half = (part.sectors / 2).next_multiple_of(UNREADABLE_SECTORS);
-            let first = Part { sectors: half, tries: 0, ..part };
+            let first = Part { sectors: half, ..part };
             let rest = part.sectors - half;
             let second = Part { start: Sector(part.start.0 + half), sectors: rest, ..first };
             self.catch_up.parts.extend([first, second]);
@@ -426,7 +460,7 @@ impl Core {
             }
             return;
         }
-        let Some(seq) = self.draw(0, false) else { return self.read_again(part) };
+        let Some(seq) = self.draw(0, false) else { return self.read_later(part) };
         let volume = self.volumes[part.volume].id;
         self.record(Kind::Unreadable, 0, volume, seq, part.start, part.sectors as u32);
         self.work_through(part.region);

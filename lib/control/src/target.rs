@@ -248,6 +248,14 @@ impl TargetClient {
         self.0.get(&format!("/v1/groups/{}/points", segment(group))).await
     }
 
+    /// Removes all that is kept of a group that is not in the configuration any more.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn forget(&self, group: &str) -> Result<Done, ClientError> {
+        self.0.delete(&format!("/v1/groups/{}", segment(group))).await
+    }
+
     /// Which position a point means.
     ///
     /// # Errors

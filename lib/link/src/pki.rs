@@ -28,6 +28,8 @@ const DOMAIN: &str = ".tidemark.internal";
 pub(crate) const ALPN: &[u8] = b"tidemark-link";
 /// The longest node name.
 const NAME_BYTES_MAX: usize = 63;
+/// The longest host name.
+const ADDRESS_BYTES_MAX: usize = 253;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const AUTHORITY_LIFE: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
@@ -41,6 +43,12 @@ pub enum PkiError {
         "'{0}' is not a node name: 1 to 63 of a-z, 0-9 and '-' are wanted, with no '-' at either end"
     )]
     Name(String),
+    /// A text that is no host's address, or one that would name another node.
+    #[error(
+        "'{0}' is not an address that NBD clients could use: a host name or an IP address is \
+         wanted, and none in tidemark.internal, whose names are the nodes' own"
+    )]
+    Address(String),
     /// A file that does not hold what it should.
     #[error("no {what} can be read from this PEM text: {why}")]
     Pem {
@@ -126,6 +134,23 @@ impl fmt::Debug for NodeName {
     }
 }
 
+/// A host name or an IP address at which NBD clients reach a node. The names in `tidemark.internal`
+/// are not among them: they say which node it is.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Address(String);
+
+impl FromStr for Address {
+    type Err = PkiError;
+
+    fn from_str(text: &str) -> Result<Address, PkiError> {
+        let name = text.trim_end_matches('.').to_ascii_lowercase();
+        match ServerName::try_from(name.as_str()) {
+            Ok(_) if !format!(".{name}").ends_with(DOMAIN) => Ok(Address(name)),
+            _ => Err(PkiError::Address(text.chars().take(ADDRESS_BYTES_MAX).collect())),
+        }
+    }
+}
+
 /// A certificate and its private key, as PEM text. The key is a secret: write it to a file that
 /// only its owner can read.
 #[derive(Clone)]
@@ -187,19 +212,19 @@ impl Authority {
         self.issue_for(name, &[])
     }
 
-    /// Makes a certificate and key for a node that NBD clients reach at these host names and IP
-    /// addresses: unlike the link, they compare what they connected to with what is in it.
+    /// Makes a certificate and key for a node that NBD clients reach at these addresses: unlike the
+    /// link, they compare what they connected to with what is in it.
     ///
     /// # Errors
-    /// [`PkiError::Make`], also for what is neither a host name nor an address.
+    /// [`PkiError::Make`].
     pub fn issue_for(
         &self,
         name: &NodeName,
-        addresses: &[String],
+        addresses: &[Address],
     ) -> Result<CertificateAndKey, PkiError> {
         let key = KeyPair::generate()?;
         let mut names = vec![name.dns_name()];
-        names.extend_from_slice(addresses);
+        names.extend(addresses.iter().map(|address| address.0.clone()));
         let mut params = CertificateParams::new(names)?;
         params.distinguished_name.push(DnType::CommonName, name.as_str());
         // QEMU refuses certificates without the second.

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tidemark_agent::config::HostPort;
 use tidemark_control::config::{Bytes, Name, Seconds};
 use tidemark_link::NodeName;
+use tidemark_link::pki::{Address, PkiError};
 
 /// Block-level disaster recovery: protect a disk, recover it as of any write.
 #[derive(Debug, Parser)]
@@ -59,6 +60,8 @@ pub enum Command {
     Mark(Mark),
     /// Make, list and drop writable branches of points (on the target).
     Branch(Branch),
+    /// Remove the replica of a group with all its points and branches (on the target).
+    Forget(Forget),
     /// Present a point as block devices of this machine.
     Attach(Attach),
     /// Take the block devices of an attached point away.
@@ -111,12 +114,34 @@ pub struct Init {
     /// Directory for the authority and the nodes' certificates; keep it where nodes are enrolled.
     #[arg(long, value_name = "DIR", default_value = "tidemark-pki")]
     pub dir: PathBuf,
-    /// A node to make a certificate for; may be given several times, and again later.
-    #[arg(long = "node", value_name = "NAME", required = true)]
-    pub nodes: Vec<NodeName>,
+    /// A node to make a certificate for, with the host names and IP addresses at which NBD clients
+    /// reach it, if there are any; may be given several times, and again later.
+    #[arg(long = "node", value_name = "NAME[=ADDRESS,...]", required = true)]
+    pub nodes: Vec<NodeArgument>,
     /// Replace the certificates of nodes that have one.
     #[arg(long)]
     pub renew: bool,
+}
+
+/// `NAME` or `NAME=ADDRESS,...`.
+#[derive(Clone, Debug)]
+pub struct NodeArgument {
+    pub name: NodeName,
+    pub addresses: Vec<Address>,
+}
+
+impl std::str::FromStr for NodeArgument {
+    type Err = PkiError;
+
+    fn from_str(text: &str) -> Result<NodeArgument, PkiError> {
+        let (name, addresses) = match text.split_once('=') {
+            None => (text, Vec::new()),
+            Some((name, rest)) => {
+                (name, rest.split(',').map(str::parse).collect::<Result<_, _>>()?)
+            }
+        };
+        Ok(NodeArgument { name: name.parse()?, addresses })
+    }
 }
 
 #[derive(Debug, Args)]
@@ -285,6 +310,15 @@ pub enum BranchAction {
         #[arg(long)]
         dry_run: bool,
     },
+}
+
+#[derive(Debug, Args)]
+pub struct Forget {
+    /// The group; it must not be in the target's configuration any more.
+    pub group: Name,
+    /// Yes, remove it: there is no way back.
+    #[arg(long)]
+    pub yes: bool,
 }
 
 #[derive(Debug, Args)]

@@ -13,6 +13,7 @@ mod branch;
 mod check;
 mod config;
 mod daemon;
+mod forget;
 mod init;
 mod journal;
 mod mark;
@@ -38,6 +39,7 @@ pub fn run(cli: &Cli, output: Output) -> Result<ExitCode> {
         Command::Points(args) => points::run(args, global, output),
         Command::Mark(args) => mark::run(args, global, output),
         Command::Branch(args) => branch::run(&args.action, global, output),
+        Command::Forget(args) => forget::run(args, global, output),
         Command::Attach(args) => attach::run(args, global, output),
         Command::Detach(args) => attach::detach::run(args, global, output),
         Command::AttachWorker => attach::worker::run(),

@@ -1,6 +1,9 @@
 //! Figures in words.
 
+use std::path::Path;
+
 use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
+use tidemark_control::client::segment;
 
 const SECOND_NS: u64 = 1_000_000_000;
 
@@ -22,6 +25,13 @@ pub fn bytes(count: u64) -> String {
     } else {
         format!("{rest}.{} {unit}", below * 10 / 1024)
     }
+}
+
+/// The URI by which NBD clients name an export on a Unix socket.
+pub fn nbd_uri(socket: &Path, export: &str) -> String {
+    let socket = socket.to_string_lossy();
+    let socket: Vec<String> = socket.split('/').map(segment).collect();
+    format!("nbd+unix:///{}?socket={}", segment(export), socket.join("/"))
 }
 
 /// `0.4 s`, `12 s`, `5 min`, `3 h 5 min`, `2 d 4 h`.

@@ -52,6 +52,7 @@ const CASES: &[Case] = &[
     case(&["branch", "create"], &["test", "shop@latest"], 1, "the target is not running"),
     case(&["branch", "list"], &[], 1, "the target is not running"),
     case(&["branch", "drop"], &["test"], 1, "the target is not running"),
+    case(&["forget"], &["shop", "--yes"], 1, "the target is not running"),
     case(&["attach"], &["shop@latest"], 1, "the target is not running"),
     case(&["detach"], &["no-such-group"], 1, "nothing called 'no-such-group' is attached"),
     case(&["verify"], &["shop"], 1, "the agent is not running"),
@@ -185,7 +186,9 @@ fn what_makes_no_sense_is_a_usage_error() {
         assert!(text(&output.stderr).contains("--no-such-flag"), "{:?}", case.command);
     }
     for words in [
-        &["branch", "create", "x", "shop"][..],
+        &["init", "--dir=@/pki", "--node=recovery=not an address"][..],
+        &["branch", "create", "x", "shop"],
+        &["forget", "shop"],
         &["attach", "shop"],
         &["attach", "shop@yesterday"],
         &["attach", "shop@latest", "--target=192.0.2.7", "--target-name=r"],

@@ -212,7 +212,8 @@ fn a_group_is_protected_shown_and_unprotected() {
     let machine = Machine::new(false);
     let output = machine.protect("shop", "--volume=data=@/disk.img");
     let said = String::from_utf8(output.stdout).unwrap();
-    assert!(said.contains("/run/tidemark/nbd/shop/data.sock in place of"), "{said}");
+    let uri = "nbd+unix:///data?socket=/run/tidemark/nbd/shop/data.sock";
+    assert!(said.contains(&format!("{uri} in place of")), "{said}");
     // The target's socket was named, so that its absence counts.
     let output = machine.run(&["status"]);
     let said = String::from_utf8(output.stdout).unwrap();
@@ -230,6 +231,24 @@ fn a_group_is_protected_shown_and_unprotected() {
     machine.good(&["unprotect", "shop"]);
     assert_eq!(machine.told(), ["stop shop"]);
     assert!(!file.exists() && !machine.path().join("state/shop").exists());
+}
+
+#[test]
+fn a_socket_is_named_as_clients_want_it_also_before_the_agent_runs() {
+    let machine = Machine::new(false);
+    fs::remove_file(machine.path().join("agent.sock")).unwrap();
+    let protect = |group, front| {
+        let words = ["protect", group, "--volume=data=@/disk.img", "--target=192.0.2.7"];
+        let said = machine.good(&[&words[..], &["--target-name=recovery", front]].concat());
+        fs::remove_file(machine.path().join(format!("agent.d/{group}.toml"))).unwrap();
+        assert!(said.contains("No agent runs"), "{said}");
+        said
+    };
+    let said = protect("shop", "--front=nbd-socket");
+    let uri = "nbd+unix:///data?socket=/run/tidemark/nbd/shop/data.sock";
+    assert!(said.contains(&format!("{uri} in place of")) && !said.contains("/dev"), "{said}");
+    let said = protect("store", "--front=ublk");
+    assert!(said.contains("/dev/tidemark/store/data in place of"), "{said}");
 }
 
 #[test]
@@ -304,4 +323,28 @@ fn branches_are_made_listed_and_dropped() {
     assert_eq!(all.lock().unwrap().len(), 1);
     assert!(machine.good(&["branch", "drop", "test"]).starts_with("Dropped branch test"));
     assert!(all.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_replica_is_forgotten_only_when_that_is_confirmed() {
+    let machine = Machine::new(false);
+    let forgotten: Arc<Mutex<Vec<String>>> = Arc::default();
+    let list = forgotten.clone();
+    let route = delete(async move |extract::Path(group): extract::Path<String>| {
+        if group == "live" {
+            return Err(ApiError::conflict("it is in the target's configuration"));
+        }
+        list.lock().unwrap().push(group);
+        Ok(Answer(Done {}))
+    });
+    machine.serve_target(Router::new().route("/v1/groups/{group}", route));
+    let output = machine.run(&["forget", "shop"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(said.contains("no way back; give --yes"), "{said}");
+    assert!(machine.bad(&["forget", "live", "--yes"]).contains("in the target's configuration"));
+    assert!(forgotten.lock().unwrap().is_empty());
+    let said = machine.good(&["forget", "shop", "--yes"]);
+    assert_eq!(said, "The target has removed all that it kept of the group 'shop'.\n");
+    assert_eq!(*forgotten.lock().unwrap(), ["shop"]);
 }

@@ -1,6 +1,8 @@
 //! Tests of the capture core and of the ring.
 
+mod busy;
 mod cases;
+mod checks;
 mod replica;
 mod ring;
 mod sim;

@@ -49,11 +49,11 @@ const MAP_ID: [u8; 16] = [3; 16];
 pub struct Asked {
     pub request: Request,
     /// The last sequence drawn when it was submitted, and when it was answered.
-    submitted_after: u64,
-    answered_at: Option<u64>,
+    pub submitted_after: u64,
+    pub answered_at: Option<u64>,
     /// Sectors carried out, and of those written with and without a record.
     pub carried_out: u64,
-    captured: u64,
+    pub captured: u64,
     pub uncaptured: u64,
     pub failed: bool,
 }
@@ -104,7 +104,7 @@ impl State {
         self.active.contains(&RegionId { volume: VolumeId(volume as u16 + 1), index: region })
     }
 
-    fn covers(&self, volume: usize, region: u32) -> bool {
+    pub fn covers(&self, volume: usize, region: u32) -> bool {
         self.is_active(volume, region)
             || self.is_uncaptured(volume, region)
             || self.maps[volume].dirty.get(region)
@@ -129,7 +129,7 @@ pub struct Sim {
     pub journal: Vec<Entry>,
     pub replayed: Replica,
     pub replayed_seq: u64,
-    shadow: RingReader,
+    pub shadow: RingReader,
     pub encoder: RingReader,
     pub target: Replica,
     pub durable: Replica,
@@ -145,12 +145,14 @@ pub struct Sim {
     pub unreadable: Option<(usize, std::ops::Range<u64>)>,
     pub calm: bool,
     /// The target has rotted, of which the source's marks cannot know.
-    rotten: bool,
+    pub rotten: bool,
     /// Whether the fronts ask for flushes at all.
     pub flushing: bool,
     /// Requests at once.
     pub depth: usize,
     pub garbage: u64,
+    /// Journal time.
+    now_ns: u64,
     seed: u64,
 }
 
@@ -236,10 +238,17 @@ impl Sim {
             flushing: random.percent(60),
             depth: [2, 8, 24][random.below(3) as usize],
             garbage: 1 << 60,
+            now_ns: 0,
             random,
             grain,
             seed,
         }
+    }
+
+    /// Time goes by, as long as several reads take at most.
+    pub fn wait(&mut self) {
+        self.now_ns += self.random.below(20_000_000);
+        self.core.set_now(self.now_ns);
     }
 
     pub fn submit(&mut self, volume: usize, ask: Ask, start: u64, sectors: u64) {
@@ -369,149 +378,6 @@ impl Sim {
         }
     }
 
-    fn completed(&mut self, id: RequestId, result: Result<(), i32>) {
-        let asked = &mut self.asked[id.0 as usize];
-        assert!(asked.answered_at.is_none(), "{id:?} is answered twice");
-        asked.answered_at = Some(self.core.last_seq().0);
-        assert_eq!(result.is_err(), asked.failed, "{id:?}");
-        if result.is_ok() {
-            assert_eq!(asked.carried_out, asked.request.sectors, "{id:?}: not all of it");
-        }
-        self.under_way -= 1;
-    }
-
-    /// Reads what was committed, ahead of the encoder.
-    pub fn decode(&mut self) {
-        let grain = self.grain;
-        let mut entry = None;
-        while self.shadow.take(|record, payload| {
-            entry = Some(Entry::new(grain, record, payload));
-            true
-        }) {
-            let entry = entry.take().expect("a record");
-            let (record, seq) = (entry.record, entry.record.seq.0);
-            assert_eq!(seq, self.replayed_seq + 1, "a sequence is missing");
-            self.replayed_seq = seq;
-            let in_gap = &self.replayed.in_gap;
-            self.owed.retain(|(volume, before)| *before >= seq || !in_gap[*volume]);
-            if record.kind != Kind::GapBegin {
-                let late = self.owed.iter().find(|(_, before)| *before < seq);
-                assert!(late.is_none(), "{record:?} before a gap-begin that is owed: {late:?}");
-            }
-            match record.kind {
-                Kind::Write => self.is_asked_for(&entry),
-                Kind::Zero | Kind::Discard => {
-                    let covers = |asked: &&Asked| {
-                        let Request { ask, start, sectors, volume, .. } = asked.request;
-                        let kind = match ask {
-                            Ask::Zero { .. } => Some(Kind::Zero),
-                            Ask::Discard => Some(Kind::Discard),
-                            _ => None,
-                        };
-                        kind == Some(record.kind)
-                            && volume == record.volume
-                            && start <= record.start
-                            && record.end().0 <= start.0 + sectors
-                            && asked.submitted_after < seq
-                            && asked.answered_at.is_none_or(|at| seq <= at)
-                    };
-                    assert!(self.asked.iter().any(|asked| covers(&asked)), "{record:?}");
-                }
-                _ => {}
-            }
-            self.replayed.apply(&entry);
-            self.journal.push(entry);
-        }
-    }
-
-    fn is_asked_for(&mut self, entry: &Entry) {
-        let record = &entry.record;
-        let first = self.grain.range(record.start.0, u64::from(record.sectors)).start;
-        let id = (entry.content[0] >> 24) - 1;
-        for (at, number) in entry.content.iter().enumerate() {
-            assert_eq!(*number, Sim::number(id, first + at), "not the bytes of the request");
-        }
-        let asked = &mut self.asked[id as usize];
-        assert_eq!(asked.request.volume, record.volume);
-        assert!(record.seq.0 > asked.submitted_after, "{record:?} is before what came before it");
-        assert!(asked.answered_at.is_none_or(|at| record.seq.0 <= at), "{record:?} is too late");
-        asked.captured += u64::from(record.sectors);
-        assert!(asked.captured <= asked.request.sectors, "{record:?} is there twice");
-    }
-
-    /// Whether the core waits for catch-up of a region, as far as it says.
-    fn waits_for_catch_up(&self, volume: usize, region: u32) -> bool {
-        self.core.map().uncaptured(VolumeId(volume as u16 + 1)).get(region)
-    }
-
-    /// Grains of a volume on which a write may be under way.
-    fn busy(&self, volume: usize, local_only: bool) -> Vec<bool> {
-        let mut busy = vec![false; self.disks[volume].len()];
-        for flight in self.flights.values() {
-            if flight.volume == volume && (flight.local || !local_only) {
-                busy[self.grain.range(flight.start, flight.sectors)].fill(true);
-            }
-        }
-        busy
-    }
-
-    /// The disk equals the journal, where nothing is under way and nothing waits for catch-up.
-    pub fn check_content(&mut self) {
-        if self.replayed_seq != self.core.last_seq().0 || self.doubting {
-            return;
-        }
-        for volume in 0..self.disks.len() {
-            let busy = self.busy(volume, false);
-            let (disk, replayed) = (&self.disks[volume], &self.replayed.volumes[volume]);
-            for grain in 0..disk.len() {
-                if disk[grain] == replayed[grain]
-                    || busy[grain]
-                    || self.replayed.unknown[volume][grain]
-                    || self.waits_for_catch_up(volume, self.grain.region(grain))
-                {
-                    continue;
-                }
-                panic!(
-                    "grain {grain} of volume {volume} is {:x} and {:x} in the journal",
-                    disk[grain], replayed[grain]
-                );
-            }
-        }
-    }
-
-    /// What differs from the final-durable state is marked on the state disk.
-    pub fn check_marks(&mut self) {
-        if self.rotten {
-            return;
-        }
-        for volume in 0..self.disks.len() {
-            let busy = self.busy(volume, true);
-            let durable = &self.durable.volumes[volume];
-            let (disk, stable) = (&self.disks[volume], &self.stable[volume].1);
-            for grain in 0..disk.len() {
-                let same = disk[grain] == durable[grain]
-                    && stable[grain] == durable[grain]
-                    && !busy[grain];
-                let region = self.grain.region(grain);
-                assert!(
-                    same || self.durable.unknown[volume][grain]
-                        || self.state.covers(volume, region),
-                    "region {region} of volume {volume} differs at grain {grain} and is not marked"
-                );
-            }
-        }
-    }
-
-    /// At the end each write is in the journal as far as it was not let through without a record.
-    fn check_requests(&self) {
-        for asked in &self.asked {
-            assert!(asked.answered_at.is_some());
-            if matches!(asked.request.ask, Ask::Write { .. }) && !asked.failed {
-                assert_eq!(asked.captured + asked.uncaptured, asked.request.sectors);
-            }
-        }
-    }
-
     /// With everything answered and nothing failing, all is sent and all marks are dropped.
     pub fn come_to_rest(&mut self) {
         self.calm = true;
@@ -519,6 +385,7 @@ impl Sim {
         let volumes = self.disks.len() as u16;
         for round in 0.. {
             assert!(round < 3000, "stuck: {} tasks, {:?}", self.tasks.len(), self.core.counters());
+            self.wait();
             self.step_doubt();
             if self.link.is_none() && !self.doubting {
                 self.set_link(Some(Mode::Offer));

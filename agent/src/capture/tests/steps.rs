@@ -46,6 +46,7 @@ pub enum Task {
 
 impl Sim {
     pub fn step(&mut self) {
+        self.wait();
         match self.random.below(1000) {
             0..290 if self.under_way < self.depth => self.submit_some(),
             290..740 => self.step_task(),

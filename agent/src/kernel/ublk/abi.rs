@@ -216,8 +216,6 @@ pub const STATE_QUIESCED: u16 = 2;
 /// Its server is gone, requests fail.
 pub const STATE_FAIL_IO: u16 = 3;
 
-/// Result of a fetch: a write's payload is wanted at an address (`NEED_GET_DATA`).
-pub const RES_NEED_GET_DATA: i32 = 1;
 /// Result of a fetch: the device is going away, do not fetch again.
 pub const RES_ABORT: i32 = -libc::ENODEV;
 
@@ -278,8 +276,6 @@ pub const CMD_GET_FEATURES: u32 = control(READ, 0x13);
 pub const IO_FETCH_REQ: u32 = io(0x20);
 /// Answer one request and hand out the next.
 pub const IO_COMMIT_AND_FETCH_REQ: u32 = io(0x21);
-/// Say where a write's payload shall go.
-pub const IO_NEED_GET_DATA: u32 = io(0x22);
 
 #[cfg(test)]
 mod tests {
@@ -299,7 +295,6 @@ mod tests {
         assert_eq!(CMD_GET_FEATURES, 0x8020_7513);
         assert_eq!(IO_FETCH_REQ, 0xc010_7520);
         assert_eq!(IO_COMMIT_AND_FETCH_REQ, 0xc010_7521);
-        assert_eq!(IO_NEED_GET_DATA, 0xc010_7522);
     }
 
     #[test]

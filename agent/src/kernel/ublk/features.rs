@@ -9,7 +9,7 @@ use std::ops::BitOr;
 pub struct Features(u64);
 
 impl Features {
-    /// A write's payload is asked for separately, so the server can choose where it goes.
+    /// A write's payload is asked for separately, so the server can choose where it goes. Not used.
     pub const NEED_GET_DATA: Self = Self(1 << 2);
     /// The device outlives its server; requests wait for the next one.
     pub const USER_RECOVERY: Self = Self(1 << 3);

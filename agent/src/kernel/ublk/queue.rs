@@ -32,9 +32,6 @@ pub enum WriteTransfer {
     /// itself: a write's payload is there when it is handed out, a read's must be there when it is
     /// answered.
     Buffers,
-    /// [`Features::NEED_GET_DATA`]: as `Buffers`, except that a write is handed out first without
-    /// its payload, and [`Queue::get_data`] says where that shall go.
-    GetData,
 }
 
 /// A request's operation.
@@ -176,8 +173,6 @@ impl Queue {
         let registered = ring.add_file(device.clone())?;
         let transfer = if info.features.contains(Features::USER_COPY) {
             WriteTransfer::UserCopy
-        } else if info.features.contains(Features::NEED_GET_DATA) {
-            WriteTransfer::GetData
         } else {
             WriteTransfer::Buffers
         };
@@ -255,25 +250,6 @@ impl Queue {
         token: Token,
     ) -> Result<(), QueueError> {
         self.command(ring, abi::IO_COMMIT_AND_FETCH_REQ, tag, result, self.buffer(tag)?, token)
-    }
-
-    /// With [`WriteTransfer::GetData`], after a completion of [`abi::RES_NEED_GET_DATA`]: has the
-    /// payload put at `offset` of `region`, which must have been added to `ring`. The next completion
-    /// of the tag hands out the request.
-    ///
-    /// # Errors
-    /// No such tag, or out of bounds.
-    pub fn get_data(
-        &self,
-        ring: &mut Ring,
-        tag: u16,
-        region: &Region,
-        offset: u64,
-        token: Token,
-    ) -> Result<(), QueueError> {
-        let len = self.desc(tag)?.len_bytes();
-        let address = region.pointer(offset, len)?;
-        self.command(ring, abi::IO_NEED_GET_DATA, tag, 0, Some(address), token)
     }
 
     /// With [`WriteTransfer::UserCopy`]: copies `len` bytes of a write's payload, from its byte
@@ -378,8 +354,7 @@ impl Queue {
         self.check(tag)?;
         let address = address.map_or(0, |at| at.as_ptr() as usize as u64);
         let entry = entry(self.device.as_raw_fd(), number, self.queue_id, tag, result, address);
-        // SAFETY: the ring holds the device open (`add_file`) and the buffers mapped (`add_region`);
-        // a region given to `get_data` was added by the caller.
+        // SAFETY: the ring holds the device open (`add_file`) and the buffers mapped (`add_region`).
         Ok(unsafe { ring.push(entry, token) }?)
     }
 

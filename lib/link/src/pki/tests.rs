@@ -1,4 +1,5 @@
 use rcgen::{CertificateParams, KeyPair};
+use rustls::client::{WebPkiServerVerifier, danger::ServerCertVerifier};
 
 use super::*;
 
@@ -105,4 +106,46 @@ fn a_certificate_names_exactly_one_node() {
     }
     assert!(peer_name(&[]).is_err());
     assert!(peer_name(&[CertificateDer::from(vec![1, 2, 3])]).is_err());
+}
+
+#[test]
+fn a_node_is_verified_by_its_addresses_and_stays_who_it_is() {
+    let authority = Authority::create("test").unwrap();
+    let addresses = ["192.0.2.7", "2001:db8::7", "DR.example.org."].map(|a| a.parse().unwrap());
+    let pem = authority.issue_for(&name("recovery"), &addresses).unwrap();
+    let identity =
+        Identity::from_pem(pem.certificate_pem.as_bytes(), pem.key_pem.as_bytes()).unwrap();
+    assert_eq!(identity.name(), &name("recovery"));
+
+    let trust = Trust::from_pem(authority.pem().certificate_pem.as_bytes()).unwrap();
+    let verifier = WebPkiServerVerifier::builder_with_provider(trust.0, provider()).build();
+    let verifier = verifier.unwrap();
+    let is_verified_as = |host: &'static str| {
+        let (host, now) = (ServerName::try_from(host).unwrap(), rustls_pki_types::UnixTime::now());
+        verifier.verify_server_cert(&identity.chain()[0], &[], &host, &[], now).is_ok()
+    };
+    for good in ["192.0.2.7", "2001:db8::7", "dr.example.org", "recovery.tidemark.internal"] {
+        assert!(is_verified_as(good), "{good}");
+    }
+    for bad in ["192.0.2.8", "2001:db8::8", "example.org", "db.tidemark.internal"] {
+        assert!(!is_verified_as(bad), "{bad}");
+    }
+}
+
+#[test]
+fn an_address_is_a_host_name_or_an_ip_address_and_no_node() {
+    for bad in [
+        "",
+        ".",
+        "a b",
+        "192.0.2.256",
+        "192.0.2.7:10809",
+        "https://example.org",
+        "*.example.org",
+        "db.tidemark.internal",
+        "DB.Tidemark.Internal.",
+        "tidemark.internal",
+    ] {
+        assert!(matches!(bad.parse::<Address>(), Err(PkiError::Address(_))), "{bad:?}");
+    }
 }

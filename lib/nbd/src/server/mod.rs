@@ -36,9 +36,12 @@ pub struct Limits {
     /// Payload bytes of one connection under way at once. One request is let in whatever its
     /// size, so the true bound is the larger of this and an export's maximum payload.
     pub in_flight_bytes: usize,
-    /// Time for each step of the handshake: greeting, TLS, one option with its reply.
+    /// Time for each exchange of the handshake: the greeting, TLS in one go, the arrival of an
+    /// option, the sending of its reply. It runs on the wall clock, so it must leave room for a
+    /// machine that is busy with other work: a TLS handshake costs both sides some computing. What
+    /// a stranger who says nothing gains by a longer time is one of `connections` for that long.
     pub option_timeout: Duration,
-    /// Time for the whole handshake.
+    /// Time for all options together; anew after TLS has been started.
     pub handshake_timeout: Duration,
     /// How long a client may stop in the middle of a message, or leave replies unread. Between
     /// requests it may be idle for ever; on TCP, keep-alive finds out whether it is still there.
@@ -51,7 +54,7 @@ impl Default for Limits {
             connections: 256,
             in_flight_requests: 256,
             in_flight_bytes: 64 << 20,
-            option_timeout: Duration::from_secs(10),
+            option_timeout: Duration::from_secs(30),
             handshake_timeout: Duration::from_secs(120),
             stall_timeout: Duration::from_secs(120),
         }

@@ -10,9 +10,9 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use tidemark_link::NodeName;
-use tidemark_link::pki::{Authority, CertificateAndKey};
+use tidemark_link::pki::{Address, Authority, CertificateAndKey};
 
-use crate::cli::Init;
+use crate::cli::{Init, NodeArgument};
 use crate::output::Output;
 
 /// Where a node looks for its files unless its configuration says otherwise.
@@ -29,13 +29,15 @@ struct Made {
 #[derive(Serialize)]
 struct MadeNode {
     name: NodeName,
+    /// At which NBD clients reach it, besides its name.
+    addresses: Vec<Address>,
     dir: PathBuf,
 }
 
 /// Makes the authority, if there is none, and the nodes' certificates.
 pub fn run(args: &Init, output: Output) -> Result<ExitCode> {
     let nodes_dir = args.dir.join("nodes");
-    for name in &args.nodes {
+    for NodeArgument { name, .. } in &args.nodes {
         let dir = nodes_dir.join(name.as_str());
         if dir.exists() && !args.renew {
             bail!(
@@ -48,14 +50,14 @@ pub fn run(args: &Init, output: Output) -> Result<ExitCode> {
     let (authority, authority_made) = authority(&args.dir)?;
     make_directory(&nodes_dir)?;
     let mut nodes = Vec::new();
-    for name in &args.nodes {
-        let issued = authority.issue(name).context("cannot make the certificate")?;
+    for NodeArgument { name, addresses } in &args.nodes {
+        let issued = authority.issue_for(name, addresses).context("cannot make the certificate")?;
         let dir = nodes_dir.join(name.as_str());
         make_directory(&dir)?;
         write(&dir.join("ca.pem"), &authority.pem().certificate_pem, 0o644)?;
         write(&dir.join("node.pem"), &issued.certificate_pem, 0o644)?;
         write(&dir.join("node.key"), &issued.key_pem, 0o600)?;
-        nodes.push(MadeNode { name: name.clone(), dir });
+        nodes.push(MadeNode { name: name.clone(), addresses: addresses.clone(), dir });
     }
     let made = Made { dir: args.dir.clone(), authority_made, nodes };
     output.answer(&made, || say(&made))?;
@@ -131,3 +133,6 @@ fn write(path: &Path, text: &str, mode: u32) -> Result<()> {
     };
     written().with_context(|| format!("cannot write {}", path.display()))
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,10 +9,12 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::Serialize;
-use tidemark_agent::config::{AgentConfig, GROUP_DIRECTORY, NODE_FILE, TlsConfig};
+use tidemark_agent::config::{
+    AgentConfig, GROUP_DIRECTORY, GroupConfig, NODE_FILE, TlsConfig, VolumeConfig,
+};
 use tidemark_agent::kernel::udev;
 use tidemark_control::ClientError;
-use tidemark_control::agent::AgentStatus;
+use tidemark_control::agent::{AgentStatus, FrontKind};
 use tidemark_control::config::{ConfigError, Source};
 use tidemark_journal::GroupId;
 use tidemark_link::pki;
@@ -44,8 +46,38 @@ struct ProtectedVolume {
     name: String,
     backing: PathBuf,
     size_bytes: u64,
-    /// What to use from now on.
+    /// What to use from now on: a device, or the socket of a plain NBD front.
     device: PathBuf,
+    /// The same as NBD clients name it, when it is a socket.
+    uri: Option<String>,
+}
+
+impl ProtectedVolume {
+    fn new(config: &AgentConfig, group: &GroupConfig, volume: &VolumeConfig, disk: &Disk) -> Self {
+        let device = match volume.front.kind() {
+            Some(FrontKind::NbdSocket) => config.node.socket_of(&group.name, volume),
+            _ => Path::new("/dev/tidemark").join(group.name.as_str()).join(volume.name.as_str()),
+        };
+        let mut protected = ProtectedVolume {
+            name: volume.name.to_string(),
+            backing: volume.backing.clone(),
+            size_bytes: disk.inspection.geometry.size_bytes,
+            device: PathBuf::new(),
+            uri: None,
+        };
+        protected.is_at(device);
+        protected
+    }
+
+    fn is_at(&mut self, device: PathBuf) {
+        let uri = || words::nbd_uri(&device, &self.name);
+        self.uri = (!device.starts_with("/dev")).then(uri);
+        self.device = device;
+    }
+
+    fn place(&self) -> String {
+        self.uri.clone().unwrap_or_else(|| self.device.display().to_string())
+    }
 }
 
 /// Protects disks.
@@ -71,7 +103,7 @@ pub fn run(args: &Protect, global: &Global, output: Output) -> Result<ExitCode> 
         .collect::<Result<Vec<_>>>()?;
     let id = GroupId::random().context("no randomness for the group's id")?;
     let text = group_file(args, id, &disks);
-    admit(directory, node.as_ref(), &Source::new(&file, text.as_str()))?;
+    let config = admit(directory, node.as_ref(), &Source::new(&file, text.as_str()))?;
 
     let mut plan = Vec::new();
     plan.extend(node.map(|node| (directory.join(NODE_FILE), node)));
@@ -79,22 +111,18 @@ pub fn run(args: &Protect, global: &Global, output: Output) -> Result<ExitCode> 
         plan.extend(disk.hide_rule(args.group.as_str())?);
     }
     plan.push((file.clone(), text));
-    let device =
-        |disk: &Disk| Path::new("/dev/tidemark").join(args.group.as_str()).join(disk.name.as_str());
+    let group = config.group(args.group.as_str()).context("the group that was just added")?;
     let mut done = Protected {
         group: args.group.to_string(),
         id,
         dry_run: args.dry_run,
         files: plan.iter().map(|(path, _)| path.clone()).collect(),
         running: false,
-        volumes: disks
+        volumes: group
+            .volumes
             .iter()
-            .map(|disk| ProtectedVolume {
-                name: disk.name.to_string(),
-                backing: disk.backing.clone(),
-                size_bytes: disk.inspection.geometry.size_bytes,
-                device: device(disk),
-            })
+            .zip(&disks)
+            .map(|(volume, disk)| ProtectedVolume::new(&config, group, volume, disk))
             .collect(),
     };
     if args.dry_run {
@@ -158,8 +186,8 @@ fn not_twice(directory: &Path, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether the group goes together with what is configured.
-fn admit(directory: &Path, node: Option<&String>, source: &Source) -> Result<()> {
+/// What is configured with the group, if they go together.
+fn admit(directory: &Path, node: Option<&String>, source: &Source) -> Result<AgentConfig> {
     let mut config = match node {
         Some(node) => AgentConfig::of_node(&Source::new(&directory.join(NODE_FILE), node.as_str())),
         None => AgentConfig::load(directory).map(|loaded| loaded.config),
@@ -167,7 +195,8 @@ fn admit(directory: &Path, node: Option<&String>, source: &Source) -> Result<()>
     config.add(source).map_err(|error| match error {
         ConfigError::Content { sentence, .. } => anyhow!(Usage(sentence)),
         error => error.into(),
-    })
+    })?;
+    Ok(config)
 }
 
 /// Has a running agent take the group up, and learns its devices; or learns why it cannot. Without
@@ -187,7 +216,7 @@ fn start(global: &Global, done: &mut Protected) -> Result<Option<String>> {
     let group = status.groups.into_iter().find(|group| group.name == done.group);
     for seen in group.into_iter().flat_map(|group| group.volumes) {
         if let Some(volume) = done.volumes.iter_mut().find(|volume| volume.name == seen.name) {
-            volume.device = seen.device;
+            volume.is_at(seen.device);
         }
     }
     Ok(None)
@@ -220,12 +249,12 @@ fn say(done: &Protected, file: &Path) -> String {
         let _ = writeln!(
             out,
             "  {} in place of {} ({})",
-            volume.device.display(),
+            volume.place(),
             volume.backing.display(),
             words::bytes(volume.size_bytes)
         );
     }
-    if done.volumes.iter().any(|volume| volume.device.starts_with("/dev")) {
+    if done.volumes.iter().any(|volume| volume.uri.is_none()) {
         let _ =
             writeln!(out, "In /etc/fstab, a device under /dev/tidemark needs the option _netdev.");
     }

@@ -1,0 +1,91 @@
+//! The sending side of a session: frames out of the outbox, and heartbeats between them.
+
+use std::{cell::RefCell, rc::Rc, sync::Arc, time::Instant};
+
+use anyhow::Context;
+use tidemark_journal::{Ancestry, FrameView, Position, cut};
+use tidemark_link::{
+    conn::Sender,
+    message::{Heartbeat, Message},
+    throttle::{Schedule, Throttle},
+};
+
+use super::{HEARTBEAT, Shared};
+use crate::{encoder, engine::Engine, outbox::Outbox, state::keeper::Keeper};
+
+/// What sends, while a session lasts.
+pub(super) struct SendLoop {
+    pub sender: Sender,
+    pub from: Position,
+    pub ancestry: Ancestry,
+    pub outbox: Arc<Outbox>,
+    pub encoder: encoder::Waker,
+    pub engine: Engine,
+    pub keeper: Keeper,
+    pub shared: Arc<Shared>,
+    pub beats: Rc<RefCell<Option<(u64, Instant)>>>,
+    pub throttle: Schedule,
+}
+
+impl SendLoop {
+    /// Sends until the connection ends.
+    pub async fn run(mut self) -> anyhow::Result<()> {
+        self.sender.set_throttle(Throttle::new(self.throttle.clone()), crate::clock::minute_of_day);
+        let mut beat_at = tokio::time::Instant::now();
+        let mut number = 0;
+        // Until something can be vouched for, a heartbeat says only that we are alive.
+        let mut vouch = Heartbeat {
+            number: 0,
+            journal_ns: 0,
+            wall_ns: 0,
+            vouched: self.from,
+            map_generation: self.keeper.generation(),
+        };
+        let outbox = self.outbox.clone();
+        loop {
+            // Either wakes it; what there is to do is looked at below. While frames are held, since
+            // the target is full, that is heartbeats alone.
+            let _ = tokio::time::timeout_at(beat_at, outbox.filled.notified()).await;
+            loop {
+                if tokio::time::Instant::now() >= beat_at {
+                    beat_at = tokio::time::Instant::now() + HEARTBEAT;
+                    number += 1;
+                    self.heartbeat(number, &mut vouch).await?;
+                }
+                let Some(frame) = outbox.lend() else { break };
+                self.encoder.wake();
+                let sent = if frame.info().before.seq < self.from.seq {
+                    self.send_tail(&frame).await?
+                } else {
+                    self.sender.send_frame(&[&frame]).await?;
+                    frame.len() as u64
+                };
+                drop(frame);
+                self.shared.status().sent_bytes += sent;
+            }
+            self.encoder.wake();
+            self.sender.flush().await?;
+        }
+    }
+
+    /// The first frame may begin before the position at which the replica ends.
+    async fn send_tail(&mut self, frame: &[u8]) -> anyhow::Result<u64> {
+        let view = FrameView::parse(frame).context("a frame of our own is damaged")?;
+        let Some(tail) = cut::tail(&view, self.from.seq) else { return Ok(0) };
+        self.sender.send_frame(&[&tail]).await?;
+        Ok(tail.len() as u64)
+    }
+
+    async fn heartbeat(&mut self, number: u64, vouch: &mut Heartbeat) -> anyhow::Result<()> {
+        let snapshot = self.engine.snapshot();
+        // Only what has been sent can be vouched for.
+        if let Some(seq) = snapshot.vouched.filter(|seq| self.outbox.sent_through(*seq)) {
+            vouch.vouched = self.ancestry.at(seq);
+            (vouch.journal_ns, vouch.wall_ns) = (snapshot.journal_ns, snapshot.wall_ns);
+        }
+        (vouch.number, vouch.map_generation) = (number, self.keeper.generation());
+        *self.beats.borrow_mut() = Some((number, Instant::now()));
+        self.sender.send(&Message::Heartbeat(*vouch)).await?;
+        Ok(())
+    }
+}
