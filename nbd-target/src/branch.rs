@@ -73,7 +73,7 @@ impl Branch {
             anyhow::anyhow!("@seq:{at} of branch '{name}' is gone; the oldest is @seq:{oldest}")
         })?;
         let dir = branch_dir(parent, name);
-        let options = log_options(store, false);
+        let options = log_options(store, None);
         let log_name = format!("{}/{name}", parent.name());
         let known = catalogue.segments(&log_name)?;
         let group = parent.group().id;
@@ -84,11 +84,11 @@ impl Branch {
         let found = recover::recover(&dir.join("log"), caches, &options, &expected, &*follower)
             .with_context(|| format!("cannot recover the branch '{name}'"))?;
         let journal = Journal::new(group, &dir.join("log"), caches, found.segments, found.end);
-        let gate = watch::Sender::new(None);
-        let (writer, owner) =
-            log::new(Arc::new(journal), follower, options, gate.subscribe(), found.start);
+        // A branch has no size, so nobody holds anything up.
+        let (_, held) = watch::channel(None);
+        let (writer, owner) = log::new(Arc::new(journal), follower, options, held, found.start);
         let (queue, requests) = mpsc::channel(QUEUE_MAX);
-        let task = writing::run(writer.clone(), group, row.term.id, found.end, requests, gate);
+        let task = writing::run(writer.clone(), group, row.term.id, found.end, requests);
         let branch = Branch {
             name: name.to_owned(),
             row,

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::Context;
 use tidemark_link::message::{Heartbeat, Hello};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use crate::{
     catalogue::{Catalogue, GroupRow},
@@ -29,6 +29,8 @@ pub struct Groups {
     caches: Arc<Caches>,
     /// Owners of logs, for the link's thread to run.
     owners: mpsc::UnboundedSender<Owner>,
+    /// A window should be looked at.
+    attention: Arc<Notify>,
     table: Mutex<BTreeMap<String, Entry>>,
 }
 
@@ -81,6 +83,7 @@ impl Groups {
             catalogue: Arc::clone(catalogue),
             caches: Caches::new(pages as usize, chunks as usize),
             owners,
+            attention: Arc::default(),
             table: Mutex::default(),
         };
         for config in configs {
@@ -110,6 +113,11 @@ impl Groups {
     /// The caches of all logs.
     pub fn caches(&self) -> &Arc<Caches> {
         &self.caches
+    }
+
+    /// Waits until a window should be looked at before its time.
+    pub async fn attention(&self) {
+        self.attention.notified().await;
     }
 
     /// Has a log's owner run on the link's thread.
@@ -224,8 +232,14 @@ impl Groups {
 
     fn open_replica(&self, config: &GroupConfig) -> anyhow::Result<Arc<Replica>> {
         let dir = self.dir.join(&config.name);
-        let (replica, owner) =
-            Replica::open(config, &self.store, &dir, &self.catalogue, &self.caches)?;
+        let (replica, owner) = Replica::open(
+            config,
+            &self.store,
+            &dir,
+            &self.catalogue,
+            &self.caches,
+            &self.attention,
+        )?;
         self.run_owner(owner)?;
         Ok(Arc::new(replica))
     }

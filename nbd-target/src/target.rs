@@ -283,8 +283,8 @@ async fn link_thread(
     }
 }
 
-/// Once a second: vitals are kept and the windows looked at. Folding goes on beside it, since the
-/// log must be closed in time also while a segment is being folded.
+/// Once a second vitals are kept; then, and whenever a log has grown by a segment or waits, the
+/// windows are looked at. Folding goes on beside it, since time must go on meanwhile.
 async fn housekeeping(
     groups: Arc<Groups>,
     latest: Arc<LatestTable>,
@@ -292,16 +292,23 @@ async fn housekeeping(
 ) {
     let segment = groups.store().segment;
     let mut folding: HashMap<String, tokio::task::JoinHandle<()>> = HashMap::new();
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        tokio::select! {
+        let in_time = tokio::select! {
             _ = ending.wait_for(|ending| *ending) => return,
-            () = tokio::time::sleep(TICK) => {}
-        }
+            _ = ticks.tick() => true,
+            () = groups.attention() => false,
+        };
         let (groups, latest) = (Arc::clone(&groups), Arc::clone(&latest));
         let tick = move || {
             latest.forget_gone();
             let look = |replica: &Arc<Replica>| {
-                if let Err(error) = replica.ledger().keep_vitals() {
+                let stalled = replica.journal().progress().stalled.is_some();
+                if stalled && groups.session(replica.name()).0.is_some() {
+                    replica.ledger().waited();
+                }
+                if in_time && let Err(error) = replica.ledger().keep_vitals() {
                     tracing::warn!(group = replica.name(), "{error:#}");
                 }
                 retention::look(replica, groups.store().segment)

@@ -177,6 +177,9 @@ impl Sessions {
             }
         };
         if let Err(refusal) = settle(&replica).await {
+            if refusal.code == RefuseCode::Full {
+                replica.ledger().waited();
+            }
             return Ok(Some(refusal));
         }
         let position = replica.journal().progress().durable;
