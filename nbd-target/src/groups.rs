@@ -87,9 +87,9 @@ impl Groups {
             table: Mutex::default(),
         };
         for config in configs {
-            if groups.row(&config.name).is_some() {
+            if groups.row(config.name.as_str()).is_some() {
                 let replica = groups.open_replica(config)?;
-                groups.table().entry(config.name.clone()).or_default().replica = Some(replica);
+                groups.table().entry(config.name.to_string()).or_default().replica = Some(replica);
             }
         }
         Ok(groups)
@@ -160,7 +160,7 @@ impl Groups {
         }
         let (groups, name, hello) = (Arc::clone(self), name.to_owned(), hello.clone());
         blocking(move || {
-            let config = groups.configs.iter().find(|config| config.name == name);
+            let config = groups.configs.iter().find(|config| config.name.as_str() == name);
             let config = config.context("the group is not configured")?;
             if groups.row(&name).is_none() {
                 Replica::create(config, &groups.catalogue, &hello)?;
@@ -231,7 +231,7 @@ impl Groups {
     }
 
     fn open_replica(&self, config: &GroupConfig) -> anyhow::Result<Arc<Replica>> {
-        let dir = self.dir.join(&config.name);
+        let dir = self.dir.join(config.name.as_str());
         let (replica, owner) = Replica::open(
             config,
             &self.store,

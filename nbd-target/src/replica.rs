@@ -69,7 +69,7 @@ impl Replica {
         caches: &Arc<Caches>,
         attention: &Arc<Notify>,
     ) -> anyhow::Result<(Replica, Owner)> {
-        let name = &config.name;
+        let name = config.name.as_str();
         let group = catalogue.group(name)?.context("the group is not in the catalogue")?;
         let ledger = Arc::new(Ledger::open(name, catalogue, attention)?);
         let options = log_options(store, Some(config.size_max.0));
@@ -102,7 +102,7 @@ impl Replica {
         let base = Base::open(&dir.join("base"))
             .with_context(|| format!("cannot open the base of group '{name}'"))?;
         let replica = Replica {
-            name: name.clone(),
+            name: name.to_owned(),
             config: config.clone(),
             dir: dir.to_owned(),
             group: RwLock::new(group),
@@ -132,7 +132,7 @@ impl Replica {
             ancestry: hello.ancestry.clone(),
             created_ns: clock::wall_ns(),
         };
-        catalogue.put_group(&config.name, &row, &HistoryRow::default())
+        catalogue.put_group(config.name.as_str(), &row, &HistoryRow::default())
     }
 
     /// Takes a greeting in: the path of terms and the volumes, durably.

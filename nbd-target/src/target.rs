@@ -82,7 +82,6 @@ impl Target {
     /// # Errors
     /// A sentence that says what cannot be opened, read or listened on.
     pub fn start(config: &Config) -> anyhow::Result<Target> {
-        config.check().map_err(anyhow::Error::msg)?;
         let dir = config.data_dir.clone();
         std::fs::create_dir_all(&dir)
             .with_context(|| format!("cannot create {}", dir.display()))?;
@@ -126,18 +125,16 @@ impl Target {
             });
         }
         let (end, ending) = watch::channel(false);
-        if let Some(path) = &config.api.socket {
-            let about = api::About {
-                node: identity.name().clone(),
-                nbd_listen: nbd_addr,
-                nbd_unix: config.nbd.unix.clone(),
-            };
-            let api = api::Api::new(about, Arc::clone(&groups), Arc::clone(&branches));
-            let inside = runtime.enter();
-            let socket = tidemark_control::server::Socket::bind(path)?;
-            drop(inside);
-            runtime.spawn(api.serve(socket, ending.clone()));
-        }
+        let about = api::About {
+            node: identity.name().clone(),
+            nbd_listen: nbd_addr,
+            nbd_unix: config.nbd.unix.clone(),
+        };
+        let api = api::Api::new(about, Arc::clone(&groups), Arc::clone(&branches));
+        let inside = runtime.enter();
+        let socket = tidemark_control::server::Socket::bind(&config.api.socket)?;
+        drop(inside);
+        runtime.spawn(api.serve(socket, ending.clone()));
         runtime.spawn(housekeeping(Arc::clone(&groups), latest, ending.clone()));
 
         let (ready, started) = std::sync::mpsc::channel();

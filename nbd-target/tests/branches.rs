@@ -11,7 +11,7 @@ use tidemark_nbd::Zeroing;
 const MIB: usize = 1 << 20;
 
 async fn api(lab: &Lab) -> TargetClient {
-    TargetClient::new(lab.config.api.socket.as_deref().expect("configured"))
+    TargetClient::new(&lab.config.api.socket)
 }
 
 fn request(name: &str, point: &str) -> BranchRequest {

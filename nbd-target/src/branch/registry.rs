@@ -2,10 +2,12 @@
 
 use std::{
     collections::BTreeMap,
+    str::FromStr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use anyhow::Context;
+use tidemark_control::config::Name;
 use tidemark_journal::{Term, TermId};
 use tokio::runtime::Handle;
 
@@ -105,7 +107,7 @@ impl Branches {
             Some(name) => name.clone(),
             None => made_up(&new.group, &table),
         };
-        check_name(&name)?;
+        Name::from_str(&name).map_err(|error| BranchError::Refused(error.to_string()))?;
         if table.contains_key(&name) {
             return Err(BranchError::Conflict(format!("there is a branch '{name}' already")));
         }
@@ -213,17 +215,6 @@ pub fn volumes(branch: &Branch) -> Vec<(String, tidemark_journal::VolumeId, u64)
         });
         good.map(|volume| (volume.name.clone(), volume.id, volume.sectors_at(seq))).collect()
     })
-}
-
-fn check_name(name: &str) -> Result<(), BranchError> {
-    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if name.is_empty() || name.len() > 63 || !name.chars().all(good) || name.starts_with('.') {
-        return Err(BranchError::Refused(format!(
-            "the branch name '{name}' must have 1 to 63 letters, digits, '-', '_' or '.', and not \
-             begin with a dot"
-        )));
-    }
-    Ok(())
 }
 
 fn made_up(group: &str, table: &BTreeMap<String, Arc<Branch>>) -> String {

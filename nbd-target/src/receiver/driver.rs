@@ -121,7 +121,7 @@ impl Sessions {
         };
         let admitted = admit(&hello, &peer, self.groups.configs(), |name| self.groups.row(name));
         let (name, protocol) = match admitted {
-            Ok((config, protocol)) => (config.name.clone(), protocol),
+            Ok((config, protocol)) => (config.name.to_string(), protocol),
             Err(refusal) => {
                 tracing::warn!(%peer, group = %hello.group.name, "refused: {refusal}");
                 return send_last(sender, Message::Refuse(refusal)).await;

@@ -6,7 +6,7 @@ const MIB: u64 = 1 << 20;
 
 fn config() -> GroupConfig {
     GroupConfig {
-        name: "shop".to_owned(),
+        name: "shop".parse().expect("a name"),
         node: "db1".parse().expect("a name"),
         window: Seconds(100),
         window_min: Seconds(10),
