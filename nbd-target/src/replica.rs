@@ -303,6 +303,16 @@ impl Replica {
         });
     }
 
+    /// Tells people something that they should know, once.
+    pub fn notice(&self, sentence: String) {
+        const NOTICES_MAX: usize = 20;
+        let mut notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
+        if notices.len() < NOTICES_MAX && !notices.contains(&sentence) {
+            tracing::error!(group = %self.name, "{sentence}");
+            notices.push(sentence);
+        }
+    }
+
     /// What people should know.
     pub fn notices(&self) -> Vec<String> {
         self.notices.lock().unwrap_or_else(PoisonError::into_inner).clone()

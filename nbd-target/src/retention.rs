@@ -147,16 +147,19 @@ pub fn fold_oldest(replica: &Replica) -> anyhow::Result<bool> {
         return Ok(false);
     }
     ledger.keep_history()?;
-    fold::fold(replica.base(), segment, |_| Ok(()))
+    let damage = fold::fold(replica.base(), segment, |_| Ok(()))
         .with_context(|| format!("cannot fold segment {} into the base", segment.number()))?;
+    for sentence in damage {
+        replica
+            .notice(format!("{sentence}; it is unknown in the base, 'tidemark verify' mends it"));
+    }
     ledger.change(|row| {
         row.base = last;
         row.first_segment = segment.number() + 1;
     });
     ledger.keep(|row| replica.catalogue().fold_history(replica.name(), row))?;
     for removed in replica.journal().remove_through(segment.number()) {
-        std::fs::remove_file(removed.path())
-            .with_context(|| format!("cannot remove {}", removed.path().display()))?;
+        removed.remove().with_context(|| format!("cannot remove {}", removed.path().display()))?;
     }
     tracing::info!(group = replica.name(), segment = segment.number(), "folded into the base");
     Ok(true)
