@@ -77,6 +77,8 @@ pub struct NbdConfig {
     pub require_client_certificate: bool,
     /// How long `@latest` stays at one moment after a client's last connection has gone.
     pub latest_linger: Seconds,
+    /// How long a temporary branch stays when nobody has it open.
+    pub temporary_linger: Seconds,
 }
 
 /// The local interface.
@@ -127,8 +129,13 @@ impl Default for StoreConfig {
 
 impl Default for NbdConfig {
     fn default() -> NbdConfig {
-        let latest_linger = Seconds(10);
-        NbdConfig { unix: None, listen: None, require_client_certificate: true, latest_linger }
+        NbdConfig {
+            unix: None,
+            listen: None,
+            require_client_certificate: true,
+            latest_linger: Seconds(10),
+            temporary_linger: Seconds(24 * 3600),
+        }
     }
 }
 

@@ -135,7 +135,13 @@ impl Target {
         let socket = tidemark_control::server::Socket::bind(&config.api.socket)?;
         drop(inside);
         runtime.spawn(api.serve(socket, ending.clone()));
-        runtime.spawn(housekeeping(Arc::clone(&groups), latest, ending.clone()));
+        let own_branches = Arc::clone(&branches);
+        let temporary_linger = config.nbd.temporary_linger.duration();
+        let every_tick = move || {
+            latest.forget_gone();
+            own_branches.look_after(temporary_linger);
+        };
+        runtime.spawn(housekeeping(Arc::clone(&groups), every_tick, ending.clone()));
 
         let (ready, started) = std::sync::mpsc::channel();
         let pulse = Arc::new(Pulse { start: Instant::now(), beat_ms: AtomicU64::new(0) });
@@ -235,6 +241,11 @@ impl Target {
                 tracing::error!(group = replica.name(), "{error:#}");
             }
         }
+        for branch in self.branches.list() {
+            if let Err(error) = branch.keep_vitals(self.groups.catalogue()) {
+                tracing::error!(branch = branch.name(), "{error:#}");
+            }
+        }
         runtime.shutdown_background();
     }
 }
@@ -280,11 +291,11 @@ async fn link_thread(
     }
 }
 
-/// Once a second vitals are kept; then, and whenever a log has grown by a segment or waits, the
+/// Once a second `every_tick` is done and vitals are kept; then, and whenever a log has grown by a segment or waits, the
 /// windows are looked at. Folding goes on beside it, since time must go on meanwhile.
 async fn housekeeping(
     groups: Arc<Groups>,
-    latest: Arc<LatestTable>,
+    every_tick: impl Fn() + Clone + Send + 'static,
     mut ending: watch::Receiver<bool>,
 ) {
     let segment = groups.store().segment;
@@ -297,9 +308,11 @@ async fn housekeeping(
             _ = ticks.tick() => true,
             () = groups.attention() => false,
         };
-        let (groups, latest) = (Arc::clone(&groups), Arc::clone(&latest));
+        let (groups, every_tick) = (Arc::clone(&groups), every_tick.clone());
         let tick = move || {
-            latest.forget_gone();
+            if in_time {
+                every_tick();
+            }
             let look = |replica: &Arc<Replica>| {
                 let stalled = replica.journal().progress().stalled.is_some();
                 if stalled && groups.session(replica.name()).0.is_some() {
