@@ -57,13 +57,9 @@ impl Base {
             let open = self.volumes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             open.values().cloned().collect()
         };
-        // Scattered blocks take long: content and sums go to the disk side by side.
         for volume in volumes {
-            std::thread::scope(|scope| {
-                let sums = scope.spawn(|| volume.sums.sync_data());
-                let data = volume.data.sync_data();
-                data.and(sums.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into())))
-            })?;
+            volume.data.sync_data()?;
+            volume.sums.sync_data()?;
         }
         Ok(())
     }
