@@ -77,7 +77,7 @@ fn volumes_that_are_gone_count_while_they_were_there() {
     let bad_of = |name: Option<&str>| match name {
         None => vec![0..20, 30..40, 45..60, 70..75],
         Some("disk1") => vec![0..20, 45..1000],
-        _ => Vec::from([0..75]),
+        _ => std::iter::once(0..75).collect(),
     };
     for name in [None, Some("disk1"), Some("disk2")] {
         let scope = Scope::of(&history, "shop", name).expect("it is there");
