@@ -16,14 +16,14 @@ use tidemark_control::{
         Points, ReplicaStatus, ReplicaVolume, ResolveRequest, Resolved, TargetStatus, VolumePoints,
     },
 };
-use tidemark_journal::Seq;
+use tidemark_journal::{Position, Seq};
 use tidemark_link::NodeName;
 use tokio::sync::watch;
 
 use crate::{
     branch::{
         Branch,
-        registry::{self, BranchError, Branches, NewBranch},
+        registry::{self, BranchError, Branches, Broken, NewBranch},
     },
     groups::Groups,
     history::History,
@@ -232,7 +232,11 @@ async fn resolve_point(State(api): Shared, Body(request): Body<ResolveRequest>) 
 
 async fn branches(State(api): Shared) -> Reply<BranchList> {
     off(move || {
-        let branches = api.branches.list().iter().map(|branch| branch_status(branch)).collect();
+        let mut branches: Vec<BranchStatus> =
+            api.branches.list().iter().map(|branch| branch_status(branch)).collect();
+        let broken = api.branches.broken();
+        branches.extend(broken.iter().map(|(name, broken)| broken_status(name, broken)));
+        branches.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(BranchList { branches })
     })
     .await
@@ -299,10 +303,27 @@ fn branch_status(branch: &Branch) -> BranchStatus {
         written_bytes: branch.log_bytes(),
         temporary: branch.row().temporary,
         clients: branch.clients(),
+        problem: None,
         exports: registry::volumes(branch)
             .into_iter()
             .map(|(volume, _, sectors)| ExportName { export: name(&volume), volume, sectors })
             .collect(),
+    }
+}
+
+fn broken_status(name: &str, broken: &Broken) -> BranchStatus {
+    let (term, parent) = (broken.row.term, &broken.parent);
+    BranchStatus {
+        name: name.to_owned(),
+        group: parent.name().to_owned(),
+        parent: Position { term: term.parent, seq: term.fork_seq },
+        wall_ns: time::wall_at(parent, term.fork_seq).unwrap_or_default(),
+        created_wall_ns: broken.row.created_ns,
+        written_bytes: 0,
+        temporary: broken.row.temporary,
+        clients: 0,
+        problem: Some(broken.why.clone()),
+        exports: Vec::new(),
     }
 }
 

@@ -9,9 +9,10 @@ mod writing;
 use std::{
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
@@ -19,7 +20,7 @@ use tidemark_journal::{FrameView, Position, Seq, VolumeId, segment::SegmentEnd};
 use tokio::sync::{mpsc, watch};
 
 use crate::{
-    catalogue::{BranchRow, Catalogue},
+    catalogue::{BranchRow, Catalogue, Vitals},
     config::StoreConfig,
     pins::PinGuard,
     replica::{Replica, log_options},
@@ -48,6 +49,10 @@ pub struct Branch {
     writer: LogWriter,
     queue: mpsc::Sender<writing::Request>,
     clients: AtomicU32,
+    /// When the last client left, or the branch was opened.
+    left: Mutex<Instant>,
+    /// Up to where the catalogue knows it to be durable.
+    kept: Mutex<Position>,
     _pin: PinGuard,
 }
 
@@ -59,36 +64,52 @@ impl Branch {
     /// owner and the writing task are to be run.
     ///
     /// # Errors
-    /// When its log cannot be read, or its point has been folded away.
+    /// When its log cannot be read or is damaged, or its point has been folded away.
     pub fn open(
         name: &str,
-        row: BranchRow,
+        mut row: BranchRow,
         parent: &Arc<Replica>,
         store: &StoreConfig,
         catalogue: &Arc<Catalogue>,
         caches: &Arc<Caches>,
     ) -> anyhow::Result<(Branch, Owner, impl Future<Output = ()> + Send + use<>)> {
         let at = row.term.fork_seq;
+        let damaged = |why: &str| {
+            anyhow::anyhow!(
+                "the branch '{name}' is damaged, so what was written into it cannot be relied \
+                 on ({why}): drop it and make another of @seq:{at}"
+            )
+        };
+        if let Some(why) = &row.damage {
+            return Err(damaged(why));
+        }
         let pin = parent.pin(at, format!("the branch '{name}'")).map_err(|oldest| {
             anyhow::anyhow!("@seq:{at} of branch '{name}' is gone; the oldest is @seq:{oldest}")
         })?;
         let dir = branch_dir(parent, name);
-        let options = log_options(store, false);
-        let log_name = format!("{}/{name}", parent.name());
+        let options = log_options(store, None);
+        let log_name = log_name(parent, name);
         let known = catalogue.segments(&log_name)?;
         let group = parent.group().id;
         let before = Position { term: row.term.parent, seq: at };
-        let expected =
-            Expected { group, first: 0, known: &known, before, acked: at, received_ns: 0 };
+        let acked = catalogue.vitals(&log_name)?.acked.seq.max(at);
+        let expected = Expected { group, first: 0, known: &known, before, acked, received_ns: 0 };
         let follower = Arc::new(BranchFollower { log_name, catalogue: Arc::clone(catalogue) });
         let found = recover::recover(&dir.join("log"), caches, &options, &expected, &*follower)
             .with_context(|| format!("cannot recover the branch '{name}'"))?;
+        if !found.damage.is_empty() {
+            // For good: the next start finds a log that ends sooner, and nothing wrong with it.
+            let why = found.damage.join("; ");
+            row.damage = Some(why.clone());
+            catalogue.put_branch(parent.name(), name, &row)?;
+            return Err(damaged(&why));
+        }
         let journal = Journal::new(group, &dir.join("log"), caches, found.segments, found.end);
-        let gate = watch::Sender::new(None);
-        let (writer, owner) =
-            log::new(Arc::new(journal), follower, options, gate.subscribe(), found.start);
+        // A branch has no size, so nobody holds anything up.
+        let (_, held) = watch::channel(None);
+        let (writer, owner) = log::new(Arc::new(journal), follower, options, held, found.start);
         let (queue, requests) = mpsc::channel(QUEUE_MAX);
-        let task = writing::run(writer.clone(), group, row.term.id, found.end, requests, gate);
+        let task = writing::run(writer.clone(), group, row.term.id, found.end, requests);
         let branch = Branch {
             name: name.to_owned(),
             row,
@@ -97,6 +118,8 @@ impl Branch {
             writer,
             queue,
             clients: AtomicU32::new(0),
+            left: Mutex::new(Instant::now()),
+            kept: Mutex::default(),
             _pin: pin,
         };
         Ok((branch, owner, task))
@@ -186,6 +209,30 @@ impl Branch {
         self.clients.load(Ordering::Relaxed)
     }
 
+    /// How long nobody has had it open.
+    pub fn idle(&self) -> Duration {
+        if self.clients() > 0 {
+            return Duration::ZERO;
+        }
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+
+    /// Keeps in the catalogue how far its log is durable, if that has moved: what is found to be
+    /// missing below that at the next start is damage.
+    ///
+    /// # Errors
+    /// When the catalogue cannot be written.
+    pub fn keep_vitals(&self, catalogue: &Catalogue) -> anyhow::Result<()> {
+        let acked = self.writer.journal().progress().durable;
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if *kept != acked {
+            let vitals = Vitals { acked, ..Vitals::default() };
+            catalogue.put_vitals(&log_name(&self.parent, &self.name), &vitals)?;
+            *kept = acked;
+        }
+        Ok(())
+    }
+
     /// Counts a client until the guard is dropped.
     pub fn opened(self: &Arc<Self>) -> ClientGuard {
         self.clients.fetch_add(1, Ordering::Relaxed);
@@ -205,6 +252,7 @@ impl Branch {
 
 impl Drop for ClientGuard {
     fn drop(&mut self) {
+        *self.0.left.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         self.0.clients.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -212,6 +260,11 @@ impl Drop for ClientGuard {
 /// Where a branch's log is.
 pub fn branch_dir(parent: &Replica, name: &str) -> PathBuf {
     parent.dir().join("branches").join(name)
+}
+
+/// Its log's name in the catalogue.
+fn log_name(parent: &Replica, name: &str) -> String {
+    format!("{}/{name}", parent.name())
 }
 
 struct BranchFollower {

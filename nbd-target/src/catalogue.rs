@@ -107,8 +107,11 @@ pub struct BranchRow {
     pub volume: Option<String>,
     /// The name of the point it was made from, for people.
     pub point: String,
-    /// Whether it is dropped when the target starts again.
+    /// Whether it is dropped when nobody has had it open for a while.
     pub temporary: bool,
+    /// What is damaged of it: it is not served any more.
+    #[serde(default)]
+    pub damage: Option<String>,
     /// When it was made, nanoseconds since 1970.
     pub created_ns: i64,
 }
@@ -321,6 +324,7 @@ impl Catalogue {
         let log = format!("{group}/{name}");
         self.write(|tx| {
             tx.open_table(BRANCHES)?.remove((group, name))?;
+            tx.open_table(VITALS)?.remove(log.as_str())?;
             let mut segments = tx.open_table(SEGMENTS)?;
             segments.retain_in((log.as_str(), 0)..=(log.as_str(), u64::MAX), |_, _| false)?;
             Ok(())

@@ -24,34 +24,29 @@
 //! ```
 
 use std::{
-    collections::HashSet,
     net::SocketAddr,
     path::{Path, PathBuf},
 };
 
-use serde::Deserialize;
-use tidemark_control::config::{Bytes, ConfigError, Seconds, Source};
+use serde::{Deserialize, Deserializer, de};
+use tidemark_control::config::{Bytes, ConfigError, Name, Seconds, Source};
 use tidemark_link::NodeName;
+use toml::Spanned;
 
 /// The whole configuration.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug)]
 pub struct Config {
     /// Where everything is kept.
     pub data_dir: PathBuf,
     /// The link to sources.
     pub link: LinkConfig,
     /// The exports.
-    #[serde(default)]
     pub nbd: NbdConfig,
     /// The local interface.
-    #[serde(default)]
     pub api: ApiConfig,
     /// How the log is kept.
-    #[serde(default)]
     pub store: StoreConfig,
     /// The groups that may be received.
-    #[serde(default, rename = "group")]
     pub groups: Vec<GroupConfig>,
 }
 
@@ -77,18 +72,21 @@ pub struct NbdConfig {
     pub unix: Option<PathBuf>,
     /// Address and port for remote ones, over TLS with this node's certificate.
     pub listen: Option<SocketAddr>,
-    /// Whether remote clients must have a certificate of the same CA.
+    /// Whether remote clients must have a certificate of the same CA. Whoever gets in reads every
+    /// replica, so it takes a word to let strangers in.
     pub require_client_certificate: bool,
     /// How long `@latest` stays at one moment after a client's last connection has gone.
     pub latest_linger: Seconds,
+    /// How long a temporary branch stays when nobody has it open.
+    pub temporary_linger: Seconds,
 }
 
 /// The local interface.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct ApiConfig {
-    /// Its Unix socket; without one there is no interface.
-    pub socket: Option<PathBuf>,
+    /// Its Unix socket.
+    pub socket: PathBuf,
 }
 
 /// How the log is kept.
@@ -96,6 +94,7 @@ pub struct ApiConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct StoreConfig {
     /// Size of a segment.
+    #[serde(deserialize_with = "segment_bytes")]
     pub segment: Bytes,
     /// Memory for pages of indexes.
     pub page_cache: Bytes,
@@ -104,21 +103,17 @@ pub struct StoreConfig {
 }
 
 /// A group that may be received.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug)]
 pub struct GroupConfig {
     /// Its name.
-    pub name: String,
+    pub name: Name,
     /// The node that may write it, by the name in its certificate.
     pub node: NodeName,
     /// How much received history is kept at least as far as space allows.
-    #[serde(default = "default_window")]
     pub window: Seconds,
     /// How much received history is never given up for space: rather nothing more is accepted.
-    #[serde(default = "default_window_min")]
     pub window_min: Seconds,
     /// The size of the log beyond which the oldest history is given up early.
-    #[serde(default = "default_size_max")]
     pub size_max: Bytes,
 }
 
@@ -134,22 +129,28 @@ impl Default for StoreConfig {
 
 impl Default for NbdConfig {
     fn default() -> NbdConfig {
-        let latest_linger = Seconds(10);
-        NbdConfig { unix: None, listen: None, require_client_certificate: false, latest_linger }
+        NbdConfig {
+            unix: None,
+            listen: None,
+            require_client_certificate: true,
+            latest_linger: Seconds(10),
+            temporary_linger: Seconds(24 * 3600),
+        }
     }
 }
 
-fn default_window() -> Seconds {
-    Seconds(7 * 24 * 3600)
+impl Default for ApiConfig {
+    fn default() -> ApiConfig {
+        ApiConfig { socket: tidemark_control::target::SOCKET.into() }
+    }
 }
 
-fn default_window_min() -> Seconds {
-    Seconds(3600)
-}
-
-fn default_size_max() -> Bytes {
-    Bytes(1 << 40)
-}
+/// How much history is kept unless something else is said.
+const WINDOW: Seconds = Seconds(7 * 24 * 3600);
+/// How much is never given up for space unless something else is said.
+const WINDOW_MIN: Seconds = Seconds(3600);
+/// The size of a log unless something else is said.
+const SIZE_MAX: Bytes = Bytes(1 << 40);
 
 /// The smallest segment: one frame of any size fits.
 const SEGMENT_BYTES_MIN: u64 = 1 << 20;
@@ -174,54 +175,106 @@ impl Config {
     }
 
     fn read(source: &Source) -> Result<Config, ConfigError> {
-        let config: Config = source.parse()?;
-        config.check().map_err(|sentence| ConfigError::file(source.path(), sentence))?;
-        Ok(config)
-    }
-
-    /// Checks what the types do not.
-    ///
-    /// # Errors
-    /// A sentence that says what to change.
-    pub fn check(&self) -> Result<(), String> {
-        let segment = self.store.segment.0;
-        if !(SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&segment) {
-            return Err("store.segment must be between 1 MiB and 2 GiB".to_owned());
-        }
-        let mut names = HashSet::new();
-        for group in &self.groups {
-            let name = &group.name;
-            let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-            if name.is_empty()
-                || name.len() > 63
-                || !name.chars().all(good)
-                || name.starts_with('.')
-            {
-                return Err(format!(
-                    "the group name '{name}' must have 1 to 63 letters, digits, '-', '_' or '.', \
-                     and not begin with a dot"
-                ));
-            }
-            if !names.insert(name) {
-                return Err(format!("the group '{name}' is there twice"));
-            }
-            if group.window_min > group.window {
-                return Err(format!("window_min of group '{name}' is longer than its window"));
-            }
-            if group.size_max.0 < 4 * segment {
-                return Err(format!(
-                    "size_max of group '{name}' must hold at least four segments ({})",
-                    Bytes(4 * segment)
-                ));
+        let file: ConfigFile = source.parse()?;
+        let paths = [
+            ("data_dir", Some(&file.data_dir)),
+            ("link.ca", Some(&file.link.ca)),
+            ("link.certificate", Some(&file.link.certificate)),
+            ("link.key", Some(&file.link.key)),
+            ("nbd.unix", file.nbd.unix.as_ref()),
+            ("api.socket", Some(&file.api.socket)),
+        ];
+        for (key, path) in paths {
+            if let Some(path) = path.filter(|path| !path.is_absolute()) {
+                let path = path.display();
+                let sentence = format!("'{key}' must be a path that begins with '/', not '{path}'");
+                return Err(ConfigError::file(source.path(), sentence));
             }
         }
-        Ok(())
+        let mut groups: Vec<GroupConfig> = Vec::new();
+        for group in file.groups {
+            let group = group.judge(source, &groups, file.store.segment)?;
+            groups.push(group);
+        }
+        let ConfigFile { data_dir, link, nbd, api, store, .. } = file;
+        Ok(Config { data_dir, link, nbd, api, store, groups })
     }
 
     /// The group of this name.
     pub fn group(&self, name: &str) -> Option<&GroupConfig> {
-        self.groups.iter().find(|group| group.name == name)
+        self.groups.iter().find(|group| group.name.as_str() == name)
     }
+}
+
+/// The file as it is written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ConfigFile {
+    data_dir: PathBuf,
+    link: LinkConfig,
+    #[serde(default)]
+    nbd: NbdConfig,
+    #[serde(default)]
+    api: ApiConfig,
+    #[serde(default)]
+    store: StoreConfig,
+    #[serde(default, rename = "group")]
+    groups: Vec<GroupFile>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GroupFile {
+    name: Spanned<Name>,
+    node: NodeName,
+    #[serde(default)]
+    window: Option<Seconds>,
+    #[serde(default)]
+    window_min: Option<Spanned<Seconds>>,
+    #[serde(default)]
+    size_max: Option<Spanned<Bytes>>,
+}
+
+impl GroupFile {
+    fn judge(
+        self,
+        source: &Source,
+        before: &[GroupConfig],
+        segment: Bytes,
+    ) -> Result<GroupConfig, ConfigError> {
+        let span = self.name.span();
+        let name = self.name.into_inner();
+        if before.iter().any(|other| other.name == name) {
+            return Err(source.fault(span, format!("the group '{name}' is there twice")));
+        }
+        let window = self.window.unwrap_or(WINDOW);
+        let window_min = match self.window_min {
+            Some(least) if *least.get_ref() > window => {
+                let sentence = format!("window_min is longer than the window, {window}");
+                return Err(source.fault(least.span(), sentence));
+            }
+            Some(least) => least.into_inner(),
+            None => WINDOW_MIN.min(window),
+        };
+        let least = Bytes(4 * segment.0);
+        let size_max = match self.size_max {
+            Some(size) if *size.get_ref() < least => {
+                let sentence = format!("size_max must hold at least four segments, {least}");
+                return Err(source.fault(size.span(), sentence));
+            }
+            Some(size) => size.into_inner(),
+            None => SIZE_MAX,
+        };
+        Ok(GroupConfig { name, node: self.node, window, window_min, size_max })
+    }
+}
+
+fn segment_bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Bytes, D::Error> {
+    let bytes = Bytes::deserialize(deserializer)?;
+    if !(SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&bytes.0) {
+        return Err(de::Error::custom("a segment has between 1 MiB and 2 GiB"));
+    }
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -232,9 +285,9 @@ mod tests {
         data_dir = "/d"
         [link]
         listen = "127.0.0.1:0"
-        ca = "ca"
-        certificate = "c"
-        key = "k"
+        ca = "/ca"
+        certificate = "/c"
+        key = "/k"
         [store]
         segment = "64 MiB"
         [[group]]
@@ -260,17 +313,30 @@ mod tests {
             ("\"1 d\"", "\"1 dei\"", "1 dei"),
             ("\"64 MiB\"", "\"64 MO\"", "64 MO"),
             ("\"db1\"", "\"db 1\"", "node = \"db 1\""),
+            ("\"shop\"", "\"a/b\"", "'a/b' is not a name"),
+            ("\"shop\"", "\"Shop\"", "'Shop' is not a name"),
+            ("\"2TiB\"", "\"255 MiB\"", "256 MiB"),
+            ("\"64 MiB\"", "\"4 GiB\"", "2 GiB"),
+            ("window = \"1 d\"", "window_min = \"8 d\"", "longer than the window, 7 d"),
+            ("\"2TiB\"", "\"2TiB\"\n[[group]]\nname = \"shop\"\nnode = \"x\"", "twice"),
         ] {
             let error = Config::parse(&GOOD.replace(change, by)).expect_err("bad").to_string();
             assert!(error.contains(expected) && error.contains(", line "), "{error}");
         }
-        for (change, by, expected) in [
-            ("\"shop\"", "\"a/b\"", "a/b"),
-            ("\"2TiB\"", "\"255 MiB\"", "256 MiB"),
-            ("\"64 MiB\"", "\"4 GiB\"", "2 GiB"),
-        ] {
-            let error = Config::parse(&GOOD.replace(change, by)).expect_err("bad").to_string();
-            assert!(error.contains(expected), "{error}");
-        }
+        let relative = Config::parse(&GOOD.replace("\"/ca\"", "\"ca\"")).expect_err("bad");
+        assert!(
+            relative.to_string().contains("'link.ca' must be a path that begins"),
+            "{relative}"
+        );
+    }
+
+    #[test]
+    fn what_is_not_said_is_safe_and_found() {
+        let config = Config::parse(GOOD).expect("good");
+        assert!(config.nbd.require_client_certificate, "strangers are not let in");
+        assert_eq!(config.api.socket, Path::new("/run/tidemark/target.sock"));
+        let short = GOOD.replace("window = \"1 d\"", "window = \"5 min\"");
+        let group = Config::parse(&short).expect("good").groups.remove(0);
+        assert_eq!(group.window_min, Seconds(300), "never more than the window");
     }
 }

@@ -155,6 +155,9 @@ impl TargetExports {
         branch: &str,
         purpose: Purpose,
     ) -> Result<Arc<dyn Export>, OpenError> {
+        if let Some(broken) = self.branches.broken().get(branch) {
+            return Err(OpenError::unavailable(broken.why.clone()));
+        }
         let branch = self.branches.get(branch).filter(|b| b.parent().name() == name.group);
         let branch = branch.ok_or_else(|| {
             OpenError::unavailable(format!("there is no branch of that name: {name}"))
@@ -352,7 +355,12 @@ impl Export for PointExport {
         Reply::future(async move {
             let view = Arc::clone(&self.view);
             let read = self.workers.run(move || view.read(offset, length)).await?;
-            let bytes = read.map_err(|error| failed(&self.name, &error))?;
+            let bytes = read.map_err(|error| {
+                if let ReadError::Damaged(place) = &error {
+                    self.view.replica.notice(format!("what points read is damaged: {place}"));
+                }
+                failed(&self.name, &error)
+            })?;
             Ok(pieces(Bytes::from(bytes)))
         })
     }

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::Context;
 use tidemark_link::message::{Heartbeat, Hello};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use crate::{
     catalogue::{Catalogue, GroupRow},
@@ -29,6 +29,8 @@ pub struct Groups {
     caches: Arc<Caches>,
     /// Owners of logs, for the link's thread to run.
     owners: mpsc::UnboundedSender<Owner>,
+    /// A window should be looked at.
+    attention: Arc<Notify>,
     table: Mutex<BTreeMap<String, Entry>>,
 }
 
@@ -81,12 +83,13 @@ impl Groups {
             catalogue: Arc::clone(catalogue),
             caches: Caches::new(pages as usize, chunks as usize),
             owners,
+            attention: Arc::default(),
             table: Mutex::default(),
         };
         for config in configs {
-            if groups.row(&config.name).is_some() {
+            if groups.row(config.name.as_str()).is_some() {
                 let replica = groups.open_replica(config)?;
-                groups.table().entry(config.name.clone()).or_default().replica = Some(replica);
+                groups.table().entry(config.name.to_string()).or_default().replica = Some(replica);
             }
         }
         Ok(groups)
@@ -110,6 +113,11 @@ impl Groups {
     /// The caches of all logs.
     pub fn caches(&self) -> &Arc<Caches> {
         &self.caches
+    }
+
+    /// Waits until a window should be looked at before its time.
+    pub async fn attention(&self) {
+        self.attention.notified().await;
     }
 
     /// Has a log's owner run on the link's thread.
@@ -152,7 +160,7 @@ impl Groups {
         }
         let (groups, name, hello) = (Arc::clone(self), name.to_owned(), hello.clone());
         blocking(move || {
-            let config = groups.configs.iter().find(|config| config.name == name);
+            let config = groups.configs.iter().find(|config| config.name.as_str() == name);
             let config = config.context("the group is not configured")?;
             if groups.row(&name).is_none() {
                 Replica::create(config, &groups.catalogue, &hello)?;
@@ -238,9 +246,15 @@ impl Groups {
     }
 
     fn open_replica(&self, config: &GroupConfig) -> anyhow::Result<Arc<Replica>> {
-        let dir = self.dir.join(&config.name);
-        let (replica, owner) =
-            Replica::open(config, &self.store, &dir, &self.catalogue, &self.caches)?;
+        let dir = self.dir.join(config.name.as_str());
+        let (replica, owner) = Replica::open(
+            config,
+            &self.store,
+            &dir,
+            &self.catalogue,
+            &self.caches,
+            &self.attention,
+        )?;
         self.run_owner(owner)?;
         Ok(Arc::new(replica))
     }

@@ -7,6 +7,7 @@ use std::{
 
 use tidemark_journal::{FrameView, segment::SegmentEnd};
 use tidemark_link::message::Heartbeat;
+use tokio::sync::Notify;
 
 use crate::{
     catalogue::{Catalogue, HistoryRow, Vitals},
@@ -25,6 +26,8 @@ pub struct Ledger {
     vitals: Mutex<Beat>,
     /// Held from the copy of the row until the catalogue has it, so that it never goes back.
     keeping: Mutex<()>,
+    /// Told when the window should be looked at before its time.
+    attention: Arc<Notify>,
 }
 
 struct Beat {
@@ -34,11 +37,16 @@ struct Beat {
 }
 
 impl Ledger {
-    /// The ledger of a group, as the catalogue has it.
+    /// The ledger of a group, as the catalogue has it. `attention` is told when the group's window
+    /// should be looked at.
     ///
     /// # Errors
     /// When the catalogue cannot be read.
-    pub fn open(name: &str, catalogue: &Arc<Catalogue>) -> anyhow::Result<Ledger> {
+    pub fn open(
+        name: &str,
+        catalogue: &Arc<Catalogue>,
+        attention: &Arc<Notify>,
+    ) -> anyhow::Result<Ledger> {
         let vitals = catalogue.vitals(name)?;
         Ok(Ledger {
             name: name.to_owned(),
@@ -46,6 +54,7 @@ impl Ledger {
             row: RwLock::new(catalogue.history(name)?),
             vitals: Mutex::new(Beat { vitals, kept: vitals, last: None }),
             keeping: Mutex::default(),
+            attention: Arc::clone(attention),
         })
     }
 
@@ -84,6 +93,12 @@ impl Ledger {
             vitals.vouched = heartbeat.vouched;
             vitals.vouched_wall_ns = heartbeat.wall_ns;
         }
+    }
+
+    /// Counts time in which it was this side that did not listen: a source that is there and is kept
+    /// waiting cannot be heard, and history must grow old nevertheless, or nothing would ever leave.
+    pub fn waited(&self) {
+        self.beat().count();
     }
 
     /// Keeps the vitals in the catalogue if they have changed.
@@ -151,7 +166,12 @@ impl Follower for Ledger {
         self.beat().vitals.received_ns
     }
 
+    fn pressed(&self) {
+        self.attention.notify_one();
+    }
+
     fn sealed(&self, segment: &Segment, end: &SegmentEnd) -> anyhow::Result<()> {
+        self.attention.notify_one();
         let put = |row: &HistoryRow| {
             self.catalogue.put_segment(&self.name, segment, end.index_at, end.chain, Some(row))
         };

@@ -8,7 +8,7 @@ use std::{
 use anyhow::Context;
 use tidemark_journal::{SECTOR_BYTES, Seq, VolumeId};
 use tidemark_link::message::Hello;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::{
     catalogue::{Catalogue, GroupRow, HistoryRow},
@@ -42,13 +42,18 @@ pub struct Replica {
     writer: LogWriter,
     base: Base,
     pins: Arc<Pins>,
-    gate: watch::Sender<Option<Arc<str>>>,
+    held: watch::Sender<Option<Arc<str>>>,
     notices: Mutex<Vec<String>>,
 }
 
-/// How a log of this target is written.
-pub fn log_options(store: &StoreConfig, sync_batches: bool) -> LogOptions {
-    LogOptions { segment_bytes: store.segment.0, entries_max: ENTRIES_MAX, sync_batches }
+/// How a log of this target is written. That of a replica has a size, and each batch is synced.
+pub fn log_options(store: &StoreConfig, bytes_max: Option<u64>) -> LogOptions {
+    LogOptions {
+        segment_bytes: store.segment.0,
+        entries_max: ENTRIES_MAX,
+        sync_batches: bytes_max.is_some(),
+        bytes_max,
+    }
 }
 
 impl Replica {
@@ -62,11 +67,12 @@ impl Replica {
         dir: &Path,
         catalogue: &Arc<Catalogue>,
         caches: &Arc<Caches>,
+        attention: &Arc<Notify>,
     ) -> anyhow::Result<(Replica, Owner)> {
-        let name = &config.name;
+        let name = config.name.as_str();
         let group = catalogue.group(name)?.context("the group is not in the catalogue")?;
-        let ledger = Arc::new(Ledger::open(name, catalogue)?);
-        let options = log_options(store, true);
+        let ledger = Arc::new(Ledger::open(name, catalogue, attention)?);
+        let options = log_options(store, Some(config.size_max.0));
         let row = ledger.row().clone();
         let known = catalogue.segments(name)?;
         let vitals = ledger.vitals();
@@ -90,13 +96,13 @@ impl Replica {
         }
         let journal = Journal::new(group.id, &dir.join("log"), caches, found.segments, found.end);
         let journal = Arc::new(journal);
-        let gate = watch::Sender::new(None);
+        let held = watch::Sender::new(None);
         let (writer, owner) =
-            log::new(journal, Arc::clone(&ledger) as _, options, gate.subscribe(), found.start);
+            log::new(journal, Arc::clone(&ledger) as _, options, held.subscribe(), found.start);
         let base = Base::open(&dir.join("base"))
             .with_context(|| format!("cannot open the base of group '{name}'"))?;
         let replica = Replica {
-            name: name.clone(),
+            name: name.to_owned(),
             config: config.clone(),
             dir: dir.to_owned(),
             group: RwLock::new(group),
@@ -105,7 +111,7 @@ impl Replica {
             writer,
             base,
             pins: Arc::default(),
-            gate,
+            held,
             notices: Mutex::new(found.damage),
         };
         Ok((replica, owner))
@@ -126,7 +132,7 @@ impl Replica {
             ancestry: hello.ancestry.clone(),
             created_ns: clock::wall_ns(),
         };
-        catalogue.put_group(&config.name, &row, &HistoryRow::default())
+        catalogue.put_group(config.name.as_str(), &row, &HistoryRow::default())
     }
 
     /// Takes a greeting in: the path of terms and the volumes, durably.
@@ -288,13 +294,23 @@ impl Replica {
         &self.pins
     }
 
-    /// Closes or opens the log to what is received, with the reason.
-    pub fn set_gate(&self, reason: Option<Arc<str>>) {
-        self.gate.send_if_modified(|gate| {
-            let changed = *gate != reason;
-            *gate = reason;
+    /// Says why history does not leave at present: what a source is told when the log is full.
+    pub fn set_held(&self, reason: Option<Arc<str>>) {
+        self.held.send_if_modified(|held| {
+            let changed = *held != reason;
+            *held = reason;
             changed
         });
+    }
+
+    /// Tells people something that they should know, once.
+    pub fn notice(&self, sentence: String) {
+        const NOTICES_MAX: usize = 20;
+        let mut notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
+        if notices.len() < NOTICES_MAX && !notices.contains(&sentence) {
+            tracing::error!(group = %self.name, "{sentence}");
+            notices.push(sentence);
+        }
     }
 
     /// What people should know.

@@ -13,8 +13,8 @@ use crate::{config::GroupConfig, points::resolve::Scope, replica::Replica, store
 pub struct Facts {
     /// Bytes of the log.
     pub log_bytes: u64,
-    /// Bytes of one segment.
-    pub segment_bytes: u64,
+    /// Bytes that must be free so that the log goes on: a segment, or a frame that waits already.
+    pub ahead_bytes: u64,
     /// The oldest segment, when it is sealed.
     pub oldest: Option<OldestSegment>,
     /// The received history's age counter now, nanoseconds.
@@ -30,6 +30,8 @@ pub struct OldestSegment {
     pub last: Seq,
     /// The age counter at its end, nanoseconds.
     pub received_ns: u64,
+    /// Whether a point would be lost with it.
+    pub has_points: bool,
 }
 
 /// What follows.
@@ -37,43 +39,40 @@ pub struct OldestSegment {
 pub struct Decision {
     /// The oldest segment is to be folded into the base.
     pub fold: bool,
-    /// Why nothing more may be accepted, as a sentence.
-    pub gate: Option<String>,
+    /// Why it does not leave, though it should: what is said when the log is full.
+    pub held: Option<String>,
 }
 
 /// Decides what to do with the oldest segment.
 ///
-/// It leaves the window by age, or early by size; but never what is younger than the least window
-/// by size, and never what is pinned. When the log has reached its size and nothing may leave,
-/// nothing more is accepted.
+/// It leaves the window by age, or early by size; but by size never what is younger than the least
+/// window, and never what is pinned. Where there is no point there is nothing to keep: a first sync
+/// of any length goes through a log of any size. When nothing may leave and the log has reached its
+/// size, its owner accepts nothing more.
 pub fn decide(config: &GroupConfig, facts: &Facts) -> Decision {
-    let keep = Decision { fold: false, gate: None };
-    let full = facts.log_bytes >= config.size_max.0;
-    let crowded = facts.log_bytes + facts.segment_bytes > config.size_max.0;
+    let keep = Decision { fold: false, held: None };
+    let crowded = facts.log_bytes + facts.ahead_bytes > config.size_max.0;
     let Some(oldest) = facts.oldest else { return keep };
     let age_ns = u128::from(facts.received_ns.saturating_sub(oldest.received_ns));
     let aged = age_ns > config.window.duration().as_nanos();
-    let old_enough = age_ns >= config.window_min.duration().as_nanos();
+    let old_enough = !oldest.has_points || age_ns >= config.window_min.duration().as_nanos();
     let pin = facts.pin.as_ref().filter(|(seq, _)| *seq < oldest.last);
-    let gate = |why: String| {
-        let text = format!("the log has reached its size of {} and {why}", config.size_max);
-        Decision { fold: false, gate: full.then_some(text) }
-    };
+    let held = |why: String| Decision { fold: false, held: Some(why) };
     match pin {
-        Some((seq, what)) if aged || crowded => gate(format!("{what} pins @seq:{seq}")),
+        Some((seq, what)) if aged || crowded => held(format!("@seq:{seq} is held by {what}")),
         None if aged || (crowded && old_enough) => {
-            // While it is folded, too, nothing may grow beyond the size.
-            Decision { fold: true, gate: gate("its oldest history is being folded".into()).gate }
+            Decision { fold: true, held: Some("its oldest history is being folded".to_owned()) }
         }
-        None if crowded => gate("all of its history is younger than window_min".into()),
+        None if crowded => held("all of its history is younger than window_min".to_owned()),
         _ => keep,
     }
 }
 
-/// Looks at a replica: closes or opens its log, and says whether its oldest segment is to be folded.
+/// Looks at a replica: tells its log what is held, and says whether its oldest segment is to be
+/// folded.
 pub fn look(replica: &Replica, segment: Bytes) -> bool {
     let decision = decide(replica.config(), &facts(replica, segment));
-    replica.set_gate(decision.gate.map(Arc::from));
+    replica.set_held(decision.held.map(Arc::from));
     decision.fold
 }
 
@@ -81,15 +80,29 @@ fn facts(replica: &Replica, segment: Bytes) -> Facts {
     let segments = replica.journal().segments();
     let oldest = segments.first().filter(|oldest| oldest.is_sealed()).map(|oldest| {
         let summary = oldest.summary();
-        OldestSegment { last: summary.last.seq, received_ns: summary.received_ns }
+        let (last, received_ns) = (summary.last.seq, summary.received_ns);
+        OldestSegment { last, received_ns, has_points: has_points(replica, last) }
     });
     Facts {
         log_bytes: replica.journal().bytes(),
-        segment_bytes: segment.0,
+        ahead_bytes: segment.0.max(replica.journal().wanted_bytes()),
         oldest,
         received_ns: replica.ledger().vitals().received_ns,
         pin: lowest_pin(replica),
     }
+}
+
+/// Whether a position below `last` can be recovered, for the group or any volume by itself.
+fn has_points(replica: &Replica, last: Seq) -> bool {
+    let Some(before) = last.0.checked_sub(1).map(Seq) else { return false };
+    replica.ledger().history(|history| {
+        let volumes = history.volumes.iter().map(|volume| Some(volume.name.as_str()));
+        volumes.chain([None]).any(|volume| {
+            let scope = Scope::of(history, replica.name(), volume);
+            let good = |scope: Scope| scope.next_good(history, history.oldest.max(Seq(1)), before);
+            scope.ok().and_then(good).is_some()
+        })
+    })
 }
 
 /// The lowest position that must stay: an export's or a branch's, or the newest point before a gap
@@ -106,7 +119,9 @@ fn lowest_pin(replica: &Replica) -> Option<(Seq, String)> {
         for name in names.into_iter().chain(group) {
             let scope = Scope::of(history, replica.name(), name);
             if let Some(seq) = scope.ok().and_then(|scope| scope.newest_good(history, end)) {
-                pins.push((seq, "the newest point before a gap that is still open".to_owned()));
+                let what = "the newest point before a gap that is still open (raise size_max until \
+                            the catch-up fits)";
+                pins.push((seq, what.to_owned()));
             }
         }
     });
@@ -132,16 +147,19 @@ pub fn fold_oldest(replica: &Replica) -> anyhow::Result<bool> {
         return Ok(false);
     }
     ledger.keep_history()?;
-    fold::fold(replica.base(), segment, |_| Ok(()))
+    let damage = fold::fold(replica.base(), segment, |_| Ok(()))
         .with_context(|| format!("cannot fold segment {} into the base", segment.number()))?;
+    for sentence in damage {
+        replica
+            .notice(format!("{sentence}; it is unknown in the base, 'tidemark verify' mends it"));
+    }
     ledger.change(|row| {
         row.base = last;
         row.first_segment = segment.number() + 1;
     });
     ledger.keep(|row| replica.catalogue().fold_history(replica.name(), row))?;
-    for removed in replica.journal().remove_through(last.seq) {
-        std::fs::remove_file(removed.path())
-            .with_context(|| format!("cannot remove {}", removed.path().display()))?;
+    for removed in replica.journal().remove_through(segment.number()) {
+        removed.remove().with_context(|| format!("cannot remove {}", removed.path().display()))?;
     }
     tracing::info!(group = replica.name(), segment = segment.number(), "folded into the base");
     Ok(true)

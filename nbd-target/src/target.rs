@@ -82,7 +82,6 @@ impl Target {
     /// # Errors
     /// A sentence that says what cannot be opened, read or listened on.
     pub fn start(config: &Config) -> anyhow::Result<Target> {
-        config.check().map_err(anyhow::Error::msg)?;
         let dir = config.data_dir.clone();
         std::fs::create_dir_all(&dir)
             .with_context(|| format!("cannot create {}", dir.display()))?;
@@ -126,19 +125,23 @@ impl Target {
             });
         }
         let (end, ending) = watch::channel(false);
-        if let Some(path) = &config.api.socket {
-            let about = api::About {
-                node: identity.name().clone(),
-                nbd_listen: nbd_addr,
-                nbd_unix: config.nbd.unix.clone(),
-            };
-            let api = api::Api::new(about, Arc::clone(&groups), Arc::clone(&branches));
-            let inside = runtime.enter();
-            let socket = tidemark_control::server::Socket::bind(path)?;
-            drop(inside);
-            runtime.spawn(api.serve(socket, ending.clone()));
-        }
-        runtime.spawn(housekeeping(Arc::clone(&groups), latest, ending.clone()));
+        let about = api::About {
+            node: identity.name().clone(),
+            nbd_listen: nbd_addr,
+            nbd_unix: config.nbd.unix.clone(),
+        };
+        let api = api::Api::new(about, Arc::clone(&groups), Arc::clone(&branches));
+        let inside = runtime.enter();
+        let socket = tidemark_control::server::Socket::bind(&config.api.socket)?;
+        drop(inside);
+        runtime.spawn(api.serve(socket, ending.clone()));
+        let own_branches = Arc::clone(&branches);
+        let temporary_linger = config.nbd.temporary_linger.duration();
+        let every_tick = move || {
+            latest.forget_gone();
+            own_branches.look_after(temporary_linger);
+        };
+        runtime.spawn(housekeeping(Arc::clone(&groups), every_tick, ending.clone()));
 
         let (ready, started) = std::sync::mpsc::channel();
         let pulse = Arc::new(Pulse { start: Instant::now(), beat_ms: AtomicU64::new(0) });
@@ -238,6 +241,11 @@ impl Target {
                 tracing::error!(group = replica.name(), "{error:#}");
             }
         }
+        for branch in self.branches.list() {
+            if let Err(error) = branch.keep_vitals(self.groups.catalogue()) {
+                tracing::error!(branch = branch.name(), "{error:#}");
+            }
+        }
         runtime.shutdown_background();
     }
 }
@@ -283,25 +291,34 @@ async fn link_thread(
     }
 }
 
-/// Once a second: vitals are kept and the windows looked at. Folding goes on beside it, since the
-/// log must be closed in time also while a segment is being folded.
+/// Once a second `every_tick` is done and vitals are kept; then, and whenever a log has grown by a segment or waits, the
+/// windows are looked at. Folding goes on beside it, since time must go on meanwhile.
 async fn housekeeping(
     groups: Arc<Groups>,
-    latest: Arc<LatestTable>,
+    every_tick: impl Fn() + Clone + Send + 'static,
     mut ending: watch::Receiver<bool>,
 ) {
     let segment = groups.store().segment;
     let mut folding: HashMap<String, tokio::task::JoinHandle<()>> = HashMap::new();
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        tokio::select! {
+        let in_time = tokio::select! {
             _ = ending.wait_for(|ending| *ending) => return,
-            () = tokio::time::sleep(TICK) => {}
-        }
-        let (groups, latest) = (Arc::clone(&groups), Arc::clone(&latest));
+            _ = ticks.tick() => true,
+            () = groups.attention() => false,
+        };
+        let (groups, every_tick) = (Arc::clone(&groups), every_tick.clone());
         let tick = move || {
-            latest.forget_gone();
+            if in_time {
+                every_tick();
+            }
             let look = |replica: &Arc<Replica>| {
-                if let Err(error) = replica.ledger().keep_vitals() {
+                let stalled = replica.journal().progress().stalled.is_some();
+                if stalled && groups.session(replica.name()).0.is_some() {
+                    replica.ledger().waited();
+                }
+                if in_time && let Err(error) = replica.ledger().keep_vitals() {
                     tracing::warn!(group = replica.name(), "{error:#}");
                 }
                 retention::look(replica, groups.store().segment)

@@ -4,14 +4,17 @@ mod common;
 
 use bytes::Bytes;
 use common::{Lab, model::difference, run, source::Source};
-use tidemark_control::target::{BranchRequest, TargetClient};
+use tidemark_control::{
+    config::Seconds,
+    target::{BranchRequest, BranchStatus, TargetClient},
+};
 use tidemark_journal::{GapReason, VolumeId};
 use tidemark_nbd::Zeroing;
 
 const MIB: usize = 1 << 20;
 
 async fn api(lab: &Lab) -> TargetClient {
-    TargetClient::new(lab.config.api.socket.as_deref().expect("configured"))
+    TargetClient::new(&lab.config.api.socket)
 }
 
 fn request(name: &str, point: &str) -> BranchRequest {
@@ -103,22 +106,79 @@ fn a_branch_is_a_disk_of_its_own() {
     });
 }
 
+/// A whole replica of one small volume, and a branch of its newest point.
+async fn branched(lab: &Lab, new: &BranchRequest) -> BranchStatus {
+    let mut source = Source::new(&[MIB]);
+    source.connect(lab).await;
+    source.gap_begin(0, GapReason::FirstSync);
+    source.gap_end(0);
+    source.send().await;
+    source.acknowledged().await;
+    source.disconnect();
+    api(lab).await.create_branch(new).await.expect("made")
+}
+
 #[test]
-fn a_temporary_branch_ends_with_the_target() {
+fn a_temporary_branch_lasts_until_nobody_has_wanted_it_for_a_while() {
     run(async || {
         let mut lab = Lab::new("", "");
-        let mut source = Source::new(&[MIB]);
-        source.connect(&lab).await;
-        source.gap_begin(0, GapReason::FirstSync);
-        source.gap_end(0);
-        source.send().await;
-        source.acknowledged().await;
-        source.disconnect();
+        lab.config.nbd.temporary_linger = Seconds(3);
+        lab.restart();
         let new = BranchRequest { name: None, temporary: true, ..request("", "latest") };
-        let made = api(&lab).await.create_branch(&new).await.expect("made");
+        let made = branched(&lab, &new).await;
         assert_eq!(made.name, "shop-1");
+        let client = lab.open("shop/disk0@branch:shop-1").await.expect("it opens");
+        client.write(0, Bytes::from(vec![5; 4096]), false).await.expect("written");
+        drop(client);
+        // Its host waits for the target and comes back, to what it had written.
+        lab.restart();
+        let client = lab.open("shop/disk0@branch:shop-1").await.expect("it opens");
+        tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+        assert_eq!(client.read(0, 4096).await.expect("in use for longer")[..], [5; 4096]);
+        client.disconnect().await;
+        let gone = || lab.target().branches().list().is_empty();
+        common::eventually("nobody wants it", gone).await;
+        assert!(!lab.config.data_dir.join("groups/shop/branches/shop-1").exists());
         lab.restart();
         assert_eq!(api(&lab).await.branches().await.expect("listed").branches, []);
-        assert!(!lab.config.data_dir.join("groups/shop/branches/shop-1").exists());
+    });
+}
+
+#[test]
+fn a_damaged_branch_is_refused_with_the_reason() {
+    run(async || {
+        let mut lab = Lab::new("", "");
+        branched(&lab, &request("test", "latest")).await;
+        let client = lab.open("shop/disk0@branch:test").await.expect("it opens");
+        for byte in 1..4 {
+            client.write(0, Bytes::from(vec![byte; 4096]), true).await.expect("durable");
+        }
+        drop(client);
+        lab.stop();
+        // In the last of the frames: nothing but the catalogue knows that it was durable.
+        let dir = lab.config.data_dir.join("groups/shop/branches/test");
+        let path = dir.join("log/0000000000000000.seg");
+        let mut bytes = std::fs::read(&path).expect("read");
+        let frames = tidemark_journal::segment::frames(&bytes);
+        let (at, _) = frames.filter(|(_, frame)| frame.is_ok()).last().expect("frames");
+        bytes[at as usize + 20] ^= 1;
+        std::fs::write(&path, &bytes).expect("written");
+        // It is found once, and remembered.
+        for _ in 0..2 {
+            lab.start();
+            let refusal = lab.refusal("shop/disk0@branch:test").await;
+            assert!(refusal.contains("is damaged") && refusal.contains("drop it"), "{refusal}");
+            let listed = api(&lab).await.branches().await.expect("listed").branches;
+            assert_eq!(listed[0].problem.as_ref(), Some(&refusal));
+            lab.stop();
+        }
+        lab.start();
+        let again = api(&lab).await.create_branch(&request("test", "latest")).await;
+        assert!(again.expect_err("the name is taken").to_string().contains("already"));
+        api(&lab).await.drop_branch("test").await.expect("dropped");
+        assert!(!dir.exists());
+        api(&lab).await.create_branch(&request("test", "latest")).await.expect("anew");
+        let client = lab.open("shop/disk0@branch:test").await.expect("it opens");
+        assert_eq!(client.read(0, 4096).await.expect("read")[..], [0; 4096]);
     });
 }

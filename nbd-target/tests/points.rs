@@ -20,7 +20,7 @@ fn time(wall_ns: i64) -> String {
 }
 
 async fn resolve(lab: &Lab, volume: Option<&str>, point: &str) -> Result<Seq, String> {
-    let api = TargetClient::new(lab.config.api.socket.as_deref().expect("configured"));
+    let api = TargetClient::new(&lab.config.api.socket);
     let request = ResolveRequest {
         group: "shop".to_owned(),
         volume: volume.map(str::to_owned),
@@ -252,7 +252,7 @@ fn status_tells_what_there_is() {
         source.gap_begin(1, GapReason::Overflow);
         source.send().await;
         source.acknowledged().await;
-        let api = TargetClient::new(lab.config.api.socket.as_deref().expect("configured"));
+        let api = TargetClient::new(&lab.config.api.socket);
         let status = api.status().await.expect("asked");
         let group = &status.groups[0];
         assert_eq!((group.name.as_str(), group.source.as_str()), ("shop", "db1"));

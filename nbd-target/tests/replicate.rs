@@ -140,7 +140,7 @@ fn an_open_export_pins_its_point_and_is_named() {
         let full = || source.ack().is_some_and(|ack| ack.flags.full);
         common::eventually("the source is told", full).await;
         // What lies below the point may leave first; then the export is in the way, and is named.
-        let pins = format!("pins @seq:{point}");
+        let pins = format!("@seq:{point} is held by");
         let named = || {
             source.heard(|heard| {
                 let mut sentences = heard.notices.iter().map(|notice| &notice.sentence);

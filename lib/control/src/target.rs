@@ -190,7 +190,7 @@ pub struct BranchRequest {
     pub volume: Option<String>,
     /// What follows the `@`.
     pub point: String,
-    /// It is dropped by `detach`, and when the target starts again.
+    /// It is dropped by `detach`, or when nobody has had it open for a while.
     pub temporary: bool,
 }
 
@@ -209,10 +209,13 @@ pub struct BranchStatus {
     pub created_wall_ns: i64,
     /// Bytes written into it.
     pub written_bytes: u64,
-    /// It is dropped by `detach`, and when the target starts again.
+    /// It is dropped by `detach`, or when nobody has had it open for a while.
     pub temporary: bool,
     /// Clients that have it open.
     pub clients: u32,
+    /// Why it cannot be opened, as a sentence; none when it can.
+    #[serde(default)]
+    pub problem: Option<String>,
     /// Its volumes, with the name of the NBD export of each.
     pub exports: Vec<ExportName>,
 }

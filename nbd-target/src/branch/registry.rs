@@ -2,10 +2,13 @@
 
 use std::{
     collections::BTreeMap,
+    str::FromStr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use anyhow::Context;
+use tidemark_control::config::Name;
 use tidemark_journal::{Term, TermId};
 use tokio::runtime::Handle;
 
@@ -26,6 +29,19 @@ pub struct Branches {
     groups: Arc<Groups>,
     runtime: Handle,
     table: Mutex<BTreeMap<String, Arc<Branch>>>,
+    /// Those that the catalogue knows and that cannot be opened: to be shown, and dropped.
+    broken: Mutex<BTreeMap<String, Broken>>,
+}
+
+/// A branch that cannot be opened.
+#[derive(Clone)]
+pub struct Broken {
+    /// The replica it is a child of.
+    pub parent: Arc<Replica>,
+    /// What the catalogue has of it.
+    pub row: BranchRow,
+    /// Why, as a sentence.
+    pub why: String,
 }
 
 /// What a branch is made of.
@@ -39,7 +55,7 @@ pub struct NewBranch {
     pub volume: Option<String>,
     /// The point.
     pub spec: Spec,
-    /// Whether it is dropped when the target starts again.
+    /// Whether it is dropped when nobody has had it open for a while.
     pub temporary: bool,
 }
 
@@ -67,24 +83,29 @@ impl From<Refusal> for BranchError {
 }
 
 impl Branches {
-    /// The branches that the catalogue knows; temporary ones are dropped.
+    /// The branches that the catalogue knows. One that cannot be opened does not keep the others
+    /// from it.
     ///
     /// # Errors
     /// When the catalogue cannot be read.
     pub fn open(groups: &Arc<Groups>, runtime: Handle) -> anyhow::Result<Arc<Branches>> {
-        let branches = Branches { groups: Arc::clone(groups), runtime, table: Mutex::default() };
+        let branches = Branches {
+            groups: Arc::clone(groups),
+            runtime,
+            table: Mutex::default(),
+            broken: Mutex::default(),
+        };
         for replica in groups.replicas() {
             for (name, row) in groups.catalogue().branches(replica.name())? {
-                if row.temporary {
-                    groups.catalogue().drop_branch(replica.name(), &name)?;
-                    continue;
-                }
-                // One that cannot be opened must not keep the others from it.
-                match branches.run(&name, row, &replica) {
+                match branches.run(&name, row.clone(), &replica) {
                     Ok(branch) => {
                         branches.table().insert(name, branch);
                     }
-                    Err(error) => tracing::error!(branch = %name, "{error:#}"),
+                    Err(error) => {
+                        tracing::error!(branch = %name, "{error:#}");
+                        let (parent, why) = (Arc::clone(&replica), format!("{error:#}"));
+                        branches.broken_table().insert(name, Broken { parent, row, why });
+                    }
                 }
             }
             branches.remove_remains(&replica)?;
@@ -105,8 +126,8 @@ impl Branches {
             Some(name) => name.clone(),
             None => made_up(&new.group, &table),
         };
-        check_name(&name)?;
-        if table.contains_key(&name) {
+        Name::from_str(&name).map_err(|error| BranchError::Refused(error.to_string()))?;
+        if table.contains_key(&name) || self.broken_table().contains_key(&name) {
             return Err(BranchError::Conflict(format!("there is a branch '{name}' already")));
         }
         let seq = resolve(&replica, new.volume.as_deref(), &new.spec)?.seq;
@@ -120,6 +141,7 @@ impl Branches {
             volume: new.volume.clone(),
             point: new.spec.to_string(),
             temporary: new.temporary,
+            damage: None,
             created_ns: clock::wall_ns(),
         };
         self.groups.catalogue().put_branch(&new.group, &name, &row)?;
@@ -134,6 +156,19 @@ impl Branches {
     /// [`BranchError`].
     pub fn drop_branch(&self, name: &str) -> Result<(), BranchError> {
         let mut table = self.table();
+        let mut broken = self.broken_table();
+        if let Some(Broken { parent, .. }) = broken.get(name) {
+            self.groups.catalogue().drop_branch(parent.name(), name)?;
+            let dir = super::branch_dir(parent, name);
+            broken.remove(name);
+            return match std::fs::remove_dir_all(&dir) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    let text = format!("cannot remove {}", dir.display());
+                    Err(anyhow::Error::from(error).context(text).into())
+                }
+                _ => Ok(()),
+            };
+        }
         let branch = table
             .get(name)
             .ok_or_else(|| BranchError::NotFound(format!("there is no branch '{name}'")))?;
@@ -155,6 +190,29 @@ impl Branches {
     /// A branch.
     pub fn get(&self, name: &str) -> Option<Arc<Branch>> {
         self.table().get(name).cloned()
+    }
+
+    /// Those that cannot be opened, by name.
+    pub fn broken(&self) -> BTreeMap<String, Broken> {
+        self.broken_table().clone()
+    }
+
+    /// Once in a while: keeps in the catalogue how far the branches are durable, and drops temporary
+    /// ones that nobody has had open for as long as `linger`. Blocks on the disk.
+    pub fn look_after(&self, linger: Duration) {
+        for branch in self.list() {
+            if branch.row().temporary && branch.idle() >= linger {
+                tracing::info!(
+                    branch = branch.name(),
+                    "temporary, and nobody has it open: dropped"
+                );
+                if let Err(error) = self.drop_branch(branch.name()) {
+                    tracing::warn!(branch = branch.name(), "cannot drop it: {error}");
+                }
+            } else if let Err(error) = branch.keep_vitals(self.groups.catalogue()) {
+                tracing::warn!(branch = branch.name(), "{error:#}");
+            }
+        }
     }
 
     /// All branches.
@@ -194,6 +252,10 @@ impl Branches {
         Ok(())
     }
 
+    fn broken_table(&self) -> MutexGuard<'_, BTreeMap<String, Broken>> {
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn table(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Branch>>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -213,17 +275,6 @@ pub fn volumes(branch: &Branch) -> Vec<(String, tidemark_journal::VolumeId, u64)
         });
         good.map(|volume| (volume.name.clone(), volume.id, volume.sectors_at(seq))).collect()
     })
-}
-
-fn check_name(name: &str) -> Result<(), BranchError> {
-    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if name.is_empty() || name.len() > 63 || !name.chars().all(good) || name.starts_with('.') {
-        return Err(BranchError::Refused(format!(
-            "the branch name '{name}' must have 1 to 63 letters, digits, '-', '_' or '.', and not \
-             begin with a dot"
-        )));
-    }
-    Ok(())
 }
 
 fn made_up(group: &str, table: &BTreeMap<String, Arc<Branch>>) -> String {

@@ -5,7 +5,7 @@ use tidemark_journal::{
     Compression, FrameBuilder, FrameMeta, GroupId, Kind, Position, Record, SECTOR_BYTES, Sector,
     Seq, TermId, VolumeId, record::RECORD_BYTES_MAX,
 };
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::{clock, store::log::LogWriter};
 
@@ -62,14 +62,13 @@ pub(super) async fn ask(
     outcome.await.map_err(|_| closed())?
 }
 
-/// Takes changes in until the branch is gone. `_gate` keeps the log's gate open.
+/// Takes changes in until the branch is gone.
 pub(super) async fn run(
     log: LogWriter,
     group: GroupId,
     term: TermId,
     end: Position,
     mut queue: mpsc::Receiver<Request>,
-    _gate: watch::Sender<Option<std::sync::Arc<str>>>,
 ) {
     let started = std::time::Instant::now();
     let mut writer = Writer {

@@ -118,45 +118,81 @@ impl Scope {
 
     /// The newest good position at or below `from`.
     pub fn newest_good(&self, history: &History, from: Seq) -> Option<Seq> {
-        let mut at = from;
-        while at >= history.oldest && at > Seq::ZERO {
-            match self.gap_at(history, at) {
-                Some((_, gap)) => at = Seq(gap.begin.0.checked_sub(1)?),
-                None => return self.volumes(history, at).next().map(|_| at),
-            }
-        }
-        None
+        self.newest_of(history, &self.changes(history), from)
     }
 
     /// The oldest good position at or above `from`, and not above `end`.
     pub fn next_good(&self, history: &History, from: Seq, end: Seq) -> Option<Seq> {
+        let changes = self.changes(history);
         let mut at = from;
         while at <= end {
-            match self.gap_at(history, at) {
-                Some((_, gap)) => at = gap.end?,
-                None => return self.volumes(history, at).next().map(|_| at),
+            if self.is_good(history, at) {
+                return Some(at);
             }
+            at = *changes.get(changes.partition_point(|change| *change <= at))?;
         }
         None
     }
 
     /// The stretches of good positions from the oldest to the newest, at most `most` of the newest.
     pub fn good_ranges(&self, history: &History, end: Seq, most: usize) -> Vec<(Seq, Seq)> {
+        let changes = self.changes(history);
+        let lowest = history.oldest.max(Seq(1));
         let mut ranges = Vec::new();
         let mut from = end;
         while ranges.len() < most {
-            let Some(last) = self.newest_good(history, from) else { break };
-            let mut first = history.oldest.max(Seq(1));
-            for volume in self.volumes(history, last) {
-                first = first.max(volume.added);
-                let ends = volume.gaps.iter().filter_map(|gap| gap.end);
-                first = first.max(ends.filter(|end| *end <= last).max().unwrap_or(first));
+            let Some(last) = self.newest_of(history, &changes, from) else { break };
+            let mut first = last;
+            loop {
+                let place = changes.partition_point(|change| *change <= first).checked_sub(1);
+                first =
+                    place.and_then(|place| changes.get(place)).map_or(lowest, |c| *c.max(&lowest));
+                let before = Seq(first.0 - 1);
+                if before < lowest || !self.is_good(history, before) {
+                    break;
+                }
+                first = before;
             }
             ranges.push((first, last));
             from = Seq(first.0 - 1);
         }
         ranges.reverse();
         ranges
+    }
+
+    fn newest_of(&self, history: &History, changes: &[Seq], from: Seq) -> Option<Seq> {
+        let mut at = from;
+        while at >= history.oldest && at > Seq::ZERO {
+            if self.is_good(history, at) {
+                return Some(at);
+            }
+            let place = changes.partition_point(|change| *change <= at).checked_sub(1)?;
+            at = Seq(changes.get(place)?.0.checked_sub(1)?);
+        }
+        None
+    }
+
+    /// Whether something was there at a position, and none of it in a gap.
+    fn is_good(&self, history: &History, at: Seq) -> bool {
+        self.volumes(history, at).next().is_some() && self.gap_at(history, at).is_none()
+    }
+
+    /// Where positions may begin or cease to be good, in order: between two of these all are alike.
+    /// A volume counts only while it is part of the group, and then with all of its gaps, whether
+    /// it is still part of it today or not.
+    fn changes(&self, history: &History) -> Vec<Seq> {
+        let id = self.volume.as_ref().map(|(id, _)| *id);
+        let wanted = history.volumes.iter().filter(|volume| id.is_none_or(|id| id == volume.id));
+        let mut changes: Vec<Seq> = wanted
+            .flat_map(|volume| {
+                let ends = [Some(volume.added), volume.removed];
+                let gaps = volume.gaps.iter().flat_map(|gap| [Some(gap.begin), gap.end]);
+                ends.into_iter().chain(gaps).flatten()
+            })
+            .collect();
+        changes.sort_unstable();
+        changes.dedup();
+        changes
     }
 
     fn volumes<'h>(

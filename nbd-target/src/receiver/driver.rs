@@ -121,7 +121,7 @@ impl Sessions {
         };
         let admitted = admit(&hello, &peer, self.groups.configs(), |name| self.groups.row(name));
         let (name, protocol) = match admitted {
-            Ok((config, protocol)) => (config.name.clone(), protocol),
+            Ok((config, protocol)) => (config.name.to_string(), protocol),
             Err(refusal) => {
                 tracing::warn!(%peer, group = %hello.group.name, "refused: {refusal}");
                 return send_last(sender, Message::Refuse(refusal)).await;
@@ -177,6 +177,9 @@ impl Sessions {
             }
         };
         if let Err(refusal) = settle(&replica).await {
+            if refusal.code == RefuseCode::Full {
+                replica.ledger().waited();
+            }
             return Ok(Some(refusal));
         }
         let position = replica.journal().progress().durable;

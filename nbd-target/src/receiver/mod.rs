@@ -43,7 +43,7 @@ pub fn admit<'c>(
         Refuse::new(RefuseCode::Version, text)
     })?;
     let name = &hello.group.name;
-    let Some(config) = groups.iter().find(|group| group.name == *name) else {
+    let Some(config) = groups.iter().find(|group| group.name.as_str() == name) else {
         let text = format!(
             "this target does not know the group '{name}': add a [[group]] with that name and \
              node = \"{peer}\" to its configuration"

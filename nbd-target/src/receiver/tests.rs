@@ -66,7 +66,7 @@ fn refusal(session: &mut Session, frame: Vec<u8>) -> String {
 #[test]
 fn who_may_write_what() {
     let config = GroupConfig {
-        name: "shop".to_owned(),
+        name: "shop".parse().expect("a name"),
         node: "db1".parse().expect("a name"),
         window: tidemark_control::config::Seconds(1),
         window_min: tidemark_control::config::Seconds(1),

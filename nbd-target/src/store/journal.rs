@@ -2,10 +2,13 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, RwLock},
+    sync::{
+        Arc, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
-use tidemark_journal::{FrameView, GroupId, Position, Seq};
+use tidemark_journal::{FrameView, GroupId, Position};
 use tokio::sync::watch;
 
 use super::segment::{Caches, Segment};
@@ -31,6 +34,10 @@ pub struct Journal {
     /// From the oldest to the newest.
     segments: RwLock<Arc<Vec<Arc<Segment>>>>,
     progress: watch::Sender<Progress>,
+    /// Bytes of all segments: kept here so that the owner may ask before each frame.
+    bytes: watch::Sender<u64>,
+    /// Bytes of the frame that waits until history has left; zero when none does.
+    wanted_bytes: AtomicU64,
 }
 
 /// What a log's owner tells of the frames it has stored.
@@ -42,6 +49,9 @@ pub trait Follower: Send + Sync + 'static {
     fn received_ns(&self) -> u64 {
         0
     }
+
+    /// The log has become longer by a segment, or waits until history has left.
+    fn pressed(&self) {}
 
     /// A segment has been sealed: its index is durable.
     ///
@@ -64,12 +74,15 @@ impl Journal {
         end: Position,
     ) -> Journal {
         let progress = Progress { written: end, durable: end, ..Progress::default() };
+        let bytes = segments.iter().map(|segment| segment.summary().data_bytes).sum();
         Journal {
             group,
             dir: dir.to_owned(),
             caches: Arc::clone(caches),
             segments: RwLock::new(Arc::new(segments)),
             progress: watch::Sender::new(progress),
+            bytes: watch::Sender::new(bytes),
+            wanted_bytes: AtomicU64::new(0),
         }
     }
 
@@ -105,22 +118,45 @@ impl Journal {
 
     /// Bytes of all segments.
     pub fn bytes(&self) -> u64 {
-        self.segments().iter().map(|segment| segment.summary().data_bytes).sum()
+        *self.bytes.borrow()
+    }
+
+    /// Bytes of the frame that waits until history has left; zero when none does.
+    pub fn wanted_bytes(&self) -> u64 {
+        self.wanted_bytes.load(Ordering::Relaxed)
     }
 
     /// Adds a segment at the end.
     pub fn push(&self, segment: Arc<Segment>) {
+        self.grew(segment.summary().data_bytes);
         self.change(|segments| segments.push(segment));
     }
 
-    /// Takes away the segments up to a sequence, and returns them.
-    pub fn remove_through(&self, seq: Seq) -> Vec<Arc<Segment>> {
+    /// Takes away the segments up to the one of this number, and returns them.
+    pub fn remove_through(&self, number: u64) -> Vec<Arc<Segment>> {
         let mut removed = Vec::new();
         self.change(|segments| {
-            let keep = segments.partition_point(|segment| segment.summary().last.seq <= seq);
+            let keep = segments.partition_point(|segment| segment.number() <= number);
             removed.extend(segments.drain(..keep));
         });
+        let gone: u64 = removed.iter().map(|segment| segment.summary().data_bytes).sum();
+        self.bytes.send_modify(|bytes| *bytes = bytes.saturating_sub(gone));
         removed
+    }
+
+    /// A segment has grown by so many bytes.
+    pub(super) fn grew(&self, by: u64) {
+        self.bytes.send_modify(|bytes| *bytes += by);
+    }
+
+    /// Follows its bytes.
+    pub(super) fn watch_bytes(&self) -> watch::Receiver<u64> {
+        self.bytes.subscribe()
+    }
+
+    /// A frame waits for so many bytes, or none does. Says whether that is news.
+    pub(super) fn want(&self, bytes: u64) -> bool {
+        self.wanted_bytes.swap(bytes, Ordering::Relaxed) != bytes
     }
 
     pub(super) fn advance(&self, change: impl FnOnce(&mut Progress)) {

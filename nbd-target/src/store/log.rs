@@ -12,6 +12,7 @@ mod writer;
 
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
+use tidemark_control::config::Bytes;
 use tidemark_journal::{
     FrameView, Position,
     segment::{BLOCK_BYTES, SegmentEnd, SegmentStart, padding},
@@ -43,6 +44,8 @@ pub struct LogOptions {
     pub entries_max: usize,
     /// Whether each batch is synced before it counts; else only on request.
     pub sync_batches: bool,
+    /// Bytes that the log never exceeds: what comes then waits until history has left.
+    pub bytes_max: Option<u64>,
 }
 
 /// The last segment, to go on with.
@@ -78,8 +81,8 @@ pub struct Owner {
     follower: Arc<dyn Follower>,
     options: LogOptions,
     queue: mpsc::Receiver<Request>,
-    /// Why nothing may be taken in, from whoever watches over the space.
-    gate: watch::Receiver<Option<Arc<str>>>,
+    /// Why history does not leave at present, from whoever decides that.
+    held: watch::Receiver<Option<Arc<str>>>,
     ending: watch::Receiver<bool>,
     start: Option<Start>,
 }
@@ -89,11 +92,11 @@ pub fn new(
     journal: Arc<Journal>,
     follower: Arc<dyn Follower>,
     options: LogOptions,
-    gate: watch::Receiver<Option<Arc<str>>>,
+    held: watch::Receiver<Option<Arc<str>>>,
     start: Start,
 ) -> (LogWriter, Owner) {
     let (writer, queue, ending) = LogWriter::new(Arc::clone(&journal));
-    (writer, Owner { journal, follower, options, queue, gate, ending, start: Some(start) })
+    (writer, Owner { journal, follower, options, queue, held, ending, start: Some(start) })
 }
 
 /// The segment that is being written.
@@ -163,8 +166,8 @@ impl Owner {
                     continue;
                 }
             };
-            self.wait_for_gate().await?;
             let needs = Needs::of(&first.0)?;
+            self.wait_for_size(&needs).await?;
             let full = active.as_ref().is_none_or(|active| !self.fits(active, &needs, 0));
             if full {
                 if let Some(old) = active.take() {
@@ -180,6 +183,8 @@ impl Owner {
             }
             let Some(open) = active.as_mut() else { continue };
             buffer.clear();
+            // The journal counts a segment's header from its beginning.
+            let header_bytes = if open.end == 0 { BLOCK_BYTES } else { 0 };
             if open.end == 0 {
                 let start = SegmentStart {
                     number: open.segment.number(),
@@ -207,7 +212,8 @@ impl Owner {
                 match self.queue.try_recv() {
                     Ok(Request::Frame(bytes, permit)) => {
                         let needs = Needs::of(&bytes)?;
-                        if self.fits(open, &needs, buffer.len() as u64) {
+                        let buffered = buffer.len() as u64;
+                        if self.fits(open, &needs, buffered) && !self.exceeds(&needs, buffered) {
                             candidate = Some(((bytes, permit), needs));
                         } else {
                             carried = Some(Request::Frame(bytes, permit));
@@ -227,6 +233,7 @@ impl Owner {
                 open.unsynced = false;
             }
             self.publish(open, &batch)?;
+            self.journal.grew(buffer.len() as u64 - header_bytes);
             drop(batch);
             if spare.is_none() && open.end > open.file_bytes / 2 {
                 // Ahead of need, so that it is known early whether there is room.
@@ -255,18 +262,33 @@ impl Owner {
         self.queue.recv().await
     }
 
-    async fn wait_for_gate(&mut self) -> io::Result<()> {
-        loop {
-            let closed = self.gate.borrow_and_update().clone();
-            self.journal.advance(|progress| progress.stalled.clone_from(&closed));
-            if closed.is_none() {
-                return Ok(());
+    /// Waits until a frame goes into the log without exceeding its size.
+    async fn wait_for_size(&mut self, needs: &Needs) -> io::Result<()> {
+        let mut bytes = self.journal.watch_bytes();
+        while let Some(max) = self.options.bytes_max.filter(|_| self.exceeds(needs, 0)) {
+            if self.journal.want(needs.room_bytes()) {
+                self.follower.pressed();
             }
+            let held = self.held.borrow_and_update().clone();
+            let why = held.as_deref().unwrap_or("its oldest history is about to leave");
+            let text = format!("the log has reached its size of {} and {why}", Bytes(max));
+            self.journal.advance(|progress| progress.stalled = Some(text.into()));
             tokio::select! {
                 () = ended(&mut self.ending) => return Err(gave_up()),
-                changed = self.gate.changed() => changed.map_err(io::Error::other)?,
+                changed = self.held.changed() => changed.map_err(io::Error::other)?,
+                changed = bytes.changed() => changed.map_err(io::Error::other)?,
             }
         }
+        self.journal.want(0);
+        self.journal.advance(|progress| progress.stalled = None);
+        Ok(())
+    }
+
+    /// Whether a frame would make the log larger than it may be. One segment may always grow: only
+    /// what follows it lets it be sealed, and only what is sealed can leave.
+    fn exceeds(&self, needs: &Needs, buffered: u64) -> bool {
+        let after = self.journal.bytes() + buffered + needs.room_bytes();
+        self.options.bytes_max.is_some_and(|max| after > max && self.journal.segments().len() > 1)
     }
 
     fn fits(&self, active: &Active, needs: &Needs, buffered: u64) -> bool {
@@ -357,6 +379,7 @@ impl Owner {
             self.journal.caches(),
         ));
         self.journal.push(Arc::clone(&segment));
+        self.follower.pressed();
         Ok(Active {
             file: spare.file,
             segment,
@@ -471,6 +494,11 @@ struct Needs {
 }
 
 impl Needs {
+    /// The most bytes by which the log grows: with padding, and the header of a segment.
+    fn room_bytes(&self) -> u64 {
+        (self.bytes as u64).next_multiple_of(BLOCK_BYTES) + BLOCK_BYTES
+    }
+
     fn of(frame: &[u8]) -> io::Result<Needs> {
         let header = tidemark_journal::frame::FrameHeader::peek(frame).map_err(io::Error::other)?;
         let chunks = header.chunks.get() as usize;

@@ -23,8 +23,11 @@ pub enum ReadError {
     /// The bytes are not those that were written; the text names the place.
     #[error("{0}")]
     Damaged(String),
-    /// The source could not read its own disk here.
-    #[error("the source could not read sectors {start}..{end} of its disk before this position")]
+    /// Unknown: the source could not read its own disk here, or what it sent was damaged since.
+    #[error(
+        "sectors {start}..{end} are unknown before this position: the source could not read its \
+         disk there, or its copy here was damaged; 'tidemark verify' at the source sends them again"
+    )]
     Unreadable {
         /// First sector.
         start: u64,

@@ -145,6 +145,15 @@ impl Segment {
         }
     }
 
+    /// Removes its file. Whoever holds the segment still reads it: it is opened before.
+    ///
+    /// # Errors
+    /// When the file cannot be opened or removed.
+    pub fn remove(&self) -> io::Result<()> {
+        self.file()?;
+        std::fs::remove_file(&self.path)
+    }
+
     /// Goes over to the index on disk, which has been written and synced.
     pub fn become_sealed(&self, index_at: u64) {
         let mut state = self.state.write().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -346,8 +355,11 @@ impl Segment {
         if let Some(file) = self.file.get() {
             return Ok(file);
         }
-        let file = OpenOptions::new().read(true).open(&self.path)?;
-        Ok(self.file.get_or_init(|| file))
+        match OpenOptions::new().read(true).open(&self.path) {
+            Ok(file) => Ok(self.file.get_or_init(|| file)),
+            // Removed meanwhile, and opened before that.
+            Err(error) => self.file.get().ok_or(error),
+        }
     }
 
     fn name(&self) -> String {

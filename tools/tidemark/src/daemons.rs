@@ -42,5 +42,5 @@ pub fn target(global: &Global) -> Daemon<TargetClient> {
 }
 
 fn target_socket(file: &Path) -> Option<PathBuf> {
-    tidemark_target::Config::load(file).ok()?.api.socket
+    Some(tidemark_target::Config::load(file).ok()?.api.socket)
 }

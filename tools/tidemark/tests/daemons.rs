@@ -284,6 +284,7 @@ fn branch(request: BranchRequest) -> BranchStatus {
         written_bytes: 3 << 20,
         temporary: request.temporary,
         clients: 0,
+        problem: None,
         exports: vec![ExportName { volume: "data".into(), export, sectors: 8 }],
     }
 }

@@ -63,6 +63,40 @@ fn every_position_against_the_definition() {
     }
 }
 
+/// Disk 1 leaves the group at 60 and disk 2 comes at 70; both had gaps while they were part of it.
+#[test]
+fn volumes_that_are_gone_count_while_they_were_there() {
+    let mut history = history();
+    history.volumes[1].gaps = vec![
+        Gap { begin: Seq(0), end: Some(Seq(20)), reason: 1 },
+        Gap { begin: Seq(45), end: None, reason: 2 },
+    ];
+    history.volumes[1].removed = Some(Seq(60));
+    history.volumes.push(volume(2, &[(70, Some(75))]));
+    history.volumes[2].added = Seq(70);
+    let bad_of = |name: Option<&str>| match name {
+        None => vec![0..20, 30..40, 45..60, 70..75],
+        Some("disk1") => vec![0..20, 45..1000],
+        _ => std::iter::once(0..75).collect(),
+    };
+    for name in [None, Some("disk1"), Some("disk2")] {
+        let scope = Scope::of(&history, "shop", name).expect("it is there");
+        let bad = bad_of(name);
+        let good = |n: u64| (5..=90).contains(&n) && !bad.iter().any(|gap| gap.contains(&n));
+        let all: Vec<u64> = (0..100).filter(|n| good(*n)).collect();
+        let ranges = scope.good_ranges(&history, END, 10);
+        let listed: Vec<u64> = ranges.iter().flat_map(|(first, last)| first.0..=last.0).collect();
+        assert_eq!(listed, all, "{name:?} {ranges:?}");
+        for n in 5..=90 {
+            let newest = (0..=n).rev().find(|n| good(*n)).map(Seq);
+            assert_eq!(scope.newest_good(&history, Seq(n)), newest, "{name:?} {n}");
+            let next = (n..=90).find(|n| good(*n)).map(Seq);
+            assert_eq!(scope.next_good(&history, Seq(n), END), next, "{name:?} {n}");
+            assert_eq!(scope.check(&history, Seq(n), END).is_ok(), good(n), "{name:?} {n}");
+        }
+    }
+}
+
 #[test]
 fn refusals_say_what_can_be_had() {
     let history = history();

@@ -22,6 +22,7 @@ use super::{
     apply::{Change, NewContent, Redo},
 };
 use crate::store::{
+    ReadError,
     index::Query,
     read::{self, Piece, PieceContent, Plan},
     segment::Segment,
@@ -45,7 +46,11 @@ pub enum Step {
     Synced,
 }
 
-/// Applies a segment to the base. `at` is told of each step, and ends the fold by an error.
+/// The most places of damage that a fold names.
+const DAMAGE_NAMED_MAX: usize = 10;
+
+/// Applies a segment to the base, and returns what was damaged, a sentence each: those blocks are
+/// unknown from then on, which reads say, until the source sends them again. `at` is told of each step, and ends the fold by an error.
 ///
 /// Blocks that lie in one extent are applied in the order of the log, so that each chunk is unpacked
 /// once; the kernel sorts them on their way to the disk. The others are few, and put together one by
@@ -57,13 +62,13 @@ pub fn fold(
     base: &Base,
     segment: &Arc<Segment>,
     mut at: impl FnMut(Step) -> io::Result<()>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Vec<String>> {
     let redo_path = base.dir().join("fold.redo");
     Redo::replay(&redo_path, base).context("cannot apply what an interrupted fold left")?;
     let mut redo = Redo::create(&redo_path)?;
     at(Step::Begun)?;
     let last = segment.summary().last.seq;
-    let mut batch = Batch { changes: Vec::new(), bytes: 0 };
+    let mut batch = Batch { changes: Vec::new(), bytes: 0, damage: Vec::new() };
     let mut whole = Vec::new();
     for (volume, ranges) in touched(segment)? {
         for (start, end) in ranges {
@@ -85,17 +90,21 @@ pub fn fold(
     batch.apply(base, &mut redo, &mut at)?;
     whole.sort_unstable_by_key(|run: &Run| (run.chunk, run.offset));
     for run in whole {
-        let raw = segment.chunk(run.chunk)?;
-        let range = run.offset as usize..run.offset as usize + run.blocks as usize * BLOCK;
-        let bytes = raw.get(range).context("the index points outside its chunk")?;
-        let content = NewContent::Data(bytes.to_vec());
+        let content = match segment.chunk(run.chunk) {
+            Ok(raw) => {
+                let range = run.offset as usize..run.offset as usize + run.blocks as usize * BLOCK;
+                let bytes = raw.get(range).context("the index points outside its chunk")?;
+                NewContent::Data(bytes.to_vec())
+            }
+            Err(error) => batch.unknown(error, u64::from(run.blocks))?,
+        };
         base.apply(&Change { volume: run.volume, first: run.first, content })?;
         at(Step::Applied)?;
     }
     base.sync()?;
     at(Step::Synced)?;
     redo.remove()?;
-    Ok(())
+    Ok(batch.damage)
 }
 
 /// Bytes in a block, as a length in memory.
@@ -183,14 +192,18 @@ impl Window {
         }
         mixed.dedup();
         for block in mixed {
-            let content = self.put_together(base, redo, block)?;
+            let content = match self.put_together(base, redo, block) {
+                Ok(content) => content,
+                Err(Mixed::Read(error)) => batch.unknown(error, 1)?,
+                Err(Mixed::Redo(error)) => return Err(error.into()),
+            };
             batch.push(self.volume, block, content);
         }
         Ok(())
     }
 
     /// A block of which several extents, or the base, have a part.
-    fn put_together(&self, base: &Base, redo: &mut Redo, block: u64) -> anyhow::Result<NewContent> {
+    fn put_together(&self, base: &Base, redo: &mut Redo, block: u64) -> Result<NewContent, Mixed> {
         let (from, to) = (block * BLOCK_SECTORS, (block + 1) * BLOCK_SECTORS);
         debug_assert!(self.start <= from && to <= self.end);
         let first = self.pieces.partition_point(|piece| piece.end <= from);
@@ -220,12 +233,40 @@ impl Window {
     }
 }
 
+/// Why a block cannot be put together.
+enum Mixed {
+    Read(ReadError),
+    Redo(io::Error),
+}
+
+impl From<ReadError> for Mixed {
+    fn from(error: ReadError) -> Mixed {
+        Mixed::Read(error)
+    }
+}
+
+impl From<io::Error> for Mixed {
+    fn from(error: io::Error) -> Mixed {
+        Mixed::Redo(error)
+    }
+}
+
 struct Batch {
     changes: Vec<Change>,
     bytes: usize,
+    damage: Vec<String>,
 }
 
 impl Batch {
+    /// What blocks get whose content is damaged. Any other error may pass, and ends the fold.
+    fn unknown(&mut self, error: ReadError, blocks: u64) -> Result<NewContent, ReadError> {
+        let ReadError::Damaged(text) = error else { return Err(error) };
+        if self.damage.len() < DAMAGE_NAMED_MAX && !self.damage.contains(&text) {
+            self.damage.push(text);
+        }
+        Ok(NewContent::Unreadable(blocks))
+    }
+
     fn push(&mut self, volume: VolumeId, first: u64, content: NewContent) {
         self.bytes += match &content {
             NewContent::Data(bytes) => bytes.len(),

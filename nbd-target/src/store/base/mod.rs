@@ -5,7 +5,7 @@
 //! | sum | the block |
 //! |---|---|
 //! | 0 | reads as zeros; nothing was ever stored |
-//! | 1 | could not be read at the source |
+//! | 1 | unknown: it could not be read at the source, or was damaged in the log |
 //! | else | its content has this CRC-64/NVME (a checksum of 0 or 1 has its top bit flipped) |
 //!
 //! Blocks and sums change only while segments are folded in, and until their log is deleted the
@@ -36,7 +36,7 @@ const LOOK_BLOCKS_MAX: u64 = 64 << 10;
 
 /// The sum of a block that reads as zeros.
 pub const SUM_ZEROS: u64 = 0;
-/// The sum of a block that could not be read at the source.
+/// The sum of a block whose content is unknown.
 pub const SUM_UNREADABLE: u64 = 1;
 
 /// The sum that is kept for a block's content.

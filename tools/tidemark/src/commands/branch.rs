@@ -82,6 +82,9 @@ fn show(branches: &Branches) -> String {
         if branch.clients > 0 {
             let _ = write!(out, ", {}", words::count(branch.clients as usize, "client"));
         }
+        if let Some(problem) = &branch.problem {
+            let _ = write!(out, "\n  {problem}");
+        }
         out.push('\n');
     }
     out

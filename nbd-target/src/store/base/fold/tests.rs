@@ -177,6 +177,71 @@ proptest! {
     }
 }
 
+/// A reader that took the segments down before a fold finds in them what it looked for, also where
+/// it had not opened them yet.
+#[test]
+fn who_holds_a_removed_segment_reads_it() {
+    let dir = tempfile::TempDir::new().expect("a directory");
+    let ops = [Op { kind: Kind::Write, start: 0, sectors: 8, byte: 7 }];
+    let held = segment(dir.path(), 0, Seq(0), &ops);
+    held.remove().expect("removed");
+    assert!(!held.path().exists());
+    assert_eq!(held.chunk(0).expect("still there")[..512], [7; 512]);
+}
+
+/// The segment after the one that leaves was just begun: it ends where that one ends.
+#[test]
+fn a_segment_that_was_just_begun_stays() {
+    use crate::store::journal::Journal;
+    let dir = tempfile::TempDir::new().expect("a directory");
+    let ops = [Op { kind: Kind::Write, start: 0, sectors: 8, byte: 7 }];
+    let (one, caches) = (segment(dir.path(), 0, Seq(0), &ops), Caches::new(1, 1));
+    let end = one.summary().last;
+    let begun = Segment::open(
+        dir.path().join("1.seg"),
+        1,
+        Summary::empty(end),
+        MemoryIndex::default(),
+        &caches,
+    );
+    let journal = Journal::new(GroupId([2; 16]), dir.path(), &caches, vec![one], end);
+    journal.push(Arc::new(begun));
+    let removed: Vec<u64> = journal.remove_through(0).iter().map(|s| s.number()).collect();
+    let left: Vec<u64> = journal.segments().iter().map(|s| s.number()).collect();
+    assert_eq!((removed, left), (vec![0], vec![1]));
+    assert_eq!(journal.bytes(), journal.segments()[0].summary().data_bytes);
+}
+
+/// What is damaged in the log becomes unknown in the base, and nothing else does; the fold goes on.
+#[test]
+fn what_is_damaged_is_folded_as_unknown() {
+    use std::os::unix::fs::FileExt;
+    let dir = tempfile::TempDir::new().expect("a directory");
+    let op = |start, sectors, byte| Op { kind: Kind::Write, start, sectors, byte };
+    let first = [op(0, 16, 1), op(64, 16, 1)];
+    // 128 KiB, so the next two are in a chunk of their own: a whole block and a part of one.
+    let second = [op(128, 256, 2), op(0, 8, 3), op(65, 2, 3)];
+    let one = segment(dir.path(), 0, Seq(0), &first);
+    let two = segment(dir.path(), 1, Seq(2), &second);
+    let file = std::fs::OpenOptions::new().write(true).open(two.path()).expect("opened");
+    let end = file.metadata().expect("there").len();
+    file.write_all_at(&[0xee; 16], end - 600).expect("damaged");
+    let base = Base::open(&dir.path().join("base")).expect("opened");
+    fold(&base, &one, |_| Ok(())).expect("folded");
+    let damage = fold(&base, &two, |_| Ok(())).expect("folded");
+    assert!(damage.iter().any(|text| text.contains("checksum")), "{damage:?}");
+    let read = reads(&base, None);
+    for (n, read) in read.iter().enumerate() {
+        let expected = match n {
+            0..8 | 64..72 => None,
+            8..16 | 72..80 => Some(1),
+            128..384 => Some(2),
+            _ => Some(0),
+        };
+        assert_eq!(*read, expected, "sector {n}");
+    }
+}
+
 /// Damages a block that the second segment changes, as if it had been on its way to the disk. All
 /// changes are one batch here, so from the moment its redo is durable that can be any of them.
 fn torn_block(base: &Base, segment: &Arc<Segment>, tear: u64) -> Option<u64> {

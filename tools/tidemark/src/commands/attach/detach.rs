@@ -58,7 +58,7 @@ pub fn run(args: &Detach, global: &Global, output: Output) -> Result<ExitCode> {
         let target = daemons::target(global).client;
         for branch in &branches {
             match target.client().wait(target.drop_branch(branch)) {
-                // A target that started again has dropped it already.
+                // After a long time without a client the target has dropped it already.
                 Err(ClientError::Api(error)) if error.code == ErrorCode::NotFound => {}
                 dropped => {
                     dropped.with_context(|| {
