@@ -32,7 +32,7 @@ use crate::{
 pub struct Timeouts {
     /// For each address of the peer to answer.
     pub connect: Duration,
-    /// For TLS to be agreed on.
+    /// For TLS to be agreed on: long, since a busy or emulated machine needs seconds of work for it.
     pub handshake: Duration,
     /// For the peer to send anything at all: more than one heartbeat's interval.
     pub idle: Duration,
@@ -45,7 +45,7 @@ impl Default for Timeouts {
         let seconds = Duration::from_secs;
         Timeouts {
             connect: seconds(10),
-            handshake: seconds(10),
+            handshake: seconds(30),
             idle: seconds(30),
             stall: seconds(30),
         }
