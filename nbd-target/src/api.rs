@@ -269,7 +269,7 @@ async fn drop_branch(State(api): Shared, Path(name): Path<String>) -> Reply<Done
 
 async fn forget(State(api): Shared, Path(group): Path<String>) -> Reply<Done> {
     off(move || {
-        if api.groups.configs().iter().any(|config| config.name == group) {
+        if api.groups.configs().iter().any(|config| config.name.as_str() == group) {
             let text = format!(
                 "the group '{group}' is in this target's configuration: stop or unprotect it at \
                  the source, take its [[group]] out of the configuration and restart the target"

@@ -260,7 +260,7 @@ impl Groups {
     }
 
     fn is_configured(&self, name: &str) -> bool {
-        self.configs.iter().any(|config| config.name == name)
+        self.configs.iter().any(|config| config.name.as_str() == name)
     }
 
     fn table(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {

@@ -17,7 +17,7 @@ fn a_replica_is_forgotten_once_its_group_is_not_configured() {
         source.write(0, 0, &[7; 4096]);
         source.send().await;
         source.acknowledged().await;
-        let api = TargetClient::new(lab.config.api.socket.as_deref().expect("configured"));
+        let api = TargetClient::new(&lab.config.api.socket);
         let branch = BranchRequest {
             name: Some("test".to_owned()),
             group: "shop".to_owned(),
@@ -36,7 +36,7 @@ fn a_replica_is_forgotten_once_its_group_is_not_configured() {
         assert!(lab.log_dir().exists());
 
         let mut other = lab.config.groups[0].clone();
-        other.name = "other".to_owned();
+        other.name = "other".parse().expect("a name");
         let shop = std::mem::replace(&mut lab.config.groups[0], other);
         lab.restart();
         for (name, words) in

@@ -205,11 +205,11 @@ fn judge(pair: &Pair, point: &Point) -> Result<[u64; 2]> {
         last[index] = judgement.last;
 
         let log = transactions(&pair.source, disk)?;
-        let due = log.iter().filter(|transaction| match point.acknowledged {
+        let mut due = log.iter().filter(|transaction| match point.acknowledged {
             Some(numbers) => transaction.number <= numbers[index],
             None => transaction.acknowledged_ns < attached.wall_ns,
         });
-        let due = due.last().map_or(0, |transaction| transaction.number);
+        let due = due.next_back().map_or(0, |transaction| transaction.number);
         ensure!(
             judgement.last >= due,
             "{}: transaction {due} had been acknowledged, {} is the last",
