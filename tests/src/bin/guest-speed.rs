@@ -50,7 +50,7 @@ fn measure(pair: &Pair, rounds: usize, seconds: u64) -> Result<()> {
     source.copy_in(&rublk()?, "/usr/bin/rublk")?;
     let raw = pair.raw_disk("loop");
     let before = source.sh("ls /dev | grep ublkb")?;
-    source.sh(&format!("rublk add loop -f {raw} -q 1 -d 64 --foreground=false || rublk add loop -f {raw} -q 1 -d 64"))?;
+    source.sh(&format!("rublk add loop -f {raw} -q 1 -d 64"))?;
     source.sh("udevadm settle")?;
     let after = source.sh("ls /dev | grep ublkb")?;
     let device = after.lines().find(|name| !before.lines().any(|other| other == *name));
