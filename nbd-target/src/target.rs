@@ -246,7 +246,8 @@ impl Target {
                 tracing::error!(branch = branch.name(), "{error:#}");
             }
         }
-        runtime.shutdown_background();
+        // What its tasks hold is let go, the catalogue's lock too: another target can start here.
+        runtime.shutdown_timeout(GRACE);
     }
 }
 
