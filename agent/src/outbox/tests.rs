@@ -5,14 +5,14 @@ use std::{
     task::{Context, Waker},
 };
 
-use tidemark_journal::{GroupId, TermId};
+use tidemark_journal::TermId;
 
 use super::*;
 use crate::capture::ring::Layout;
 
 fn outbox(frame_bytes: u64) -> Arc<Outbox> {
     let layout = Layout { slots: 256, data_bytes: 4096, frame_bytes };
-    Outbox::new(RingMemory::create(GroupId([1; 16]), layout).unwrap())
+    Outbox::new(RingMemory::plain(layout, &[]))
 }
 
 fn put(outbox: &Outbox, seq: u64, bytes: usize) {

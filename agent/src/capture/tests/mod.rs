@@ -3,6 +3,7 @@
 mod busy;
 mod cases;
 mod checks;
+mod killed;
 mod replica;
 mod ring;
 mod sim;
