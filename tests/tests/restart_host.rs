@@ -262,6 +262,52 @@ fn an_agent_that_is_killed_compares_only_what_was_being_written() -> Result<()> 
 }
 
 #[test]
+fn an_agent_that_is_killed_under_load_goes_on_with_its_ring() -> Result<()> {
+    let mut site = Site::new(plan())?;
+    site.manage_agents()?;
+    site.start_target()?;
+    site.spawn_agent(NODE)?;
+    site.wait_in_sync()?;
+    let start = site.mark("the start")?;
+    let before = site.status()?;
+    let operations = shape(8, 1_000_000).operations()?;
+    let mut log = Log::default();
+    for round in 0..4u64 {
+        let disks = disks(&site)?;
+        let stop = AtomicBool::new(false);
+        let first = log.entries.len();
+        // In every other round the target gets nothing meanwhile, and frames are kept.
+        if round % 2 == 1 {
+            site.network().stall(true);
+        }
+        log = std::thread::scope(|scope| {
+            let so_far = std::mem::take(&mut log);
+            let disks = [&disks[0] as &dyn workload::Disk, &disks[1]];
+            let (operations, stop) = (&operations, &stop);
+            let load = scope.spawn(move || workload::go_on(so_far, &disks, operations, 16, stop));
+            std::thread::sleep(Duration::from_millis(300));
+            let killed = site.kill_agent();
+            stop.store(true, Ordering::Relaxed);
+            let log = load.join().map_err(|_| anyhow::anyhow!("the load panicked"))?;
+            killed.map(|()| log)
+        })?;
+        let entries = &log.entries[first..];
+        let acknowledged = entries.iter().filter(|entry| entry.acknowledged.is_some()).count();
+        ensure!(acknowledged > 100, "round {round}: only {acknowledged} operations");
+        ensure!(entries.iter().any(|entry| entry.error.is_some()), "it was not killed under load");
+        ensure!(site.kept()?.len() == 1, "the manager keeps {:?}", site.kept()?);
+        site.network().stall(false);
+        site.spawn_agent(NODE)?;
+    }
+    site.wait_in_sync()?;
+    let after = site.status()?;
+    ensure!(after.position.term == before.position.term, "a new term was begun");
+    let operations = &operations[..log.entries.len()];
+    // It has the load alone, without any gap, sync or offer.
+    judge_without_gap(&site, operations, &log, start)
+}
+
+#[test]
 fn an_idle_agent_that_is_killed_again_and_again_compares_nothing() -> Result<()> {
     let mut site = Site::new(plan())?;
     site.start_target()?;

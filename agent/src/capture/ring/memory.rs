@@ -302,7 +302,7 @@ impl RingMemory {
     }
 
     /// The word with a slot's state.
-    pub(super) fn state(&self, slot: u64) -> &AtomicU64 {
+    pub(in crate::capture) fn state(&self, slot: u64) -> &AtomicU64 {
         self.word(self.slot_at(slot))
     }
 

@@ -3,6 +3,7 @@
 mod busy;
 mod cases;
 mod checks;
+mod inherit;
 mod killed;
 mod replica;
 mod ring;
