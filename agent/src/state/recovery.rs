@@ -246,3 +246,6 @@ fn new_group(
         with_ring: false,
     }
 }
+
+#[cfg(test)]
+mod tests;
