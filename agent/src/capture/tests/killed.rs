@@ -128,7 +128,7 @@ impl Sim {
             .map(|((id, sectors), gap)| VolumeStart { id: *id, sectors: *sectors, gap: *gap })
             .collect();
         let (generation, transaction) = self.state.newest();
-        let mut map = DirtyMap::new(super::sim::MAP_ID, generation, transaction, maps);
+        let mut map = DirtyMap::new(super::storage::MAP_ID, generation, transaction, maps);
         while let Some(commit) = map.begin_commit(Seq::ZERO, true) {
             commit.pages.iter().chain(&commit.log).for_each(|block| self.state.write(block));
             map.commit_written();

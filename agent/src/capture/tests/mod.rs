@@ -9,3 +9,4 @@ mod replica;
 mod ring;
 mod sim;
 mod steps;
+mod storage;
