@@ -13,6 +13,7 @@ use tidemark_control::{
     ApiError,
     agent::{AgentStatus, GroupFailure, Marked, Reloaded, VerifyStarted},
 };
+use tidemark_journal::GroupId;
 use tidemark_link::pki;
 use tokio::sync::Mutex;
 
@@ -21,6 +22,7 @@ use crate::{
     clock::wall_ns,
     config::{AgentConfig, GroupConfig, NodeConfig},
     group::Group,
+    rings::Rings,
 };
 
 /// How long a stop waits for the target to have everything.
@@ -31,6 +33,7 @@ pub struct Agent {
     directory: Option<PathBuf>,
     node: NodeConfig,
     tls: Arc<ClientConfig>,
+    rings: Rings,
     groups: Mutex<BTreeMap<String, Group>>,
     /// Groups that could not be started, each with the reason told last. Held while groups are
     /// started or stopped, so that only one task does so.
@@ -54,6 +57,7 @@ impl Agent {
             directory: directory.map(Path::to_owned),
             node: config.node,
             tls,
+            rings: Rings::from_environment(),
             groups: Mutex::default(),
             late: Mutex::default(),
         });
@@ -102,7 +106,7 @@ impl Agent {
     /// # Errors
     /// A sentence that says what is in the way.
     pub async fn start_group(&self, config: &GroupConfig) -> anyhow::Result<()> {
-        let group = Group::start(&self.node, config, self.tls.clone()).await?;
+        let group = Group::start(&self.node, config, self.tls.clone(), &self.rings).await?;
         self.groups.lock().await.insert(config.name.as_str().to_owned(), group);
         Ok(())
     }
@@ -131,6 +135,11 @@ impl Agent {
             }
         }
         true
+    }
+
+    /// Has the service manager forget the rings of groups that are not among these.
+    pub fn forget_other_rings(&self, groups: &[GroupId]) {
+        self.rings.forget_others(groups);
     }
 
     /// How long records of a group took to become final-durable.
@@ -229,6 +238,7 @@ impl Control for Agent {
             return Err(ApiError::conflict(format!("{error:#}")));
         }
         found.stop(STOP_PATIENCE).await;
+        self.rings.forget(found.config().id);
         Ok(())
     }
 }

@@ -10,7 +10,7 @@ fn boot_ns() -> u64 {
 
 /// Journal time: continues where the source's last life had reserved to, at the pace of the boot
 /// clock. It orders and ages; it never goes back and has no date.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct JournalClock {
     base_ns: u64,
     started_ns: u64,
@@ -20,6 +20,19 @@ impl JournalClock {
     /// Goes on after `base_ns`.
     pub fn after(base_ns: u64) -> JournalClock {
         JournalClock { base_ns: base_ns + 1, started_ns: boot_ns() }
+    }
+
+    /// Goes on with a clock of which [`Self::parts`] is known; none if the machine was started since.
+    pub fn going_on(base_ns: u64, started_ns: u64) -> Option<JournalClock> {
+        let clock = JournalClock { base_ns, started_ns };
+        let elapsed_ns = boot_ns().checked_sub(started_ns)?;
+        base_ns.checked_add(elapsed_ns).map(|_| clock)
+    }
+
+    /// Journal time when it was started and the boot clock at that time, nanoseconds: with them it
+    /// goes on in another process.
+    pub fn parts(&self) -> (u64, u64) {
+        (self.base_ns, self.started_ns)
     }
 
     /// Journal time now, nanoseconds.

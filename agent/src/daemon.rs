@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use sd_notify::NotifyState;
 use tidemark_control::server::{Socket, serve};
+use tidemark_journal::GroupId;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
@@ -34,15 +35,21 @@ pub fn run(directory: &Path) -> Result<()> {
         .enable_all()
         .build()
         .context("start the async runtime")?;
-    runtime.block_on(work(directory, loaded.config))
+    // A group whose file is at fault may need its ring once that is mended.
+    let whole = loaded.faults.is_empty();
+    runtime.block_on(work(directory, loaded.config, whole))
 }
 
-async fn work(directory: &Path, config: AgentConfig) -> Result<()> {
+async fn work(directory: &Path, config: AgentConfig, whole: bool) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let socket = Socket::bind(&config.node.api_socket)?;
     let node = config.node.node.clone();
+    let groups: Vec<GroupId> = config.groups.iter().map(|group| group.id).collect();
     let agent = Agent::start(config, Some(directory)).await?;
+    if whole {
+        agent.forget_other_rings(&groups);
+    }
     let (end, ended) = oneshot::channel::<()>();
     let api = tokio::spawn(serve(socket, api::routes(agent.clone()), async move {
         // Dropped or sent: both mean the end.

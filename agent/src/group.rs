@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use crate::{
     capture::{
         core::{self, Core},
-        ring::{Layout, RingMemory, RingReader, RingWriter},
+        ring::{About, Layout},
     },
     clock::JournalClock,
     config::{GroupConfig, NodeConfig, VolumeConfig},
@@ -26,12 +26,15 @@ use crate::{
     link::{self, Link, LinkParts, TermTeller},
     outbox::Outbox,
     progress::Pace,
+    rings::Rings,
     state::{
         files::StateFiles,
         keeper::{self, Keeper},
-        recovery,
+        recovery::{self, TIME_RESERVE_NS},
     },
 };
+
+mod handover;
 
 /// How long a claim waits for the last write of a dead agent to end.
 const CLAIM_PATIENCE: Duration = Duration::from_secs(30);
@@ -66,6 +69,7 @@ impl Group {
         node: &NodeConfig,
         config: &GroupConfig,
         tls: Arc<ClientConfig>,
+        rings: &Rings,
     ) -> anyhow::Result<Group> {
         let mut volumes = Vec::new();
         for volume in &config.volumes {
@@ -81,7 +85,11 @@ impl Group {
         let backings: Vec<Arc<Backing>> =
             volumes.iter().map(|volume| volume.backing.clone()).collect();
         let sectors: Vec<u64> = volumes.iter().map(|volume| volume.sectors).collect();
-        let mut group = Group::run(node, config, volumes, tls)?;
+        let mut group = Group::run(node, config, volumes, tls, rings)?;
+        // Nobody may see the disks before they are what the journal says.
+        while group.engine.report().await.is_some_and(|now| now.redone_writes_left > 0) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         for (index, volume) in config.volumes.iter().enumerate() {
             let (id, sectors) = (volume.id, sectors[index]);
             let export = nbd::VolumeExport::new(
@@ -132,13 +140,36 @@ impl Group {
         config: &GroupConfig,
         volumes: Vec<EngineVolume>,
         tls: Arc<ClientConfig>,
+        rings: &Rings,
     ) -> anyhow::Result<Group> {
         let regions: Vec<(VolumeId, u32)> =
             volumes.iter().map(|volume| (volume.id, regions_in(volume.sectors))).collect();
         let dir = node.state_of(&config.name);
         let (mut files, found) = StateFiles::open(&dir, config.id, &regions)?;
+        let mut about = About {
+            group: config.id,
+            id: 0,
+            clock: JournalClock::after(0),
+            volumes: volumes.iter().map(|volume| (volume.id, volume.sectors)).collect(),
+        };
+        let layout = Layout::of(config.ring_bytes.get());
+        let left = handover::find(rings, config, &found, &mut about, layout);
         let fresh = [GroupId::random()?.0, GroupId::random()?.0];
-        let start = recovery::decide(&dir, config.id, &regions, &found, fresh)?;
+        let said = left.as_ref().map(handover::Left::says);
+        let start = recovery::decide(&dir, config.id, &regions, &found, said.as_ref(), fresh)?;
+        match (&said, start.with_ring) {
+            (Some(said), true) => tracing::info!(
+                group = %config.name,
+                sequence = said.last_seq.0,
+                "going on with the ring of the agent before"
+            ),
+            (Some(_), false) => tracing::warn!(
+                group = %config.name,
+                "the ring of the agent before does not fit the state, and is dropped"
+            ),
+            (None, _) => {}
+        }
+        let left = left.filter(|_| start.with_ring);
         let generation_found = found.state.map_or(0, |state| state.generation);
         if start.new_term {
             files.write_terms(&start.ancestry)?;
@@ -151,19 +182,33 @@ impl Group {
             map.commit_written();
         }
         let mut state = start.state;
+        let ring = match left {
+            Some(left) => left.ring(),
+            None => {
+                about.id = handover::random_id()?;
+                about.clock = JournalClock::after(start.time_base_ns);
+                handover::new_ring(&about, layout)?
+            }
+        };
+        let clock = about.clock;
+        state.ring = about.id;
+        state.time_ceiling_ns = state.time_ceiling_ns.max(clock.now_ns() + TIME_RESERVE_NS);
         files.write_state(&state)?;
         state.generation = generation_found;
-
-        let clock = JournalClock::after(start.time_base_ns);
-        let memory = RingMemory::create(config.id, Layout::of(config.ring_bytes.get()))?;
+        let memory = ring.writer.memory().clone();
+        if !start.with_ring {
+            // The state names it now, and none before it.
+            memory.begin_term(state.term, start.last_seq);
+            rings.keep(config.id, &memory);
+        }
         if let Err(error) = memory.region().lock_in_memory() {
             tracing::warn!(group = %config.name, %error, "the ring cannot be kept in memory");
         }
-        let outbox = Outbox::new(memory.clone());
+        let outbox = ring.outbox;
         let (encoder, encoder_thread) = encoder::start(
             config.id,
             start.place,
-            RingReader::new(memory.clone()),
+            ring.reader,
             outbox.clone(),
             clock,
             config.compression.0,
@@ -188,9 +233,9 @@ impl Group {
                 physical_block_bytes: volume.backing.geometry().physical_block_bytes,
             })
             .collect();
-        let mut core =
-            Core::new(&starts, map, RingWriter::new(memory), start.last_seq, state.ceiling);
+        let mut core = Core::new(&starts, map, ring.writer, start.last_seq, state.ceiling);
         core.set_now(clock.now_ns());
+        core.take_over(&ring.redo, &ring.failed);
         if start.new_term {
             core.open_term();
         }

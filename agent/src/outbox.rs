@@ -3,6 +3,9 @@
 //! It is the frames area of the [ring](crate::capture::ring): a ring of bytes in which frames lie
 //! end to end, each in one piece. The encoder puts frames in, the sender reads them (again after a
 //! reconnect, verbatim), and the acknowledgement of the final target frees them, oldest first.
+//!
+//! The next process finds them again by walking from the start to the end ([`kept`]). Where the rest of
+//! the area is too short for a frame, the bytes at its begin are zeros, or fewer than a header has.
 
 use std::{
     collections::VecDeque,
@@ -11,10 +14,14 @@ use std::{
     time::Duration,
 };
 
-use tidemark_journal::{Position, Seq};
+use tidemark_journal::{Position, Seq, frame::HEADER_BYTES};
 use tokio::sync::Notify;
 
-use crate::capture::ring::{FRAMES_END_AT, FRAMES_START_AT, RingMemory};
+use crate::capture::ring::{FRAMED_SEQ_AT, FRAMES_END_AT, FRAMES_START_AT, RingMemory};
+
+mod inherit;
+
+pub use inherit::{Kept, kept};
 
 /// A frame's place and what is known of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,9 +83,13 @@ pub struct Backlog {
 }
 
 impl Outbox {
-    /// An empty outbox in the frames area of a ring.
+    /// An empty outbox in the frames area of a new ring.
     pub fn new(memory: Arc<RingMemory>) -> Arc<Outbox> {
-        let state = Mutex::default();
+        Outbox::with(memory, State::default())
+    }
+
+    fn with(memory: Arc<RingMemory>, state: State) -> Arc<Outbox> {
+        let state = Mutex::new(state);
         Arc::new(Outbox { memory, state, room: Condvar::new(), filled: Notify::new() })
     }
 
@@ -102,8 +113,17 @@ impl Outbox {
             let waited = self.room.wait_timeout(state, Duration::from_millis(500));
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         };
-        let offset = self.memory.layout().frames_at() + at % area;
         let region = self.memory.region();
+        let frames_at = self.memory.layout().frames_at();
+        if state.frames.is_empty() && state.lent.is_none() {
+            state.start = at;
+            self.memory.word(FRAMES_START_AT).store(at, Ordering::Release);
+            self.memory.word(FRAMES_END_AT).store(at, Ordering::Release);
+        } else if at > state.end {
+            let rest = (at - state.end).min(HEADER_BYTES as u64);
+            region.zero(frames_at + state.end % area, rest).expect("inside the area");
+        }
+        let offset = frames_at + at % area;
         for (part, before) in [(parts[0], 0), (parts[1], parts[0].len() as u64)] {
             region.copy_in(offset + before, part).expect("the place lies inside the area");
         }
@@ -111,6 +131,8 @@ impl Outbox {
         state.frames.push_back(FrameInfo { before, last, time_ns, raw_bytes, bytes, at });
         state.end = at + bytes;
         self.memory.word(FRAMES_END_AT).store(state.end, Ordering::Release);
+        // After the end: nothing frees the frame before the lock is given back.
+        self.memory.word(FRAMED_SEQ_AT).store(last.0, Ordering::Release);
         drop(state);
         self.filled.notify_one();
         true
@@ -197,6 +219,7 @@ impl Outbox {
         if state.lent.is_none() {
             state.frames.clear();
             state.start = state.end;
+            self.memory.word(FRAMES_START_AT).store(state.start, Ordering::Release);
         }
         drop(state);
         self.room.notify_all();

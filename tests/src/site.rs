@@ -3,6 +3,7 @@
 //! What the guests do with services, this does with the same libraries, so that a test can stop, start and
 //! look at either side at will.
 
+mod manager;
 mod process;
 
 use std::{
@@ -33,6 +34,7 @@ use tokio::runtime::Runtime;
 use tracing_subscriber::EnvFilter;
 
 use crate::{proxy::Proxy, workload::nbd::NbdDisk};
+use manager::Manager;
 use process::Process;
 
 /// The group's name.
@@ -86,6 +88,7 @@ pub struct Site {
     agent: Option<Side<Arc<Agent>>>,
     link: SocketAddr,
     proxy: Proxy,
+    manager: Option<Manager>,
 }
 
 /// How one side runs.
@@ -115,7 +118,7 @@ impl Site {
         let link = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let proxy = Proxy::start(link)?;
         let id = GroupId::random()?;
-        Ok(Site { runtime, dir, plan, id, target: None, agent: None, link, proxy })
+        Ok(Site { runtime, dir, plan, id, target: None, agent: None, link, proxy, manager: None })
     }
 
     /// A site on which both sides run.
@@ -306,8 +309,24 @@ impl Site {
             (self.dir().join("agent.toml"), self.dir().join(format!("{GROUP}.toml")));
         std::fs::write(&node, self.node_text(SOURCE))?;
         std::fs::write(&group, self.group_text())?;
-        self.agent = Some(Side::Elsewhere(Process::start(program, &[&node, &group], "agent")?));
+        let command = match &mut self.manager {
+            Some(manager) => manager.command(program)?,
+            None => std::process::Command::new(program),
+        };
+        let process = Process::start_by(command, &[&node, &group], "agent")?;
+        self.agent = Some(Side::Elsewhere(process));
         Ok(())
+    }
+
+    /// From now on, agents in processes of their own have a service manager that keeps their rings.
+    pub fn manage_agents(&mut self) -> Result<()> {
+        self.manager = Some(Manager::bind(&self.dir().join("notify.sock"))?);
+        Ok(())
+    }
+
+    /// The names of what the service manager keeps for the agent.
+    pub fn kept(&mut self) -> Result<Vec<String>> {
+        self.manager.as_mut().context("there is no service manager")?.kept()
     }
 
     /// Stops the agent in order; says whether it ended cleanly.

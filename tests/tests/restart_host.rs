@@ -262,6 +262,59 @@ fn an_agent_that_is_killed_compares_only_what_was_being_written() -> Result<()> 
 }
 
 #[test]
+fn an_agent_that_is_killed_under_load_goes_on_with_its_ring() -> Result<()> {
+    let mut site = Site::new(plan())?;
+    site.manage_agents()?;
+    site.start_target()?;
+    site.spawn_agent(NODE)?;
+    site.wait_in_sync()?;
+    let start = site.mark("the start")?;
+    let before = site.status()?;
+    let operations = shape(8, 1_000_000).operations()?;
+    let mut log = Log::default();
+    for round in 0..4u64 {
+        let disks = disks(&site)?;
+        let stop = AtomicBool::new(false);
+        let first = log.entries.len();
+        // In every other round the target gets nothing meanwhile, and frames are kept.
+        if round % 2 == 1 {
+            site.network().stall(true);
+        }
+        let from = site.status()?.position.seq;
+        log = std::thread::scope(|scope| {
+            let so_far = std::mem::take(&mut log);
+            let disks = [&disks[0] as &dyn workload::Disk, &disks[1]];
+            let (operations, stop) = (&operations, &stop);
+            let load = scope.spawn(move || workload::go_on(so_far, &disks, operations, 16, stop));
+            let killed = site
+                .wait("the load", |status| status.position.seq.0 > from.0 + 500)
+                .and_then(|()| site.kill_agent());
+            stop.store(true, Ordering::Relaxed);
+            let log = load.join().map_err(|_| anyhow::anyhow!("the load panicked"))?;
+            killed.map(|()| log)
+        })?;
+        let entries = &log.entries[first..];
+        ensure!(entries.iter().any(|entry| entry.error.is_some()), "it was not killed under load");
+        ensure!(site.kept()?.len() == 1, "the manager keeps {:?}", site.kept()?);
+        site.network().stall(false);
+        site.spawn_agent(NODE)?;
+    }
+    site.wait_in_sync()?;
+    // The same ring after a stop in order, and after it the same order still.
+    ensure!(site_stop_and_start(&mut site)?, "the agent did not end cleanly");
+    let until = log.entries.len() + 500;
+    let disks = disks(&site)?;
+    let never = AtomicBool::new(false);
+    log = workload::go_on(log, &[&disks[0], &disks[1]], &operations[..until], 8, &never);
+    ensure!(log.entries[until - 500..].iter().all(|entry| entry.error.is_none()));
+    let after = site.status()?;
+    ensure!(after.position.term == before.position.term, "a new term was begun");
+    let operations = &operations[..log.entries.len()];
+    // It has the load alone, without any gap, sync or offer.
+    judge_without_gap(&site, operations, &log, start)
+}
+
+#[test]
 fn an_idle_agent_that_is_killed_again_and_again_compares_nothing() -> Result<()> {
     let mut site = Site::new(plan())?;
     site.start_target()?;

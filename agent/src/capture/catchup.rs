@@ -482,7 +482,7 @@ impl Core {
     fn end_gaps(&mut self) {
         for volume in 0..self.volumes.len() {
             let id = self.volumes[volume].id;
-            let open = self.volumes[volume].gap.is_some_and(|gap| gap.begin.is_some());
+            let open = self.volumes[volume].gap.is_some_and(|gap| gap.begun);
             if open && self.map.uncaptured(id).count() == 0 {
                 self.end_gap(volume);
             }

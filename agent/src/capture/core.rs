@@ -1,6 +1,7 @@
 //! The capture core: requests in, effects out.
 
 mod flushes;
+mod inherited;
 mod order;
 mod writes;
 
@@ -10,6 +11,7 @@ use tidemark_journal::{GapReason, Seq, VolumeId};
 
 use self::{
     flushes::{Epoch, FlushBy},
+    inherited::{Failed, RedoOp},
     writes::{RequestState, WriteOp},
 };
 use super::{
@@ -17,7 +19,7 @@ use super::{
     catchup::CatchUp,
     gap::Gap,
     range_lock::{LockId, RangeLock},
-    ring::RingWriter,
+    ring::{RingMemory, RingWriter},
     slab::Slab,
 };
 use crate::{dirty::map::DirtyMap, kernel::memfd::Region};
@@ -33,7 +35,7 @@ pub struct VolumeStart {
     /// Its size.
     pub sectors: u64,
     /// A gap it is in from the start.
-    pub gap: Option<GapReason>,
+    pub gap: Option<Gap>,
 }
 
 pub(super) struct Volume {
@@ -66,6 +68,7 @@ pub(super) enum Op {
     Write(WriteOp),
     Flush { by: FlushBy, volume: usize, tick: u64 },
     Read(super::catchup::ReadOp),
+    Redo(RedoOp),
 }
 
 /// The capture state of a group.
@@ -93,6 +96,8 @@ pub struct Core {
     doubt: bool,
     stop_flushed: bool,
     granted: Vec<LockId>,
+    /// Writes that the local disk refused, until that is durably marked.
+    failed: Vec<Failed>,
 }
 
 impl Core {
@@ -110,9 +115,12 @@ impl Core {
                 id: start.id,
                 sectors: start.sectors,
                 lock: RangeLock::default(),
-                gap: start.gap.map(Gap::owed),
+                gap: start.gap,
             })
             .collect();
+        for (index, volume) in volumes.iter().enumerate() {
+            ring.memory().set_gap(index, volume.gap);
+        }
         Core {
             catch_up: CatchUp::new(volumes.len()),
             volumes,
@@ -135,6 +143,7 @@ impl Core {
             doubt: false,
             stop_flushed: false,
             granted: Vec::with_capacity(64),
+            failed: Vec::new(),
         }
     }
 
@@ -151,6 +160,7 @@ impl Core {
     /// A commit of the dirty map is on stable storage.
     pub fn map_committed(&mut self) {
         self.map.commit_written();
+        self.failures_marked();
         for _ in 0..self.map_waiters.len() {
             if let Some(op) = self.map_waiters.pop_front() {
                 self.admit(op);
@@ -196,6 +206,16 @@ impl Core {
     /// The memory that payloads of slots lie in.
     pub fn ring_region(&self) -> Arc<Region> {
         self.ring.memory().region().clone()
+    }
+
+    /// The ring's memory.
+    pub fn ring_memory(&self) -> &Arc<RingMemory> {
+        self.ring.memory()
+    }
+
+    pub(super) fn set_gap(&mut self, volume: usize, gap: Option<Gap>) {
+        self.volumes[volume].gap = gap;
+        self.ring.memory().set_gap(volume, gap);
     }
 
     pub(super) fn volume_index(&self, id: VolumeId) -> usize {

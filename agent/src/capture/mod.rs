@@ -15,7 +15,7 @@
 
 pub mod catchup;
 pub mod core;
-mod gap;
+pub mod gap;
 pub mod range_lock;
 pub mod ring;
 mod slab;

@@ -1,7 +1,7 @@
 //! The ring: captured records on their way to the encoder, in a memfd that can outlive the process.
 //!
 //! ```text
-//! header (4096) | slots (64 bytes each) | data | frames
+//! header (20480) | slots (64 bytes each) | data | frames
 //! ```
 //!
 //! The capture thread reserves a slot for every record, in the order of sequences, copies the
@@ -12,187 +12,23 @@
 //! Counters only grow; a place is a counter modulo the area's size. A payload never wraps: what is
 //! left at the end of the data area is skipped when it is too short.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+mod inherit;
+mod memory;
+
+use std::sync::{Arc, atomic::Ordering};
+
+use tidemark_journal::{Kind, Record, Sector, Seq, VolumeId};
+use zerocopy::IntoBytes;
+
+use self::memory::{ENCODED_AT, FREED_AT, RESERVED_AT, SlotFields, state};
+pub(crate) use self::memory::{FRAMED_SEQ_AT, FRAMES_END_AT, FRAMES_START_AT};
+pub use self::{
+    inherit::{Inherited, NotOurs, inherit},
+    memory::{About, HEADER_BYTES, Layout, RingMemory, SLOTS_RESERVED, VOLUMES_MAX},
 };
 
-use tidemark_journal::{GroupId, Kind, Record, Sector, Seq, VolumeId};
-use zerocopy::{
-    FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned,
-    little_endian::{U16, U32, U64},
-};
-
-use crate::kernel::memfd::{Region, RegionError};
-
-/// Bytes before the slots.
-pub const HEADER_BYTES: u64 = 4096;
 /// Payloads are placed at multiples of this, so that direct I/O can write from them.
 pub const DATA_ALIGN: u64 = 512;
-/// Slots kept back for records that say something about the ring itself (gaps, marks, flushes).
-pub const SLOTS_RESERVED: u64 = 64;
-
-const MAGIC: [u8; 8] = *b"TMRING\0\x01";
-const SLOT_BYTES: u64 = size_of::<SlotFields>() as u64;
-
-/// Bits of a slot's state.
-mod state {
-    pub const RESERVED: u64 = 1;
-    pub const COMMITTED: u64 = 2;
-    pub const LOCAL_DONE: u64 = 4;
-}
-
-/// A slot, 64 bytes. The state stands first because it is an atomic word by itself.
-///
-/// | offset | bytes | field |
-/// |---|---|---|
-/// | 0 | 8 | state: bits reserved 1, committed 2, local-done 4 |
-/// | 8 | 8 | sequence |
-/// | 16 | 8 | journal time, nanoseconds |
-/// | 24 | 8 | first sector |
-/// | 32 | 4 | sectors |
-/// | 36 | 2 | volume |
-/// | 38 | 1 | kind |
-/// | 39 | 1 | flags |
-/// | 40 | 8 | counter of the payload's first byte in the data area |
-/// | 48 | 8 | bytes of payload |
-/// | 56 | 8 | counter after the payload, skipped bytes included |
-#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
-struct SlotFields {
-    state: U64,
-    seq: U64,
-    time_ns: U64,
-    start: U64,
-    sectors: U32,
-    volume: U16,
-    kind: u8,
-    flags: u8,
-    data_at: U64,
-    data_bytes: U64,
-    data_end: U64,
-}
-
-/// The header's head. The counters behind it are atomic words, kept here so that whoever inherits
-/// the memfd finds them.
-///
-/// | offset | bytes | field |
-/// |---|---|---|
-/// | 0 | 8 | magic `TMRING` 0, version 1 |
-/// | 8 | 16 | group |
-/// | 24 | 8 | number of slots |
-/// | 32 | 8 | bytes of the data area |
-/// | 40 | 8 | bytes of the frames area |
-/// | 64 | 8 | counter: slots reserved |
-/// | 72 | 8 | counter: slots encoded |
-/// | 80 | 8 | counter: slots freed |
-/// | 88 | 8 | counter: end of the frames |
-/// | 96 | 8 | counter: start of the frames |
-#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
-struct Header {
-    magic: [u8; 8],
-    group: [u8; 16],
-    slots: U64,
-    data_bytes: U64,
-    frame_bytes: U64,
-}
-
-const RESERVED_AT: u64 = 64;
-const ENCODED_AT: u64 = 72;
-const FREED_AT: u64 = 80;
-/// Where the outbox keeps the counter of its end.
-pub(crate) const FRAMES_END_AT: u64 = 88;
-/// Where the outbox keeps the counter of its start.
-pub(crate) const FRAMES_START_AT: u64 = 96;
-
-const _: () = assert!(SLOT_BYTES == 64);
-
-/// How a ring's memory is divided.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Layout {
-    /// Number of slots.
-    pub slots: u64,
-    /// Bytes for payloads.
-    pub data_bytes: u64,
-    /// Bytes for encoded frames.
-    pub frame_bytes: u64,
-}
-
-impl Layout {
-    /// Divides `ring_bytes`: a quarter for payloads, the rest for frames, and one slot for every
-    /// 4 KiB of payload.
-    pub fn of(ring_bytes: u64) -> Layout {
-        let data_bytes = (ring_bytes / 4).next_multiple_of(4096);
-        let slots = (data_bytes / 4096).max(4 * SLOTS_RESERVED).next_multiple_of(64);
-        let rest = ring_bytes.saturating_sub(HEADER_BYTES + slots * SLOT_BYTES + data_bytes);
-        Layout { slots, data_bytes, frame_bytes: (rest / 4096).max(1) * 4096 }
-    }
-
-    /// Bytes of the whole memfd.
-    pub fn total_bytes(&self) -> u64 {
-        self.frames_at() + self.frame_bytes
-    }
-
-    fn data_at(&self) -> u64 {
-        HEADER_BYTES + self.slots * SLOT_BYTES
-    }
-
-    /// Where the frames area begins.
-    pub fn frames_at(&self) -> u64 {
-        self.data_at() + self.data_bytes
-    }
-}
-
-/// The shared memory of one group's ring.
-pub struct RingMemory {
-    region: Arc<Region>,
-    layout: Layout,
-}
-
-impl RingMemory {
-    /// Makes an empty ring.
-    ///
-    /// # Errors
-    /// The kernel refuses the memory.
-    pub fn create(group: GroupId, layout: Layout) -> Result<Arc<RingMemory>, RegionError> {
-        let region = Region::create("tidemark-ring", layout.total_bytes())?;
-        let header = Header {
-            magic: MAGIC,
-            group: group.0,
-            slots: layout.slots.into(),
-            data_bytes: layout.data_bytes.into(),
-            frame_bytes: layout.frame_bytes.into(),
-        };
-        region.copy_in(0, header.as_bytes())?;
-        Ok(Arc::new(RingMemory { region: Arc::new(region), layout }))
-    }
-
-    /// The memory itself.
-    pub fn region(&self) -> &Arc<Region> {
-        &self.region
-    }
-
-    /// How it is divided.
-    pub fn layout(&self) -> &Layout {
-        &self.layout
-    }
-
-    /// One of the header's counters, or a slot's state.
-    pub(crate) fn word(&self, at: u64) -> &AtomicU64 {
-        self.region.atomic_u64(at).expect("a word inside the ring, aligned to 8 bytes")
-    }
-
-    fn slot_at(&self, slot: u64) -> u64 {
-        HEADER_BYTES + slot % self.layout.slots * SLOT_BYTES
-    }
-
-    fn read_slot(&self, slot: u64) -> SlotFields {
-        let mut fields = SlotFields::new_zeroed();
-        self.region.copy_out(self.slot_at(slot), fields.as_mut_bytes()).expect("inside the ring");
-        fields
-    }
-}
 
 /// A reserved slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -235,7 +71,7 @@ impl RingWriter {
     }
 
     fn place(&self, payload_bytes: u64, about_ring: bool) -> Option<(u64, u64)> {
-        let layout = self.memory.layout;
+        let layout = *self.memory.layout();
         let slots = if about_ring { layout.slots } else { layout.slots - SLOTS_RESERVED };
         if self.reserved - self.freed >= slots {
             return None;
@@ -271,12 +107,11 @@ impl RingWriter {
             data_end: data_end.into(),
         };
         let memory = &self.memory;
-        memory.region.copy_in(memory.slot_at(slot), fields.as_bytes()).expect("inside the ring");
+        memory.region().copy_in(memory.slot_at(slot), fields.as_bytes()).expect("inside the ring");
         self.data_end = data_end;
         self.reserved += 1;
         memory.word(RESERVED_AT).store(self.reserved, Ordering::Release);
-        let payload_at = memory.layout.data_at() + data_at % memory.layout.data_bytes;
-        SlotRef { slot, payload_at, payload_bytes }
+        memory.reference(slot, &fields)
     }
 
     /// The payload is in place: the encoder may take the record.
@@ -286,33 +121,33 @@ impl RingWriter {
 
     /// The payload could not be copied and nothing was written: the sequence becomes void.
     pub fn make_void(&mut self, slot: SlotRef) {
-        let at = self.memory.slot_at(slot.slot);
-        let mut fields = self.memory.read_slot(slot.slot);
-        (fields.kind, fields.flags, fields.sectors) = (Kind::Void as u8, 0, 0.into());
-        fields.data_bytes = 0.into();
-        self.memory.region.copy_in(at, fields.as_bytes()).expect("inside the ring");
-        self.set(slot.slot, state::COMMITTED | state::LOCAL_DONE);
+        self.memory.make_void(slot.slot);
     }
 
-    /// The local disk has the write, or refused it.
+    /// The local disk has the write, or refused it and that is durably marked.
     pub fn local_done(&mut self, slot: SlotRef) {
         self.set(slot.slot, state::LOCAL_DONE);
     }
 
+    /// The local disk has refused the write.
+    pub fn local_failed(&mut self, slot: SlotRef) {
+        self.set(slot.slot, state::FAILED);
+    }
+
     fn set(&self, slot: u64, bits: u64) {
-        self.memory.word(self.memory.slot_at(slot)).fetch_or(bits, Ordering::Release);
+        self.memory.state(slot).fetch_or(bits, Ordering::Release);
     }
 
     /// Frees the oldest slots that both sides are through with.
     pub fn collect(&mut self) {
         let encoded = self.memory.word(ENCODED_AT).load(Ordering::Acquire);
         while self.freed < encoded {
-            let at = self.memory.slot_at(self.freed);
-            if self.memory.word(at).load(Ordering::Acquire) & state::LOCAL_DONE == 0 {
+            let state = self.memory.state(self.freed);
+            if state.load(Ordering::Acquire) & state::LOCAL_DONE == 0 {
                 break;
             }
             self.data_freed = self.memory.read_slot(self.freed).data_end.get();
-            self.memory.word(at).store(0, Ordering::Release);
+            state.store(0, Ordering::Release);
             self.freed += 1;
         }
         self.memory.word(FREED_AT).store(self.freed, Ordering::Release);
@@ -320,7 +155,7 @@ impl RingWriter {
 
     /// How full the ring is, slots or data, whichever is fuller: 0 to 1000.
     pub fn fill_permille(&self) -> u64 {
-        let layout = self.memory.layout;
+        let layout = *self.memory.layout();
         let slots = (self.reserved - self.freed) * 1000 / layout.slots;
         let data = (self.data_end - self.data_freed) * 1000 / layout.data_bytes;
         slots.max(data)
@@ -352,26 +187,17 @@ impl RingReader {
         if self.taken >= memory.word(RESERVED_AT).load(Ordering::Acquire) {
             return false;
         }
-        let at = memory.slot_at(self.taken);
-        if memory.word(at).load(Ordering::Acquire) & state::COMMITTED == 0 {
+        if memory.state(self.taken).load(Ordering::Acquire) & state::COMMITTED == 0 {
             return false;
         }
         let fields = memory.read_slot(self.taken);
-        let record = Record {
-            kind: Kind::from_u8(fields.kind).expect("a kind that this process wrote"),
-            flags: fields.flags,
-            volume: VolumeId(fields.volume.get()),
-            seq: Seq(fields.seq.get()),
-            time_ns: fields.time_ns.get(),
-            start: Sector(fields.start.get()),
-            sectors: fields.sectors.get(),
-        };
-        let payload_at = memory.layout.data_at() + fields.data_at.get() % memory.layout.data_bytes;
+        let record = fields.record().expect("a kind that this process wrote or has checked");
+        let payload_at = memory.reference(self.taken, &fields).payload_at;
         let bytes = fields.data_bytes.get();
         // SAFETY: the slot is committed, so its payload is complete, and nobody writes there again
         // before the slot is freed, which happens only after `encoded` was called for it; `take`
         // returns before that. The kernel may read the range at the same time, never write it.
-        let payload = unsafe { memory.region.slice(payload_at, bytes) }.expect("inside the ring");
+        let payload = unsafe { memory.region().slice(payload_at, bytes) }.expect("inside the ring");
         let took = take(&record, payload);
         self.taken += u64::from(took);
         took
@@ -386,7 +212,20 @@ impl RingReader {
     pub fn has_more(&self) -> bool {
         let memory = &self.memory;
         self.taken < memory.word(RESERVED_AT).load(Ordering::Acquire)
-            && memory.word(memory.slot_at(self.taken)).load(Ordering::Acquire) & state::COMMITTED
-                != 0
+            && memory.state(self.taken).load(Ordering::Acquire) & state::COMMITTED != 0
+    }
+}
+
+impl SlotFields {
+    fn record(&self) -> Option<Record> {
+        Some(Record {
+            kind: Kind::from_u8(self.kind)?,
+            flags: self.flags,
+            volume: VolumeId(self.volume.get()),
+            seq: Seq(self.seq.get()),
+            time_ns: self.time_ns.get(),
+            start: Sector(self.start.get()),
+            sectors: self.sectors.get(),
+        })
     }
 }

@@ -13,7 +13,7 @@ use toml::Spanned;
 use super::values::{CompressionSetting, FrontChoice, HostPort, RingBytes};
 
 /// The most volumes in a group, as the link has it.
-const VOLUMES_MAX: usize = 1024;
+const VOLUMES_MAX: usize = crate::capture::ring::VOLUMES_MAX;
 
 /// A group to protect.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -64,6 +64,8 @@ pub struct VolumeStart {
     pub written: Vec<u64>,
     /// Regions known to need catch-up.
     pub uncaptured: Bits,
+    /// Regions of which something may not be durable yet, though all of it is captured.
+    pub dirty: Bits,
 }
 
 /// The dirty map of a group.
@@ -101,8 +103,8 @@ impl DirtyMap {
             .into_iter()
             .map(|start| VolumeMap {
                 id: start.id,
-                current: Bits::new(start.regions),
-                previous: Bits::new(start.regions),
+                previous: Bits::new_like(&start.dirty),
+                current: start.dirty,
                 uncaptured: start.uncaptured,
                 stale: vec![true; start.written.len()],
                 whole_with: generation + 1,
@@ -206,6 +208,11 @@ impl DirtyMap {
         if self.volume(region.volume).uncaptured.set(region.index) {
             self.marking.insert(region);
         }
+    }
+
+    /// Whether a mark of the region as uncaptured is still on its way to storage.
+    pub fn is_marking(&self, region: RegionId) -> bool {
+        self.marking.contains(&region) || self.marking_now.contains(&region)
     }
 
     /// Catch-up has committed records for all of the region. It stays dirty until they are durable.

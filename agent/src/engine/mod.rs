@@ -138,6 +138,8 @@ pub struct Snapshot {
     pub tracking_lost: Option<String>,
     /// Requests of applications under way.
     pub requests: u64,
+    /// Writes of an earlier process that are still being carried out again.
+    pub redone_writes_left: u64,
     /// For each volume.
     pub volumes: Vec<VolumeSnapshot>,
 }

@@ -230,13 +230,17 @@ impl Loop {
         match done {
             Done::Committed => self.core.map_committed(),
             Done::Reserved(seq) => self.core.ceiling_reserved(seq),
-            Done::Failed(sentence) => self.tracking_lost = Some(sentence),
+            Done::Failed(sentence) => {
+                // What the state disk was to say cannot be relied on after a restart.
+                self.core.ring_memory().end_term();
+                self.tracking_lost = Some(sentence);
+            }
             Done::Term(ancestry, ceiling) => {
                 let fork_seq = ancestry.current().fork_seq;
                 self.encoder.set_place(opening(&ancestry));
                 self.outbox.rewind(fork_seq);
                 self.outbox.resume();
-                self.core.end_doubt(fork_seq, ceiling);
+                self.core.end_doubt(ancestry.current().id, fork_seq, ceiling);
                 self.ancestry = ancestry.clone();
                 self.doubt = None;
                 (self.on_term)(ancestry, ceiling);
@@ -326,6 +330,7 @@ impl Loop {
             dirty_regions: dirty,
             tracking_lost: self.tracking_lost.clone(),
             requests: self.disk.requests_under_way() as u64,
+            redone_writes_left: self.core.redo_count() as u64,
             volumes: volumes.collect(),
         }
     }

@@ -5,14 +5,16 @@ use std::{
     task::{Context, Waker},
 };
 
-use tidemark_journal::{GroupId, TermId};
+use tidemark_journal::{
+    Compression, FrameBuilder, FrameMeta, GroupId, Kind, Record, Sector, TermId, VolumeId,
+};
 
 use super::*;
-use crate::capture::ring::Layout;
+use crate::{capture::ring::Layout, dirty::tests::random::Random};
 
 fn outbox(frame_bytes: u64) -> Arc<Outbox> {
     let layout = Layout { slots: 256, data_bytes: 4096, frame_bytes };
-    Outbox::new(RingMemory::create(GroupId([1; 16]), layout).unwrap())
+    Outbox::new(RingMemory::plain(layout, &[]))
 }
 
 fn put(outbox: &Outbox, seq: u64, bytes: usize) {
@@ -108,4 +110,92 @@ fn held_frames_stay_until_they_are_let_go_and_the_sender_is_woken_then() {
     assert_eq!(outbox.lend().map(|loan| loan.info().last), Some(Seq(2)));
     outbox.hold(false);
     assert!(!woken(), "nothing was held");
+}
+
+/// Whatever was put in, lent and freed: the next process finds the frames that this one still keeps.
+#[test]
+fn the_next_process_finds_the_same_frames() {
+    const TERM: TermId = TermId([3; 16]);
+    const GROUP: GroupId = GroupId([1; 16]);
+    let layout = Layout { slots: 256, data_bytes: 4096, frame_bytes: 16384 };
+    let memory = RingMemory::plain(layout, &[]);
+    let outbox = Outbox::new(memory.clone());
+    let mut builder = FrameBuilder::new(Compression::Off);
+    let mut random = Random::new(1);
+    let (mut last, mut released, mut rounds) = (0, 0, 0);
+    for step in 0..3000u64 {
+        if random.percent(60) {
+            let sectors = 1 + random.below(9) as u32;
+            let (kind, volume, start) = (Kind::Write, VolumeId(1), Sector(0));
+            let seq = Seq(last + 1);
+            let record = Record { kind, flags: 0, volume, seq, time_ns: step, start, sectors };
+            builder.push(&record, [&vec![step as u8; sectors as usize * 512][..]]);
+            let before = Position { term: TERM, seq: Seq(last) };
+            let frame = builder.finish(&FrameMeta { group: GROUP, term: TERM, before, wall_ns: 0 });
+            let bytes = frame.frame_bytes() as u64;
+            if place(&outbox.state(), layout.frame_bytes, bytes).is_some() {
+                let raw_bytes = frame.raw_bytes;
+                let facts = FrameFacts { before, last: seq, time_ns: step, raw_bytes };
+                assert!(outbox.push([frame.meta, frame.payload], &facts));
+                last += 1;
+            }
+            builder.clear();
+        } else if random.percent(70) {
+            released += random.below(last - released + 1);
+            outbox.release(Seq(released));
+        } else {
+            drop(outbox.lend());
+        }
+        let next = kept(&memory, GROUP, TERM).unwrap();
+        let framed = memory.word(FRAMED_SEQ_AT).load(Ordering::Acquire);
+        assert_eq!((next.last().unwrap_or(Seq(framed)), framed), (Seq(last), last));
+        let next = next.outbox(memory.clone());
+        let (state, found) = (outbox.state(), next.state());
+        assert_eq!(state.frames, found.frames, "step {step}");
+        // Nothing is put over what is kept.
+        assert!(state.frames.is_empty() || (state.start, state.end) == (found.start, found.end));
+        rounds = state.end / layout.frame_bytes;
+    }
+    assert!(rounds > 20, "the area was used {rounds} times");
+}
+
+#[test]
+fn frames_that_are_damaged_or_of_others_are_refused() {
+    let group = GroupId([1; 16]);
+    let layout = Layout { slots: 256, data_bytes: 4096, frame_bytes: 8192 };
+    let refused = |term: u8, befores: [u64; 2], spoil: &dyn Fn(&RingMemory)| {
+        let memory = RingMemory::plain(layout, &[]);
+        let outbox = Outbox::new(memory.clone());
+        for (seq, before) in befores.into_iter().enumerate() {
+            let (seq, start) = (Seq(seq as u64 + 1), Sector(0));
+            let (kind, volume) = (Kind::Flush, VolumeId(1));
+            let record = Record { kind, flags: 0, volume, seq, time_ns: 1, start, sectors: 0 };
+            let mut builder = FrameBuilder::new(Compression::Off);
+            builder.push(&record, [&[][..]]);
+            let before = Position { term: TermId([3; 16]), seq: Seq(before) };
+            let term = TermId([3; 16]);
+            let frame = builder.finish(&FrameMeta { group, term, before, wall_ns: 0 });
+            let facts = FrameFacts { before, last: seq, time_ns: 1, raw_bytes: 0 };
+            outbox.push([frame.meta, frame.payload], &facts);
+        }
+        spoil(&memory);
+        kept(&memory, group, TermId([term; 16])).is_err()
+    };
+    let poke = |at: u64, byte: u8| {
+        move |memory: &RingMemory| {
+            memory.region().copy_in(memory.layout().frames_at() + at, &[byte]).unwrap();
+        }
+    };
+    let end = |end: u64| {
+        move |memory: &RingMemory| memory.word(FRAMES_END_AT).store(end, Ordering::Release)
+    };
+    assert!(!refused(3, [0, 1], &|_| {}));
+    assert!(refused(4, [0, 1], &|_| {}), "of another term");
+    assert!(refused(3, [0, 0], &|_| {}), "not in order");
+    for at in [0, 5, 50, 100, 200, 230, 300] {
+        assert!(refused(3, [0, 1], &poke(at, 0xee)), "byte {at}");
+    }
+    for counter in [1, 100, 300, 10_000, u64::MAX] {
+        assert!(refused(3, [0, 1], &end(counter)), "end {counter}");
+    }
 }

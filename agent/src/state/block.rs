@@ -3,7 +3,7 @@
 use tidemark_journal::{GroupId, Position, Seq, TermId, checksum::crc64};
 use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
-    little_endian::{U16, U32, U64},
+    little_endian::{U16, U64},
 };
 
 /// Bytes of a block; the file holds two.
@@ -30,6 +30,8 @@ pub struct GroupState {
     pub generation: u64,
     /// Set by a clean stop: the last sequence used; everything is final-durable and flushed.
     pub clean: Option<Seq>,
+    /// Id of the ring that holds what is not final-durable; another one is of an earlier life.
+    pub ring: u64,
 }
 
 /// A state block, 136 bytes; the rest of 4096 is zeros. What identifies it comes first.
@@ -49,7 +51,7 @@ pub struct GroupState {
 /// | 96 | 8 | its sequence |
 /// | 104 | 8 | generation: counts the writings of this state |
 /// | 112 | 8 | after a clean stop: last sequence used |
-/// | 120 | 8 | reserved, zero |
+/// | 120 | 8 | id of the ring |
 /// | 128 | 8 | CRC-64/NVME of the first 128 bytes |
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -67,7 +69,7 @@ struct Block {
     acked_seq: U64,
     generation: U64,
     last_seq: U64,
-    reserved: [U32; 2],
+    ring: U64,
     crc: U64,
 }
 
@@ -90,7 +92,7 @@ impl GroupState {
             acked_seq: self.acked.seq.0.into(),
             generation: self.generation.into(),
             last_seq: self.clean.map_or(0, |seq| seq.0).into(),
-            reserved: [0.into(); 2],
+            ring: self.ring.into(),
             crc: 0.into(),
         };
         block.crc = crc64(&block.as_bytes()[..128]).into();
@@ -116,6 +118,7 @@ impl GroupState {
                 acked: Position { term: TermId(block.acked_term), seq: acked_seq },
                 generation: block.generation.get(),
                 clean: (block.flags.get() & CLEAN != 0).then_some(Seq(block.last_seq.get())),
+                ring: block.ring.get(),
             };
             (block.counter.get(), state)
         })
@@ -136,6 +139,7 @@ mod tests {
             acked: Position { term: TermId([6; 16]), seq: Seq(7) },
             generation: 8,
             clean: Some(Seq(9)),
+            ring: 11,
         }
     }
 
@@ -155,7 +159,7 @@ mod tests {
             "0700000000000000",
             "0800000000000000",
             "0900000000000000",
-            "0000000000000000",
+            "0b00000000000000",
         ];
         assert_eq!(hex, expected.concat());
         assert_eq!(bytes[128..136], crc64(&bytes[..128]).to_le_bytes());

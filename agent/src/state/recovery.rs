@@ -1,17 +1,23 @@
 //! What a restart means: a table over what was found.
 //!
-//! | state block | stopped cleanly | map readable | follows |
-//! |---|---|---|---|
-//! | none | - | - | a new group: its first term, everything uncaptured, gap *first sync* |
-//! | there | yes | yes, and empty | the same term goes on where it ended |
-//! | there | no | yes | a new term at the ceiling; active, dirty and uncaptured regions are caught up, gap *crash* on volumes that have any |
-//! | there | either | no | a new term at the ceiling; everything is compared, gap *doubt* |
+//! | state block | stopped cleanly | map readable | ring left behind, sound | follows |
+//! |---|---|---|---|---|
+//! | none | - | - | - | a new group: its first term, everything uncaptured, gap *first sync* |
+//! | there | either | yes | yes | the same term goes on after the ring's last sequence; active and dirty regions are dirty, uncaptured ones and those of writes that the disk refused are caught up, gaps stay open |
+//! | there | yes | yes, and empty | no | the same term goes on where it ended |
+//! | there | yes | yes, and not empty | no | as not stopped cleanly |
+//! | there | no | yes | no | a new term at the ceiling; active, dirty and uncaptured regions are caught up, gap *crash* on volumes that have any |
+//! | there | either | no | either | a new term at the ceiling; everything is compared, gap *doubt* |
+//!
+//! After a clean stop a ring is sound only if it ends where the stop says. Where the ring's column says
+//! no, one that was left behind is dropped, and a new one made.
 
 use tidemark_journal::{Ancestry, GapReason, Position, Seq, TermId, VolumeId};
 
 use super::{StateError, block::GroupState, files::Found};
 use crate::{
-    dirty::{active, bitmap, map::VolumeStart},
+    capture::gap::Gap,
+    dirty::{RegionId, active, bitmap, map::VolumeStart},
     encoder::Place,
 };
 
@@ -41,11 +47,25 @@ pub struct Start {
     /// See above.
     pub transaction: u64,
     /// The gaps the volumes start in.
-    pub gaps: Vec<(VolumeId, Option<GapReason>)>,
+    pub gaps: Vec<(VolumeId, Option<Gap>)>,
+    /// Whether the ring that was left behind is gone on with.
+    pub with_ring: bool,
 }
 
-/// Decides how a group goes on. `volumes` are ids and numbers of regions; `fresh` holds ids for
-/// what has to be made.
+/// What a sound ring of the state's newest term says that was left behind.
+pub struct LeftRing {
+    /// The last sequence drawn.
+    pub last_seq: Seq,
+    /// The last sequence in a frame.
+    pub framed: Seq,
+    /// The volumes' gaps, in their order.
+    pub gaps: Vec<Option<Gap>>,
+    /// Regions of writes that the disk refused.
+    pub failed: Vec<RegionId>,
+}
+
+/// Decides how a group goes on. `volumes` are ids and numbers of regions; `ring` is what was left
+/// behind; `fresh` holds ids for what has to be made.
 ///
 /// # Errors
 /// [`StateError::Damaged`] when the terms do not fit the state block.
@@ -54,6 +74,7 @@ pub fn decide(
     group: tidemark_journal::GroupId,
     volumes: &[(VolumeId, u32)],
     found: &Found,
+    ring: Option<&LeftRing>,
     fresh: [[u8; 16]; 2],
 ) -> Result<Start, StateError> {
     let (Some(old), Some(ancestry)) = (found.state, found.ancestry.clone()) else {
@@ -73,41 +94,61 @@ pub fn decide(
         transaction: damaged.transaction,
     });
     let mut generation = 0;
-    let (mut maps, mut gaps) = (Vec::new(), Vec::new());
+    let ring = ring.filter(|ring| {
+        ancestry.current().id == old.term && old.clean.is_none_or(|end| end == ring.last_seq)
+    });
+    let mut maps = Vec::new();
     for ((volume, regions), bytes) in volumes.iter().zip(&found.maps) {
         let recovered = bitmap::recover(bytes, old.map_id, *regions);
         doubt |= recovered.damaged_pages > 0;
         generation = generation.max(recovered.generation);
-        let mut uncaptured = recovered.uncaptured;
         let mut dirty = recovered.dirty;
-        uncaptured.absorb(&mut dirty);
         for region in log.active.iter().filter(|region| region.volume == *volume) {
             if region.index < *regions {
-                uncaptured.set(region.index);
+                dirty.set(region.index);
             }
         }
         maps.push(VolumeStart {
             id: *volume,
             regions: *regions,
             written: recovered.written,
-            uncaptured,
+            uncaptured: recovered.uncaptured,
+            dirty,
         });
     }
-    if doubt {
-        maps.iter_mut().for_each(|map| map.uncaptured.fill());
+    if let Some(ring) = ring.filter(|_| !doubt) {
+        for map in &mut maps {
+            for region in ring.failed.iter().filter(|region| region.volume == map.id) {
+                map.uncaptured.set(region.index);
+            }
+        }
+        return Ok(Start {
+            state: GroupState { clean: None, ..old },
+            new_term: false,
+            last_seq: ring.last_seq,
+            time_base_ns: old.time_ceiling_ns,
+            place: place_after(&ancestry, ring.framed),
+            gaps: volumes.iter().map(|(id, _)| *id).zip(ring.gaps.iter().copied()).collect(),
+            ancestry,
+            maps,
+            generation,
+            transaction: log.transaction,
+            with_ring: true,
+        });
     }
-    for map in &maps {
+    let mut gaps = Vec::new();
+    for map in &mut maps {
+        map.uncaptured.absorb(&mut map.dirty);
+        if doubt {
+            map.uncaptured.fill();
+        }
         let reason = if doubt { GapReason::Doubt } else { GapReason::Crash };
-        gaps.push((map.id, (map.uncaptured.count() > 0).then_some(reason)));
+        gaps.push((map.id, (map.uncaptured.count() > 0).then_some(Gap::owed(reason))));
     }
     let clean = old.clean.filter(|_| !doubt && gaps.iter().all(|(_, gap)| gap.is_none()));
     if let Some(last_seq) = clean
         && ancestry.current().id == old.term
     {
-        let place = Place { term: old.term, before: Position { term: old.term, seq: last_seq } };
-        // The first record of a term names the end of its parent.
-        let current = *ancestry.current();
-        let place = if last_seq == current.fork_seq { opening(&ancestry) } else { place };
         return Ok(Start {
             state: GroupState {
                 ceiling: Seq(last_seq.0 + FIRST_RESERVE),
@@ -118,12 +159,13 @@ pub fn decide(
             new_term: false,
             last_seq,
             time_base_ns: old.time_ceiling_ns,
-            place,
+            place: place_after(&ancestry, last_seq),
             ancestry,
             maps,
             generation,
             transaction: log.transaction,
             gaps,
+            with_ring: false,
         });
     }
     let ancestry = ancestry
@@ -146,7 +188,18 @@ pub fn decide(
         generation,
         transaction: log.transaction,
         gaps,
+        with_ring: false,
     })
+}
+
+/// The place of the first frame after `seq`, in a path's newest term.
+fn place_after(ancestry: &Ancestry, seq: Seq) -> Place {
+    let current = *ancestry.current();
+    // The first record of a term names the end of its parent.
+    if seq == current.fork_seq {
+        return opening(ancestry);
+    }
+    Place { term: current.id, before: Position { term: current.id, seq } }
 }
 
 /// The place of the first frame of a path's newest term.
@@ -166,7 +219,8 @@ fn new_group(
         let mut uncaptured = bitmap::Bits::new(*regions);
         uncaptured.fill();
         let written = vec![0; bitmap::pages_in(*regions) as usize];
-        VolumeStart { id: *id, regions: *regions, written, uncaptured }
+        let dirty = bitmap::Bits::new(*regions);
+        VolumeStart { id: *id, regions: *regions, written, uncaptured, dirty }
     });
     Start {
         state: GroupState {
@@ -178,6 +232,7 @@ fn new_group(
             acked: Position::default(),
             generation: 0,
             clean: None,
+            ring: 0,
         },
         new_term: true,
         last_seq: Seq::ZERO,
@@ -187,6 +242,10 @@ fn new_group(
         maps: maps.collect(),
         generation: 0,
         transaction: 0,
-        gaps: volumes.iter().map(|(id, _)| (*id, Some(GapReason::FirstSync))).collect(),
+        gaps: volumes.iter().map(|(id, _)| (*id, Some(Gap::owed(GapReason::FirstSync)))).collect(),
+        with_ring: false,
     }
 }
+
+#[cfg(test)]
+mod tests;

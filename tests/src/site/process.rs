@@ -14,13 +14,18 @@ pub struct Process {
 impl Process {
     /// Starts the program and waits until it says that it runs.
     pub fn start(program: &str, arguments: &[&Path], role: &str) -> Result<Process> {
-        let mut child = Command::new(program)
+        Process::start_by(Command::new(program), arguments, role)
+    }
+
+    /// Like [`Process::start`], by a command that becomes the program.
+    pub fn start_by(mut command: Command, arguments: &[&Path], role: &str) -> Result<Process> {
+        let mut child = command
             .arg(role)
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .with_context(|| format!("start {program}"))?;
+            .with_context(|| format!("start {command:?}"))?;
         let mut line = String::new();
         let out = child.stdout.take().context("its standard output")?;
         let process = Process { child };

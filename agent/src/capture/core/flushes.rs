@@ -68,10 +68,7 @@ impl Core {
 
     pub(super) fn poll_epoch(&mut self) {
         let Some(boundary) = self.map.boundary() else { return };
-        let under_way = |op: &Op| match op {
-            Op::Write(op) => op.slot.is_some_and(|(_, seq)| seq <= boundary),
-            _ => false,
-        };
+        let under_way = |op: &Op| op.captured().is_some_and(|seq| seq <= boundary);
         let Some(epoch) = &mut self.epoch else { return };
         if !epoch.begun {
             if self.ops.iter().any(under_way) {

@@ -1,10 +1,10 @@
 //! The group's order: sequences and the records that take them, marks, gaps and terms.
 
-use tidemark_journal::{GapReason, Kind, Record, Sector, Seq, VolumeId};
+use tidemark_journal::{GapReason, Kind, Record, Sector, Seq, TermId, VolumeId};
 
 use super::{
     super::{Effect, gap::Gap, ring::SlotRef},
-    Core, Op,
+    Core,
 };
 
 /// Sequences reserved ahead of use in one go, and the remainder at which the next are asked for.
@@ -53,27 +53,29 @@ impl Core {
     /// region is marked, and the gap with which the next term begins is owed.
     pub fn begin_doubt(&mut self) {
         self.link(None);
+        self.ring.memory().end_term();
         self.overflow = true;
         self.doubt = true;
         for index in 0..self.volumes.len() {
             let id = self.volumes[index].id;
             self.map.doubt(id);
-            self.volumes[index].gap = Some(Gap::owed(GapReason::Doubt));
+            self.set_gap(index, Some(Gap::owed(GapReason::Doubt)));
         }
     }
 
     /// Whether a new term may begin: nothing captured is under way or waits for the encoder, and
     /// every mark is durable.
     pub fn is_ready_for_term(&self) -> bool {
-        let captured = |op: &Op| matches!(op, Op::Write(op) if op.slot.is_some());
         self.doubt
             && self.ring.is_drained()
             && self.map.is_settled()
-            && !self.ops.iter().any(captured)
+            && self.failed.is_empty()
+            && !self.ops.iter().any(|op| op.captured().is_some())
     }
 
-    /// A new term has begun after `last_seq`; sequences up to `ceiling` are its own.
-    pub fn end_doubt(&mut self, last_seq: Seq, ceiling: Seq) {
+    /// The new term `term` has begun after `last_seq`; sequences up to `ceiling` are its own.
+    pub fn end_doubt(&mut self, term: TermId, last_seq: Seq, ceiling: Seq) {
+        self.ring.memory().begin_term(term, last_seq);
         self.last_seq = last_seq;
         (self.ceiling, self.asked_ceiling) = (ceiling, ceiling);
         self.doubt = false;
@@ -128,25 +130,25 @@ impl Core {
         let Some(seq) = self.draw(0, true) else { return false };
         let id = self.volumes[volume].id;
         self.record(Kind::GapEnd, 0, id, seq, Sector(0), 0);
-        self.volumes[volume].gap = None;
+        self.set_gap(volume, None);
         true
     }
 
     pub(super) fn owes_gaps(&self) -> bool {
-        self.volumes.iter().any(|volume| volume.gap.is_some_and(|gap| gap.begin.is_none()))
+        self.volumes.iter().any(|volume| volume.gap.is_some_and(|gap| !gap.begun))
     }
 
     /// Draws the gap-begins that are owed, as far as the ring has room.
     pub(super) fn record_owed_gaps(&mut self) {
         for index in 0..self.volumes.len() {
-            let Some(Gap { reason, begin: None }) = self.volumes[index].gap else { continue };
+            let Some(Gap { reason, begun: false }) = self.volumes[index].gap else { continue };
             if !self.can_draw(0, true) {
                 return;
             }
             let seq = self.advance_seq();
             let id = self.volumes[index].id;
             self.record(Kind::GapBegin, reason as u8, id, seq, Sector(0), 0);
-            self.volumes[index].gap = Some(Gap { reason, begin: Some(seq) });
+            self.set_gap(index, Some(Gap { reason, begun: true }));
         }
     }
 

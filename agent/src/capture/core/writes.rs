@@ -130,6 +130,7 @@ impl Core {
                 self.admit(id);
             }
             Op::Read(_) => self.read_locked(id),
+            Op::Redo(_) => self.redo_locked(id),
             Op::Flush { .. } => unreachable!("a flush takes no range"),
         }
     }
@@ -228,7 +229,9 @@ impl Core {
     fn pass_uncaptured(&mut self, id: OpId) {
         let Op::Write(op) = self.ops.get(id.0) else { unreachable!() };
         let (volume, start, sectors) = (op.volume, op.start, op.sectors);
-        self.volumes[volume].gap.get_or_insert(Gap::owed(GapReason::Overflow));
+        if self.volumes[volume].gap.is_none() {
+            self.set_gap(volume, Some(Gap::owed(GapReason::Overflow)));
+        }
         self.record_owed_gaps();
         self.redo_catch_up(volume, start, sectors);
         self.counters.uncaptured += 1;
@@ -261,6 +264,7 @@ impl Core {
         match self.ops.get(id.0) {
             Op::Write(_) => self.write_ended(id, result),
             Op::Flush { .. } => self.flush_ended(id, result),
+            Op::Redo(_) => self.redo_ended(id, result),
             Op::Read(_) => unreachable!("reads end with read_ended"),
         }
     }
@@ -272,13 +276,11 @@ impl Core {
         for index in first..first + op.held as u32 {
             self.map.release(RegionId { volume: volume_id, index });
         }
-        if let Some((slot, _)) = op.slot {
-            self.ring.local_done(slot);
-        }
+        let slot = op.slot.map(|(slot, _)| slot);
         if result.is_err() && op.stage == Stage::Local {
-            // What the disk holds now is unknown: read it back and send that.
-            self.counters.local_errors += 1;
-            self.reread(op.volume, op.start, op.sectors);
+            self.local_failed(slot, op.volume, op.start, op.sectors);
+        } else if let Some(slot) = slot {
+            self.ring.local_done(slot);
         }
         let mut granted = std::mem::take(&mut self.granted);
         self.volumes[op.volume].lock.release(LockId(id.0), &mut granted);

@@ -1,11 +1,12 @@
 //! Catch-up of ranges that are being written: it is tried honestly before a range is locked.
 
-use tidemark_journal::{GapReason, GroupId, Sector, Seq, VolumeId};
+use tidemark_journal::{GapReason, Sector, Seq, VolumeId};
 
 use super::super::{
     Ask, Effect, LocalIo, OpId, Request, RequestId,
     catchup::{Mode, ReadBack},
     core::{Core, VolumeStart},
+    gap::Gap,
     ring::{Layout, RingMemory, RingWriter},
 };
 use crate::dirty::{
@@ -34,12 +35,19 @@ impl Bench {
     fn new(regions: u32) -> Bench {
         let mut uncaptured = Bits::new(regions);
         uncaptured.fill();
-        let start = map::VolumeStart { id: VOLUME, regions, written: vec![0], uncaptured };
+        let start = map::VolumeStart {
+            id: VOLUME,
+            regions,
+            written: vec![0],
+            uncaptured,
+            dirty: Bits::new(regions),
+        };
         let map = DirtyMap::new([9; 16], 0, 0, vec![start]);
         let layout = Layout { slots: 1024, data_bytes: 4 << 20, frame_bytes: 4096 };
-        let memory = RingMemory::create(GroupId([2; 16]), layout).expect("a ring");
+        let memory = RingMemory::plain(layout, &[]);
         let sectors = u64::from(regions) * REGION_SECTORS;
-        let volume = VolumeStart { id: VOLUME, sectors, gap: Some(GapReason::FirstSync) };
+        let volume =
+            VolumeStart { id: VOLUME, sectors, gap: Some(Gap::owed(GapReason::FirstSync)) };
         let core = Core::new(&[volume], map, RingWriter::new(memory), Seq(0), Seq(1 << 40));
         Bench { core, requests: 0 }
     }

@@ -1,11 +1,12 @@
 //! Single cases that chance rarely brings about.
 
-use tidemark_journal::{GapReason, GroupId, Sector, Seq, VolumeId};
+use tidemark_journal::{GapReason, Sector, Seq, VolumeId};
 
 use super::super::{
     Effect, LocalIo, OpId,
     catchup::{Mode, ReadBack},
     core::{Core, VolumeStart},
+    gap::Gap,
     ring::{Layout, RingMemory, RingWriter},
 };
 use crate::dirty::{
@@ -19,11 +20,18 @@ const VOLUME: VolumeId = VolumeId(1);
 fn core() -> Core {
     let mut uncaptured = Bits::new(1);
     uncaptured.fill();
-    let start = map::VolumeStart { id: VOLUME, regions: 1, written: vec![0], uncaptured };
+    let start = map::VolumeStart {
+        id: VOLUME,
+        regions: 1,
+        written: vec![0],
+        uncaptured,
+        dirty: Bits::new(1),
+    };
     let map = DirtyMap::new([9; 16], 0, 0, vec![start]);
     let layout = Layout { slots: 128, data_bytes: 4 << 20, frame_bytes: 4096 };
-    let memory = RingMemory::create(GroupId([2; 16]), layout).expect("a ring");
-    let volume = VolumeStart { id: VOLUME, sectors: 2048, gap: Some(GapReason::FirstSync) };
+    let memory = RingMemory::plain(layout, &[]);
+    let volume =
+        VolumeStart { id: VOLUME, sectors: 2048, gap: Some(Gap::owed(GapReason::FirstSync)) };
     Core::new(&[volume], map, RingWriter::new(memory), Seq(0), Seq(1 << 40))
 }
 

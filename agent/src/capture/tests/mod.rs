@@ -3,7 +3,10 @@
 mod busy;
 mod cases;
 mod checks;
+mod inherit;
+mod killed;
 mod replica;
 mod ring;
 mod sim;
 mod steps;
+mod storage;

@@ -3,17 +3,22 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use proptest::prelude::*;
-use tidemark_journal::{GroupId, Kind, Record, Sector, Seq, VolumeId, record::flag};
-
-use super::super::ring::{
-    HEADER_BYTES, Layout, RingMemory, RingReader, RingWriter, SLOTS_RESERVED, SlotRef,
+use tidemark_journal::{
+    GapReason, GroupId, Kind, Record, Sector, Seq, TermId, VolumeId, checksum::crc64, record::flag,
 };
-use crate::dirty::tests::random::Random;
+
+use super::super::{
+    gap::Gap,
+    ring::{
+        About, HEADER_BYTES, Layout, RingMemory, RingReader, RingWriter, SLOTS_RESERVED, SlotRef,
+    },
+};
+use crate::{clock::JournalClock, dirty::tests::random::Random};
 
 fn memory(slots: u64, data_bytes: u64) -> Arc<RingMemory> {
     let frame_bytes = 8192 - (slots * 64 + data_bytes) % 4096;
     let layout = Layout { slots, data_bytes, frame_bytes };
-    RingMemory::create(GroupId(*b"0123456789abcdef"), layout).expect("a ring")
+    RingMemory::plain(layout, &[])
 }
 
 fn record(kind: Kind, seq: u64, sectors: u32) -> Record {
@@ -27,9 +32,31 @@ fn payload(seq: u64, bytes: u64) -> Vec<u8> {
 }
 
 #[test]
-fn the_bytes_of_the_header_and_of_a_slot() {
-    let memory = memory(128, 1 << 20);
-    let mut writer = RingWriter::new(memory.clone());
+fn the_bytes_of_the_header_the_volumes_and_a_slot() {
+    let layout = Layout { slots: 128, data_bytes: 1 << 20, frame_bytes: 4096 };
+    let clock = JournalClock::going_on(0x0506, 0x0708).expect("the machine runs for longer");
+    let memory = RingMemory::create(
+        &About {
+            group: GroupId(*b"0123456789abcdef"),
+            id: 0x1122_3344,
+            clock,
+            volumes: vec![(VolumeId(0x0304), 0x0901), (VolumeId(7), 0x0902)],
+        },
+        layout,
+    )
+    .expect("a ring");
+    let bytes = |at, count| {
+        let mut bytes = vec![0; count];
+        memory.region().copy_out(at, &mut bytes).unwrap();
+        bytes
+    };
+    let mut fixed = b"TMRING\0\x010123456789abcdef".to_vec();
+    let words: [u64; 7] = [0x1122_3344, 128, 1 << 20, 4096, 0x0506, 0x0708, 2];
+    fixed.extend(words.iter().flat_map(|word| word.to_le_bytes()));
+    fixed.extend(crc64(&fixed).to_le_bytes());
+    assert_eq!(bytes(0, 88), fixed);
+    assert_eq!(bytes(88, 72), [0; 72], "nobody may inherit it yet");
+
     let write = Record {
         kind: Kind::Write,
         flags: 1,
@@ -39,24 +66,34 @@ fn the_bytes_of_the_header_and_of_a_slot() {
         start: Sector(0x0e0f),
         sectors: 3,
     };
+    let mut writer = RingWriter::new(memory.clone());
     assert!(writer.has_room(1536, false));
     let first = writer.reserve(&write, false);
     writer.commit(first);
     assert!(writer.has_room(1536, false));
     let second = writer.reserve(&write, false);
-    let mut bytes = vec![0; 104 + 2 * 64];
-    memory.region().copy_out(0, &mut bytes[..104]).unwrap();
-    memory.region().copy_out(HEADER_BYTES, &mut bytes[104..]).unwrap();
-    let mut wanted = b"TMRING\0\x010123456789abcdef".to_vec();
-    let words = [128, 1 << 20, memory.layout().frame_bytes, 0, 0, 2, 0, 0, 0, 0];
-    wanted.extend(words.iter().flat_map(|word: &u64| word.to_le_bytes()));
+    memory.begin_term(TermId([9; 16]), Seq(0x0a0a));
+    memory.set_gap(1, Some(Gap { reason: GapReason::Overflow, begun: true }));
+
+    let mut words = vec![9; 16];
+    // May be continued; reserved, encoded, freed; the frames' end and start; in frames.
+    words.extend([1u64, 2, 0, 0, 0, 0, 0x0a0a].iter().flat_map(|word| word.to_le_bytes()));
+    assert_eq!(bytes(88, 72), words);
+    let rows = [0x04, 3, 0, 0, 0, 0, 0, 0, 1, 9, 0, 0, 0, 0, 0, 0, 7, 0, 2, 1, 0, 0, 0, 0, 2, 9];
+    assert_eq!(bytes(4096, 26), rows);
+    let mut slots = Vec::new();
     for (state, from) in [(3u64, 0u64), (1, 1536)] {
         let words = [state, 0x0a0b, 0x0c0d, 0x0e0f];
-        wanted.extend(words.iter().flat_map(|word| word.to_le_bytes()));
-        wanted.extend_from_slice(&[3, 0, 0, 0, 0x02, 0x01, 1, 1]);
-        wanted.extend([from, 1536, from + 1536].iter().flat_map(|word| word.to_le_bytes()));
+        slots.extend(words.iter().flat_map(|word| word.to_le_bytes()));
+        slots.extend_from_slice(&[3, 0, 0, 0, 0x02, 0x01, 1, 1]);
+        slots.extend([from, 1536, from + 1536].iter().flat_map(|word| word.to_le_bytes()));
     }
-    assert_eq!(bytes, wanted);
+    assert_eq!(HEADER_BYTES, 20480);
+    assert_eq!(bytes(HEADER_BYTES, 128), slots);
+    writer.local_failed(first);
+    assert_eq!(bytes(HEADER_BYTES, 1), [11]);
+    writer.local_done(first);
+    assert_eq!(bytes(HEADER_BYTES, 1), [15]);
     assert_eq!(second.payload_at, HEADER_BYTES + 128 * 64 + 1536);
     assert_eq!(second.slot, 1);
 }

@@ -17,33 +17,35 @@
 //!   replayed to its end, inside gaps and outside ([`Sim::check_content`]);
 //! - where the disk, with or without what was not flushed, differs from what is final-durable, the
 //!   state on storage says so ([`Sim::check_marks`]);
+//! - an agent that is killed is followed by one that goes on with the same order, knowing the ring and
+//!   the state disk alone ([`Sim::killed`]);
 //! - when everything is answered, nothing is stuck, every gap ends, and all marks are dropped
 //!   ([`Sim::come_to_rest`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tidemark_journal::{GapReason, GroupId, Kind, Sector, Seq, VolumeId};
+use tidemark_journal::{GapReason, Kind, Sector, Seq, TermId, VolumeId};
 
 use super::{
     super::{
         Ask, Effect, LocalIo, OpId, Payload, Request, RequestId,
         catchup::{Mode, READS_MAX},
         core::{Core, VolumeStart},
+        gap::Gap,
         ring::{Layout, RingMemory, RingReader, RingWriter},
     },
     replica::{Content, Entry, Grain, Replica},
     steps::Task,
+    storage::{MAP_ID, State},
 };
 use crate::dirty::{
     RegionId,
-    active::{self, LOG_BYTES},
+    active::LOG_BYTES,
     bitmap::{self, Bits},
-    map::{self, BlockWrite, DirtyMap},
+    map::{self, DirtyMap},
     regions_in,
     tests::random::{Random, seeds},
 };
-
-const MAP_ID: [u8; 16] = [3; 16];
 
 /// A request of the simulated fronts.
 pub struct Asked {
@@ -56,6 +58,23 @@ pub struct Asked {
     pub captured: u64,
     pub uncaptured: u64,
     pub failed: bool,
+    /// Its agent died before the answer.
+    pub lost: bool,
+}
+
+impl Asked {
+    pub fn new(request: Request, submitted_after: u64) -> Asked {
+        Asked {
+            request,
+            submitted_after,
+            answered_at: None,
+            carried_out: 0,
+            captured: 0,
+            uncaptured: 0,
+            failed: false,
+            lost: false,
+        }
+    }
 }
 
 /// A part of a request between its first effect and its end.
@@ -67,48 +86,6 @@ pub struct Flight {
     pub sectors: u64,
     /// Its bytes may be on their way to the disk.
     pub local: bool,
-}
-
-/// The files of the state disk, and what a start would read from them.
-pub struct State {
-    log: Vec<u8>,
-    bitmaps: Vec<Vec<u8>>,
-    regions: Vec<u32>,
-    active: BTreeSet<RegionId>,
-    maps: Vec<bitmap::Recovered>,
-}
-
-impl State {
-    pub fn write(&mut self, write: &BlockWrite) {
-        let at = write.offset as usize;
-        match write.volume {
-            None => {
-                self.log[at..at + 4096].copy_from_slice(&write.block);
-                let found = active::recover(&self.log, MAP_ID).expect("no damage here");
-                self.active = found.active.into_iter().collect();
-            }
-            Some(id) => {
-                let volume = usize::from(id.0) - 1;
-                self.bitmaps[volume][at..at + 4096].copy_from_slice(&write.block);
-                let regions = self.regions[volume];
-                self.maps[volume] = bitmap::recover(&self.bitmaps[volume], MAP_ID, regions);
-            }
-        }
-    }
-
-    fn is_uncaptured(&self, volume: usize, region: u32) -> bool {
-        self.maps[volume].uncaptured.get(region)
-    }
-
-    fn is_active(&self, volume: usize, region: u32) -> bool {
-        self.active.contains(&RegionId { volume: VolumeId(volume as u16 + 1), index: region })
-    }
-
-    pub fn covers(&self, volume: usize, region: u32) -> bool {
-        self.is_active(volume, region)
-            || self.is_uncaptured(volume, region)
-            || self.maps[volume].dirty.get(region)
-    }
 }
 
 pub struct Sim {
@@ -141,6 +118,11 @@ pub struct Sim {
     /// Whether a volume was in a gap when the core was last looked at.
     gaps: Vec<bool>,
     pub doubting: bool,
+    /// The sequence that the term continues.
+    pub fork_seq: Seq,
+    /// How often the agent was killed, and the request for which its writes are carried out again.
+    pub kills: u32,
+    pub redone_as: u64,
     /// A volume and a range of its sectors that cannot be read.
     pub unreadable: Option<(usize, std::ops::Range<u64>)>,
     pub calm: bool,
@@ -170,7 +152,8 @@ impl Sim {
         let slots = 64 + 4 + random.below(60);
         let frame_bytes = 8192 - slots * 64 % 4096;
         let layout = Layout { slots, data_bytes: 4 << 20, frame_bytes };
-        let memory = RingMemory::create(GroupId([1; 16]), layout).expect("a ring");
+        let named = (1u16..).map(VolumeId).zip(sizes.iter().copied());
+        let memory = RingMemory::plain(layout, &named.collect::<Vec<_>>());
         let mut volumes = Vec::new();
         let mut maps = Vec::new();
         let (mut disks, mut target) = (Vec::<Content>::new(), Vec::<Content>::new());
@@ -186,10 +169,11 @@ impl Sim {
             if first_sync {
                 uncaptured.fill();
             }
-            let gap = first_sync.then_some(GapReason::FirstSync);
+            let gap = first_sync.then_some(Gap::owed(GapReason::FirstSync));
             volumes.push(VolumeStart { id, sectors: *sectors, gap });
             let written = vec![0; bitmap::pages_in(regions) as usize];
-            maps.push(map::VolumeStart { id, regions, written, uncaptured });
+            let dirty = Bits::new(regions);
+            maps.push(map::VolumeStart { id, regions, written, uncaptured, dirty });
         }
         let bitmaps: Vec<Vec<u8>> =
             maps.iter().map(|map| vec![0; bitmap::file_bytes(map.regions) as usize]).collect();
@@ -207,6 +191,7 @@ impl Sim {
         let last_seq = random.below(2) * 1000;
         let ceiling = Seq(last_seq + [0, 3, 50, 1 << 24][random.below(4) as usize]);
         let map = DirtyMap::new(MAP_ID, 0, 0, maps);
+        memory.begin_term(TermId([1; 16]), Seq(last_seq));
         let writer = RingWriter::new(memory.clone());
         let replica = Replica::new(grain, target);
         Sim {
@@ -232,6 +217,9 @@ impl Sim {
             owed: Vec::new(),
             gaps: volumes.iter().map(|volume| volume.gap.is_some()).collect(),
             doubting: false,
+            fork_seq: Seq(last_seq),
+            kills: 0,
+            redone_as: 0,
             unreadable: None,
             calm: false,
             rotten: false,
@@ -255,15 +243,7 @@ impl Sim {
         let id = RequestId(self.asked.len() as u64);
         let volume_id = VolumeId(volume as u16 + 1);
         let request = Request { id, volume: volume_id, ask, start: Sector(start), sectors };
-        self.asked.push(Asked {
-            request,
-            submitted_after: self.core.last_seq().0,
-            answered_at: None,
-            carried_out: 0,
-            captured: 0,
-            uncaptured: 0,
-            failed: false,
-        });
+        self.asked.push(Asked::new(request, self.core.last_seq().0));
         self.under_way += 1;
         self.core.submit(request);
         self.drain();
@@ -329,6 +309,11 @@ impl Sim {
                 return;
             }
             LocalIo::Write { payload: Payload::Ring(slot), .. } => {
+                let redo = Flight { request: self.redone_as, volume, start, sectors, local: true };
+                if !self.flights.contains_key(&op) && self.core.request_of(op).is_none() {
+                    self.takes_off(op, redo);
+                    self.for_regions(redo, |sim, region| assert!(sim.state.covers(volume, region)));
+                }
                 let flight = self.flights.get_mut(&op).expect("a captured write was copied first");
                 assert_eq!((flight.start, flight.sectors), (start, sectors));
                 assert_eq!(slot.payload_bytes, sectors * 512);
@@ -347,12 +332,14 @@ impl Sim {
                 self.owed.push((volume, self.core.last_seq().0));
             }
             LocalIo::Zero { .. } => {
-                let request = self.core.request_of(op).expect("a zeroing of a front").0;
+                let redone = self.core.request_of(op).is_none();
+                let request = self.core.request_of(op).map_or(self.redone_as, |request| request.0);
                 let flight = Flight { request, volume, start, sectors, local: true };
                 self.takes_off(op, flight);
                 let (mut active, mut uncaptured) = (true, true);
                 self.for_regions(flight, |sim, region| {
-                    active &= sim.state.is_active(volume, region);
+                    active &= sim.state.is_active(volume, region)
+                        || redone && sim.state.covers(volume, region);
                     uncaptured &= sim.state.is_uncaptured(volume, region);
                 });
                 assert!(active || uncaptured, "a zeroing before its mark");
@@ -468,6 +455,8 @@ impl Sim {
     }
 }
 
+const SEEDS: &str = "TIDEMARK_CAPTURE_SEEDS";
+
 /// Says which seed it was.
 struct Told(u64);
 
@@ -481,10 +470,13 @@ impl Drop for Told {
 
 #[test]
 fn whatever_happens_the_journal_tells_the_truth() {
-    for seed in seeds("TIDEMARK_CAPTURE_SEEDS", 100) {
+    let mut kills = 0;
+    for seed in seeds(SEEDS, 100) {
         let told = Told(seed);
         let mut sim = Sim::new(told.0);
         assert_eq!(sim.seed, seed);
         sim.run(1000);
+        kills += sim.kills;
     }
+    assert!(kills > 0 || std::env::var_os(SEEDS).is_some(), "no agent was killed");
 }

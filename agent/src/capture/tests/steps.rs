@@ -1,6 +1,6 @@
 //! What can happen next in the simulator, and carrying it out.
 
-use tidemark_journal::{GapReason, Kind, Seq, VolumeId};
+use tidemark_journal::{GapReason, Kind, Seq, TermId, VolumeId};
 
 use super::{
     super::{
@@ -94,7 +94,8 @@ impl Sim {
                 self.core.begin_doubt();
             }
             963..975 => self.check_content(),
-            975..985 => self.check_marks(),
+            975..983 => self.check_marks(),
+            983..985 if !self.doubting => self.killed(),
             _ => {}
         }
         self.drain();
@@ -352,9 +353,9 @@ impl Sim {
                 replica.in_gap[volume] = false;
             }
         }
-        self.replayed_seq = fork;
+        (self.replayed_seq, self.fork_seq) = (fork, Seq(fork));
         self.owed = (0..self.disks.len()).map(|volume| (volume, fork)).collect();
-        self.core.end_doubt(Seq(fork), Seq(fork + (1 << 24)));
+        self.core.end_doubt(TermId([1; 16]), Seq(fork), Seq(fork + (1 << 24)));
         self.doubting = false;
         self.check_marks();
     }

@@ -79,6 +79,7 @@ impl Sim {
             regions: *regions,
             written: vec![0; bitmap::pages_in(*regions) as usize],
             uncaptured: Bits::new(*regions),
+            dirty: Bits::new(*regions),
         });
         let mut map = DirtyMap::new(MAP_ID, 0, 0, none.collect());
         // A new group's files are written before its first write.

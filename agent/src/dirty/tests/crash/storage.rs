@@ -5,7 +5,7 @@ use tidemark_journal::VolumeId;
 use super::super::super::{
     BLOCK_BYTES, RegionId,
     active::{self, LOG_BYTES},
-    bitmap,
+    bitmap::{self, Bits},
     map::{BlockWrite, DirtyMap, VolumeStart},
 };
 
@@ -83,7 +83,8 @@ impl Found {
             for region in self.active.active.iter().filter(|region| region.volume == *id) {
                 uncaptured.set(region.index);
             }
-            VolumeStart { id: *id, regions: *regions, written: found.written.clone(), uncaptured }
+            let (written, dirty) = (found.written.clone(), Bits::new(*regions));
+            VolumeStart { id: *id, regions: *regions, written, uncaptured, dirty }
         });
         let volumes = volumes.collect();
         DirtyMap::new(MAP_ID, generation, self.active.transaction, volumes)
