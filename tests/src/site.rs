@@ -33,7 +33,10 @@ use tidemark_target::{Config, Target};
 use tokio::runtime::Runtime;
 use tracing_subscriber::EnvFilter;
 
-use crate::{proxy::Proxy, workload::nbd::NbdDisk};
+use crate::{
+    proxy::Proxy,
+    workload::{history::History, nbd::NbdDisk},
+};
 use manager::Manager;
 use process::Process;
 
@@ -429,6 +432,18 @@ impl Site {
         let content = self.read(&client, 0, size)?;
         self.runtime.block_on(client.disconnect());
         Ok(content)
+    }
+
+    /// Proves that every disk is what the model has at its end, and that its newest point is the disk.
+    pub fn check_end(&self, model: &History) -> Result<()> {
+        for (disk, size) in self.plan.sizes_bytes.iter().enumerate() {
+            let image = std::fs::read(self.image(disk))?;
+            ensure!(image.len() as u64 == *size);
+            let difference = model.difference(disk, model.steps(), 0, &image);
+            ensure!(difference.is_none(), "image {disk}: {}", difference.unwrap_or_default());
+            ensure!(self.read_export(&format!("/v{disk}@latest"))? == image, "replica {disk}");
+        }
+        Ok(())
     }
 
     /// Reads a range of an export or a front.

@@ -86,14 +86,7 @@ fn the_journal_is_the_users_order_and_every_position_is_its_model() -> Result<()
     }
 
     // And at its end it is both disks.
-    for (disk, size) in SIZES_BYTES.iter().enumerate() {
-        let image = std::fs::read(site.image(disk))?;
-        ensure!(image.len() as u64 == *size);
-        let difference = model.difference(disk, model.steps(), 0, &image);
-        ensure!(difference.is_none(), "image {disk}: {}", difference.unwrap());
-        ensure!(site.read_export(&format!("/v{disk}@latest"))? == image, "replica {disk}");
-    }
-    Ok(())
+    site.check_end(&model)
 }
 
 /// Makes one zero or discard in fifty tens of megabytes long.

@@ -95,14 +95,7 @@ fn judge_without_gap(site: &Site, operations: &[Operation], log: &Log, start: u6
     let records: Vec<order::Record> = logged.iter().map(|(_, record)| *record).collect();
     let parts = order::of_journal(log, &records)?;
     let model = History::of_parts(&SIZES_BYTES, operations, &parts);
-    for (disk, size) in SIZES_BYTES.iter().enumerate() {
-        let image = std::fs::read(site.image(disk))?;
-        ensure!(image.len() as u64 == *size);
-        let difference = model.difference(disk, model.steps(), 0, &image);
-        ensure!(difference.is_none(), "image {disk}: {}", difference.unwrap_or_default());
-        ensure!(site.read_export(&format!("/v{disk}@latest"))? == image, "replica {disk}");
-    }
-    Ok(())
+    site.check_end(&model)
 }
 
 #[test]
