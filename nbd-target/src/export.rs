@@ -355,12 +355,7 @@ impl Export for PointExport {
         Reply::future(async move {
             let view = Arc::clone(&self.view);
             let read = self.workers.run(move || view.read(offset, length)).await?;
-            let bytes = read.map_err(|error| {
-                if let ReadError::Damaged(place) = &error {
-                    self.view.replica.notice(format!("what points read is damaged: {place}"));
-                }
-                failed(&self.name, &error)
-            })?;
+            let bytes = read.map_err(|error| failed(&self.name, &self.view.replica, &error))?;
             Ok(pieces(Bytes::from(bytes)))
         })
     }
@@ -369,14 +364,17 @@ impl Export for PointExport {
         Reply::future(async move {
             let view = Arc::clone(&self.view);
             let found = self.workers.run(move || view.stretches(offset, length)).await?;
-            let stretches = found.map_err(|error| failed(&self.name, &error))?;
+            let stretches =
+                found.map_err(|error| failed(&self.name, &self.view.replica, &error))?;
             Ok(extents(&stretches, offset, length))
         })
     }
 }
 
-/// What a client is told of an error here, which is logged with its place.
-pub fn failed(name: &str, error: &ReadError) -> Error {
+/// What a client is told of an error here, which is logged with its place; damage is also kept for
+/// the status.
+pub fn failed(name: &str, replica: &Replica, error: &ReadError) -> Error {
+    replica.met(error);
     tracing::error!(export = name, "a read fails: {error}");
     Error::new(Errno::Io, error.to_string())
 }

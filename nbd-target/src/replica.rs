@@ -98,7 +98,7 @@ impl Replica {
             log::new(journal, Arc::clone(&ledger) as _, options, held.subscribe(), found.start);
         let (base, damage) = Base::open(&dir.join("base"), group.id, &row.bases)
             .with_context(|| format!("cannot open the base of group '{name}'"))?;
-        let notices = [found.damage, damage].concat();
+        let notices = [found.damage, found.suspect, damage].concat();
         for sentence in &notices {
             tracing::error!(group = %name, "{sentence}");
         }
@@ -311,6 +311,13 @@ impl Replica {
         if notices.len() < NOTICES_MAX && !notices.contains(&sentence) {
             tracing::error!(group = %self.name, "{sentence}");
             notices.push(sentence);
+        }
+    }
+
+    /// Tells people of damage that a read met.
+    pub fn met(&self, error: &ReadError) {
+        if let ReadError::Damaged(place) = error {
+            self.notice(format!("what points read is damaged: {place}"));
         }
     }
 
