@@ -130,6 +130,9 @@ impl TargetExports {
     ) -> Result<Arc<dyn Export>, OpenError> {
         let name = PointName::parse(name).map_err(OpenError::unavailable)?;
         let replica = self.groups.replica(&name.group).ok_or_else(|| {
+            if let Some(why) = self.groups.failure(&name.group) {
+                return OpenError::unavailable(why.to_string());
+            }
             let replicas = self.groups.replicas();
             let known: Vec<&str> = replicas.iter().map(|replica| replica.name()).collect();
             OpenError::unavailable(format!(

@@ -119,7 +119,9 @@ impl Sessions {
             }
             None => return Ok(()),
         };
-        let admitted = admit(&hello, &peer, self.groups.configs(), |name| self.groups.row(name));
+        // A row that cannot be read is met again where the replica is taken on, which says so.
+        let row = |name: &str| self.groups.row(name).ok().flatten();
+        let admitted = admit(&hello, &peer, self.groups.configs(), row);
         let (name, protocol) = match admitted {
             Ok((config, protocol)) => (config.name.to_string(), protocol),
             Err(refusal) => {
