@@ -421,3 +421,34 @@ fn a_full_disk_stops_and_says_so_and_resumes_with_room() {
         lab.stop();
     });
 }
+
+#[test]
+fn too_many_open_files_stop_the_log_only_for_a_while() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    run(async || {
+        let lab = Lab::new("segment = \"1 MiB\"", "");
+        let mut source = begin(&lab, 4 * MIB).await;
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
+        let open = std::fs::read_dir("/proc/self/fd").expect("listed").count() as u64;
+        setrlimit(Resource::RLIMIT_NOFILE, open.saturating_sub(1), hard).expect("lowered");
+        let full = |source: &Source| source.ack().is_some_and(|ack| ack.flags.full);
+        for _ in 0..400 {
+            if full(&source) {
+                break;
+            }
+            source.random();
+            source.send().await;
+            tokio::time::sleep(std::time::Duration::from_millis(25)).await;
+        }
+        eventually("it says so", || full(&source)).await;
+        let progress = lab.replica().journal().progress();
+        assert!(progress.failed.is_none(), "it is not final");
+        let why = progress.stalled.expect("it waits");
+        assert!(why.contains("cannot be begun at present"), "{why}");
+        setrlimit(Resource::RLIMIT_NOFILE, soft, hard).expect("raised");
+        source.acknowledged().await;
+        let last = source.before.seq;
+        equals(&lab, &source, last).await;
+        source.disconnect();
+    });
+}
