@@ -16,7 +16,7 @@ use tidemark_control::{
         Points, ReplicaStatus, ReplicaVolume, ResolveRequest, Resolved, TargetStatus, VolumePoints,
     },
 };
-use tidemark_journal::{Position, Seq};
+use tidemark_journal::{GroupId, Position, Seq};
 use tidemark_link::NodeName;
 use tokio::sync::watch;
 
@@ -25,6 +25,7 @@ use crate::{
         Branch,
         registry::{self, BranchError, Branches, Broken, NewBranch},
     },
+    config::GroupConfig,
     groups::Groups,
     history::History,
     points::{
@@ -86,10 +87,7 @@ impl Api {
     }
 
     fn replica(&self, name: &str) -> Result<Arc<Replica>, ApiError> {
-        self.groups.replica(name).ok_or_else(|| {
-            let text = format!("this target has no replica of a group '{name}'");
-            ApiError::not_found(text)
-        })
+        self.groups.replica(name).ok_or_else(|| ApiError::not_found(self.groups.absence(name)))
     }
 }
 
@@ -105,6 +103,11 @@ async fn status(State(api): Shared) -> Reply<TargetStatus> {
     off(move || {
         let mut groups: Vec<ReplicaStatus> =
             api.groups.replicas().iter().map(|r| replica_status(&api.groups, r)).collect();
+        let configs = api.groups.configs().iter();
+        groups.extend(configs.filter_map(|config| {
+            let why = api.groups.failure(config.name.as_str())?;
+            Some(failed_status(&api.groups, config, &why))
+        }));
         groups.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(TargetStatus {
             node: api.about.node.to_string(),
@@ -164,6 +167,34 @@ fn replica_status(groups: &Groups, replica: &Replica) -> ReplicaStatus {
                 gap: volume.open_gap().map(|gap| gap.describe().to_owned()),
             })
             .collect(),
+    }
+}
+
+/// What is said of a replica that could not be opened.
+fn failed_status(groups: &Groups, config: &GroupConfig, why: &str) -> ReplicaStatus {
+    let id = groups.row(config.name.as_str()).ok().flatten().map(|row| row.id);
+    ReplicaStatus {
+        name: config.name.to_string(),
+        id: id.unwrap_or(GroupId([0; 16])),
+        source: config.node.to_string(),
+        link: LinkStatus {
+            state: LinkState::Down,
+            since_wall_ns: 0,
+            sentence: Some("the source is refused".to_owned()),
+        },
+        position: Position::default(),
+        wall_ns: 0,
+        vouched_wall_ns: 0,
+        oldest_seq: Seq(0),
+        oldest_wall_ns: 0,
+        window_s: 0,
+        log_bytes: 0,
+        base_bytes: 0,
+        frames_total: 0,
+        received_bytes_total: 0,
+        exports: 0,
+        problems: vec![why.to_owned()],
+        volumes: Vec::new(),
     }
 }
 

@@ -97,6 +97,9 @@ impl Branch {
         let follower = Arc::new(BranchFollower { log_name, catalogue: Arc::clone(catalogue) });
         let found = recover::recover(&dir.join("log"), caches, &options, &expected, &*follower)
             .with_context(|| format!("cannot recover the branch '{name}'"))?;
+        for sentence in &found.suspect {
+            parent.notice(format!("the branch '{name}': {sentence}"));
+        }
         if !found.damage.is_empty() {
             // For good: the next start finds a log that ends sooner, and nothing wrong with it.
             let why = found.damage.join("; ");

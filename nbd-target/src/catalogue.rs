@@ -15,11 +15,12 @@ use std::{
 use anyhow::Context;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use tidemark_journal::{Ancestry, GroupId, Position, Term};
+use tidemark_journal::{Ancestry, GroupId, Position, Term, VolumeId};
 
 use crate::{
     history::History,
     store::{
+        base::BaseRow,
         recover::KnownSegment,
         segment::{Segment, Summary},
     },
@@ -33,7 +34,7 @@ const SEGMENTS: TableDefinition<(&str, u64), &[u8]> = TableDefinition::new("segm
 const BRANCHES: TableDefinition<(&str, &str), &[u8]> = TableDefinition::new("branches");
 
 /// The version of the tables.
-const SCHEMA: u64 = 1;
+const SCHEMA: u64 = 2;
 
 /// The target's catalogue.
 pub struct Catalogue {
@@ -66,6 +67,8 @@ pub struct HistoryRow {
     pub first_segment: u64,
     /// The position that the base holds.
     pub base: Position,
+    /// What the base has of each volume.
+    pub bases: BTreeMap<VolumeId, BaseRow>,
     /// The lowest segment that the history does not know.
     pub next_segment: u64,
 }

@@ -130,6 +130,9 @@ impl TargetExports {
     ) -> Result<Arc<dyn Export>, OpenError> {
         let name = PointName::parse(name).map_err(OpenError::unavailable)?;
         let replica = self.groups.replica(&name.group).ok_or_else(|| {
+            if let Some(why) = self.groups.failure(&name.group) {
+                return OpenError::unavailable(why.to_string());
+            }
             let replicas = self.groups.replicas();
             let known: Vec<&str> = replicas.iter().map(|replica| replica.name()).collect();
             OpenError::unavailable(format!(
@@ -355,12 +358,7 @@ impl Export for PointExport {
         Reply::future(async move {
             let view = Arc::clone(&self.view);
             let read = self.workers.run(move || view.read(offset, length)).await?;
-            let bytes = read.map_err(|error| {
-                if let ReadError::Damaged(place) = &error {
-                    self.view.replica.notice(format!("what points read is damaged: {place}"));
-                }
-                failed(&self.name, &error)
-            })?;
+            let bytes = read.map_err(|error| failed(&self.name, &self.view.replica, &error))?;
             Ok(pieces(Bytes::from(bytes)))
         })
     }
@@ -369,14 +367,17 @@ impl Export for PointExport {
         Reply::future(async move {
             let view = Arc::clone(&self.view);
             let found = self.workers.run(move || view.stretches(offset, length)).await?;
-            let stretches = found.map_err(|error| failed(&self.name, &error))?;
+            let stretches =
+                found.map_err(|error| failed(&self.name, &self.view.replica, &error))?;
             Ok(extents(&stretches, offset, length))
         })
     }
 }
 
-/// What a client is told of an error here, which is logged with its place.
-pub fn failed(name: &str, error: &ReadError) -> Error {
+/// What a client is told of an error here, which is logged with its place; damage is also kept for
+/// the status.
+pub fn failed(name: &str, replica: &Replica, error: &ReadError) -> Error {
+    replica.met(error);
     tracing::error!(export = name, "a read fails: {error}");
     Error::new(Errno::Io, error.to_string())
 }

@@ -37,6 +37,8 @@ pub struct Groups {
 #[derive(Default)]
 struct Entry {
     replica: Option<Arc<Replica>>,
+    /// Why there is a replica and it could not be opened: it is left alone until the next start.
+    failure: Option<Arc<str>>,
     session: Option<SessionStatus>,
     received: Received,
 }
@@ -63,17 +65,15 @@ pub struct SessionStatus {
 }
 
 impl Groups {
-    /// The groups of a configuration, with the replicas that the catalogue knows.
-    ///
-    /// # Errors
-    /// When a log cannot be recovered.
+    /// The groups of a configuration, with the replicas that the catalogue knows. One that cannot be
+    /// opened does not keep the others from it.
     pub fn open(
         configs: &[GroupConfig],
         store: StoreConfig,
         dir: &Path,
         catalogue: &Arc<Catalogue>,
         owners: mpsc::UnboundedSender<Owner>,
-    ) -> anyhow::Result<Groups> {
+    ) -> Groups {
         let pages = store.page_cache.0 / 4096;
         let chunks = store.chunk_cache.0 / tidemark_journal::chunk::CHUNK_BYTES_MAX as u64;
         let groups = Groups {
@@ -87,12 +87,26 @@ impl Groups {
             table: Mutex::default(),
         };
         for config in configs {
-            if groups.row(config.name.as_str()).is_some() {
-                let replica = groups.open_replica(config)?;
-                groups.table().entry(config.name.to_string()).or_default().replica = Some(replica);
+            let name = config.name.as_str();
+            let known = groups.row(name).and_then(|row| match row {
+                Some(_) => groups.open_replica(config).map(Some),
+                None => Ok(None),
+            });
+            let mut entry = Entry::default();
+            match known {
+                Ok(replica) => entry.replica = replica,
+                Err(error) => {
+                    let why = format!(
+                        "the replica of '{name}' could not be opened ({error:#}): put right what \
+                         is wrong there and restart the target"
+                    );
+                    tracing::error!(group = name, "{why}");
+                    entry.failure = Some(why.into());
+                }
             }
+            groups.table().insert(name.to_owned(), entry);
         }
-        Ok(groups)
+        groups
     }
 
     /// What the configuration says.
@@ -129,11 +143,24 @@ impl Groups {
     }
 
     /// A group's row in the catalogue.
-    pub fn row(&self, name: &str) -> Option<GroupRow> {
-        self.catalogue.group(name).unwrap_or_else(|error| {
-            tracing::error!(group = name, "{error:#}");
-            None
-        })
+    ///
+    /// # Errors
+    /// When the catalogue or the row cannot be read.
+    pub fn row(&self, name: &str) -> anyhow::Result<Option<GroupRow>> {
+        self.catalogue.group(name).context("cannot read its row in the catalogue")
+    }
+
+    /// Why a group's replica could not be opened, if that is so.
+    pub fn failure(&self, name: &str) -> Option<Arc<str>> {
+        self.table().get(name)?.failure.clone()
+    }
+
+    /// Why there is no replica of this name to be used, as a sentence.
+    pub fn absence(&self, name: &str) -> String {
+        self.failure(name).map_or_else(
+            || format!("this target has no replica of a group '{name}'"),
+            |why| why.to_string(),
+        )
     }
 
     /// A group's replica.
@@ -158,11 +185,14 @@ impl Groups {
         if let Some(replica) = self.replica(name) {
             return Ok(replica);
         }
+        if let Some(why) = self.failure(name) {
+            anyhow::bail!("{why}");
+        }
         let (groups, name, hello) = (Arc::clone(self), name.to_owned(), hello.clone());
         blocking(move || {
             let config = groups.configs.iter().find(|config| config.name.as_str() == name);
             let config = config.context("the group is not configured")?;
-            if groups.row(&name).is_none() {
+            if groups.row(&name)?.is_none() {
                 Replica::create(config, &groups.catalogue, &hello)?;
             }
             let replica = groups.open_replica(config)?;

@@ -91,16 +91,17 @@ impl Replica {
             ledger.change(|row| row.history.truncate(found.end, wall_ns));
             ledger.keep_history()?;
         }
-        for sentence in &found.damage {
-            tracing::error!(group = %name, "{sentence}");
-        }
         let journal = Journal::new(group.id, &dir.join("log"), caches, found.segments, found.end);
         let journal = Arc::new(journal);
         let held = watch::Sender::new(None);
         let (writer, owner) =
             log::new(journal, Arc::clone(&ledger) as _, options, held.subscribe(), found.start);
-        let base = Base::open(&dir.join("base"))
+        let (base, damage) = Base::open(&dir.join("base"), group.id, &row.bases)
             .with_context(|| format!("cannot open the base of group '{name}'"))?;
+        let notices = [found.damage, found.suspect, damage].concat();
+        for sentence in &notices {
+            tracing::error!(group = %name, "{sentence}");
+        }
         let replica = Replica {
             name: name.to_owned(),
             config: config.clone(),
@@ -112,7 +113,7 @@ impl Replica {
             base,
             pins: Arc::default(),
             held,
-            notices: Mutex::new(found.damage),
+            notices: Mutex::new(notices),
         };
         Ok((replica, owner))
     }
@@ -310,6 +311,13 @@ impl Replica {
         if notices.len() < NOTICES_MAX && !notices.contains(&sentence) {
             tracing::error!(group = %self.name, "{sentence}");
             notices.push(sentence);
+        }
+    }
+
+    /// Tells people of damage that a read met.
+    pub fn met(&self, error: &ReadError) {
+        if let ReadError::Damaged(place) = error {
+            self.notice(format!("what points read is damaged: {place}"));
         }
     }
 

@@ -147,17 +147,19 @@ pub fn fold_oldest(replica: &Replica) -> anyhow::Result<bool> {
         return Ok(false);
     }
     ledger.keep_history()?;
-    let damage = fold::fold(replica.base(), segment, |_| Ok(()))
+    let folded = fold::fold(replica.base(), segment, |_| Ok(()))
         .with_context(|| format!("cannot fold segment {} into the base", segment.number()))?;
-    for sentence in damage {
+    for sentence in folded.damage {
         replica
             .notice(format!("{sentence}; it is unknown in the base, 'tidemark verify' mends it"));
     }
     ledger.change(|row| {
         row.base = last;
+        row.bases.extend(&folded.rows);
         row.first_segment = segment.number() + 1;
     });
     ledger.keep(|row| replica.catalogue().fold_history(replica.name(), row))?;
+    replica.base().committed(&folded.rows);
     for removed in replica.journal().remove_through(segment.number()) {
         removed.remove().with_context(|| format!("cannot remove {}", removed.path().display()))?;
     }

@@ -87,9 +87,9 @@ impl Target {
             .with_context(|| format!("cannot create {}", dir.display()))?;
         let catalogue = Arc::new(Catalogue::open(&dir.join("catalogue.redb"))?);
         let (owners, new_owners) = mpsc::unbounded_channel();
-        let opened =
+        let groups =
             Groups::open(&config.groups, config.store, &dir.join("groups"), &catalogue, owners);
-        let groups = Arc::new(opened?);
+        let groups = Arc::new(groups);
 
         let identity =
             Identity::from_pem(&read(&config.link.certificate)?, &read(&config.link.key)?)
@@ -110,7 +110,7 @@ impl Target {
             .build()?;
         let linger = config.nbd.latest_linger.duration();
         let latest = LatestTable::new(linger);
-        let branches = Branches::open(&groups, runtime.handle().clone())?;
+        let branches = Branches::open(&groups, runtime.handle().clone());
         let exports =
             TargetExports::new(Arc::clone(&groups), Arc::clone(&branches), Arc::clone(&latest));
         let server = Server::new(Arc::new(Served(exports)), Limits::default());

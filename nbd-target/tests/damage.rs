@@ -209,6 +209,146 @@ fn a_damaged_chunk_is_an_error_and_never_wrong_data() {
     });
 }
 
+#[test]
+fn a_sealed_segment_that_was_cut_is_told_at_the_start() {
+    run(async || {
+        let mut lab = Lab::new("segment = \"1 MiB\"", "");
+        let mut source = begin(&lab, 4 * MIB).await;
+        let mut random = common::model::Random(6);
+        for place in 0..40 {
+            let content: Vec<u8> = (0..65536).map(|_| random.next() as u8).collect();
+            source.write(0, place * 128, &content);
+            source.send().await;
+        }
+        source.acknowledged().await;
+        let last = source.before.seq;
+        eventually("it is sealed", || lab.replica().journal().segments()[0].is_sealed()).await;
+        source.disconnect();
+        lab.stop();
+        let path = first_segment(&lab);
+        let bytes = std::fs::metadata(&path).expect("there").len();
+        let file = OpenOptions::new().write(true).open(&path).expect("open");
+        file.set_len(bytes - 4096).expect("cut");
+        lab.start();
+        let notices = lab.replica().notices();
+        assert!(notices.len() == 1 && notices[0].contains("0000.seg is damaged"), "{notices:?}");
+        // The log goes on where it ended, and what is damaged is not cut off.
+        assert_eq!(lab.replica().journal().progress().durable.seq, last);
+        // A map of what is damaged is refused and told as reading it is.
+        let mut broken = std::fs::read(&path).expect("read");
+        let index_at = lab.replica().journal().segments()[0].summary().data_bytes as usize;
+        broken[index_at..].fill(0xff);
+        std::fs::write(&path, broken).expect("written");
+        lab.restart();
+        let view = lab.open(&format!("shop/disk0@seq:{last}")).await.expect("it opens");
+        view.block_status(0, 4 << 20, false).await.expect_err("damaged");
+        let notices = lab.replica().notices();
+        assert!(notices.iter().any(|notice| notice.contains("what points read")), "{notices:?}");
+    });
+}
+
+#[test]
+fn a_lost_base_is_an_error_until_the_source_sends_it_again() {
+    run(async || {
+        let mut lab = Lab::new("segment = \"1 MiB\"", "window_min = 0\nsize_max = \"4 MiB\"");
+        let mut source = begin(&lab, 8 * MIB).await;
+        let mut random = common::model::Random(7);
+        for place in 0..160 {
+            let content: Vec<u8> = (0..65536).map(|_| random.next() as u8).collect();
+            source.write(0, place * 128 % 16384, &content);
+            source.send().await;
+        }
+        source.acknowledged().await;
+        let last = source.before.seq;
+        let log = lab.replica();
+        eventually("some is folded", || log.ledger().row().first_segment > 2).await;
+        eventually("it is small", || log.journal().bytes() <= 4 * MIB as u64).await;
+        drop(log);
+        source.disconnect();
+        lab.stop();
+        let base = lab.config.data_dir.join("groups/shop/base");
+        std::fs::remove_dir_all(&base).expect("removed");
+        lab.start();
+        let replica = lab.replica();
+        assert!(replica.notices().iter().any(|text| text.contains("lost")), "it is said");
+        let oldest = replica.ledger().history(|history| history.oldest);
+        assert!(oldest > Seq(100), "much is in the base only");
+        // Points are still offered; what only the base held is an error, the rest is right.
+        let model = source.model.at(VolumeId(0), last);
+        let client = lab.open(&format!("shop/disk0@seq:{last}")).await.expect("it opens");
+        let mut failed = Vec::new();
+        for place in (0..8 * MIB).step_by(65536) {
+            match client.read(place as u64, 65536).await {
+                Ok(read) => assert_eq!(read[..], model[place..][..65536], "at {place}"),
+                Err(error) => {
+                    assert!(error.message.contains("is lost"), "{error}");
+                    failed.push(place);
+                }
+            }
+        }
+        assert!(!failed.is_empty());
+        drop(client);
+        // What a verify finds missing is sent again, and is good from there on.
+        source.connect(&lab).await;
+        for place in &failed {
+            source.write(0, *place as u64 / 512, &model[*place..][..65536]);
+            source.send().await;
+        }
+        source.acknowledged().await;
+        let last = source.before.seq;
+        let client = lab.open(&format!("shop/disk0@seq:{last}")).await.expect("it opens");
+        for place in (0..8 * MIB).step_by(MIB) {
+            let read = client.read(place as u64, MIB as u32).await.expect("it reads");
+            assert_eq!(difference(&read, &model[place..][..MIB]), None, "at {place}");
+        }
+        source.disconnect();
+    });
+}
+
+#[test]
+fn a_group_that_cannot_be_opened_does_not_keep_the_others_from_it() {
+    run(async || {
+        let other = "\n[[group]]\nname = \"till\"\nnode = \"db1\"";
+        let mut lab = Lab::new("segment = \"1 MiB\"", other);
+        let mut source = begin(&lab, 2 * MIB).await;
+        let mut till = Source::new(&[MIB]);
+        till.name = "till".to_owned();
+        till.group = tidemark_journal::GroupId([9; 16]);
+        till.connect(&lab).await;
+        till.gap_begin(0, GapReason::FirstSync);
+        till.gap_end(0);
+        till.send().await;
+        till.acknowledged().await;
+        let good = till.before.seq;
+        source.acknowledged().await;
+        source.disconnect();
+        till.disconnect();
+        lab.stop();
+        // What is read of it at a start is not a file any more.
+        let log = lab.log_dir();
+        std::fs::remove_dir_all(&log).expect("removed");
+        std::fs::write(&log, "not a directory").expect("written");
+        lab.start();
+        let groups = lab.target().groups();
+        let why = groups.failure("shop").expect("it failed");
+        assert!(why.contains("cannot create") && why.contains("restart the target"), "{why}");
+        let refusal = lab.refusal("shop/disk0@latest").await;
+        assert!(refusal.contains("could not be opened"), "{refusal}");
+        let answer = source.greet(&lab).await.expect("answered");
+        assert!(
+            matches!(&answer, Message::Refuse(refuse) if refuse.sentence.contains("could not be opened")),
+            "{answer:?}"
+        );
+        // The other group is served and received.
+        lab.open(&format!("till/disk0@seq:{good}")).await.expect("it opens");
+        till.connect(&lab).await;
+        till.random();
+        till.send().await;
+        till.acknowledged().await;
+        till.disconnect();
+    });
+}
+
 /// A small file system of its own, unmounted when dropped.
 struct Small(PathBuf);
 
@@ -279,5 +419,36 @@ fn a_full_disk_stops_and_says_so_and_resumes_with_room() {
         equals(&lab, &source, last).await;
         source.disconnect();
         lab.stop();
+    });
+}
+
+#[test]
+fn too_many_open_files_stop_the_log_only_for_a_while() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    run(async || {
+        let lab = Lab::new("segment = \"1 MiB\"", "");
+        let mut source = begin(&lab, 4 * MIB).await;
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
+        let open = std::fs::read_dir("/proc/self/fd").expect("listed").count() as u64;
+        setrlimit(Resource::RLIMIT_NOFILE, open.saturating_sub(1), hard).expect("lowered");
+        let full = |source: &Source| source.ack().is_some_and(|ack| ack.flags.full);
+        for _ in 0..400 {
+            if full(&source) {
+                break;
+            }
+            source.random();
+            source.send().await;
+            tokio::time::sleep(std::time::Duration::from_millis(25)).await;
+        }
+        eventually("it says so", || full(&source)).await;
+        let progress = lab.replica().journal().progress();
+        assert!(progress.failed.is_none(), "it is not final");
+        let why = progress.stalled.expect("it waits");
+        assert!(why.contains("cannot be begun at present"), "{why}");
+        setrlimit(Resource::RLIMIT_NOFILE, soft, hard).expect("raised");
+        source.acknowledged().await;
+        let last = source.before.seq;
+        equals(&lab, &source, last).await;
+        source.disconnect();
     });
 }

@@ -85,10 +85,7 @@ impl From<Refusal> for BranchError {
 impl Branches {
     /// The branches that the catalogue knows. One that cannot be opened does not keep the others
     /// from it.
-    ///
-    /// # Errors
-    /// When the catalogue cannot be read.
-    pub fn open(groups: &Arc<Groups>, runtime: Handle) -> anyhow::Result<Arc<Branches>> {
+    pub fn open(groups: &Arc<Groups>, runtime: Handle) -> Arc<Branches> {
         let branches = Branches {
             groups: Arc::clone(groups),
             runtime,
@@ -96,7 +93,14 @@ impl Branches {
             broken: Mutex::default(),
         };
         for replica in groups.replicas() {
-            for (name, row) in groups.catalogue().branches(replica.name())? {
+            let rows = match groups.catalogue().branches(replica.name()) {
+                Ok(rows) => rows,
+                Err(error) => {
+                    replica.notice(format!("its branches cannot be read: {error:#}"));
+                    continue;
+                }
+            };
+            for (name, row) in rows {
                 match branches.run(&name, row.clone(), &replica) {
                     Ok(branch) => {
                         branches.table().insert(name, branch);
@@ -108,9 +112,11 @@ impl Branches {
                     }
                 }
             }
-            branches.remove_remains(&replica)?;
+            if let Err(error) = branches.remove_remains(&replica) {
+                tracing::warn!(group = replica.name(), "what dropped branches left: {error:#}");
+            }
         }
-        Ok(Arc::new(branches))
+        Arc::new(branches)
     }
 
     /// Makes a branch. Blocks on the disk.
@@ -118,9 +124,10 @@ impl Branches {
     /// # Errors
     /// [`BranchError`].
     pub fn create(&self, new: &NewBranch) -> Result<Arc<Branch>, BranchError> {
-        let replica = self.groups.replica(&new.group).ok_or_else(|| {
-            BranchError::NotFound(format!("this target has no replica of a group '{}'", new.group))
-        })?;
+        let replica = self
+            .groups
+            .replica(&new.group)
+            .ok_or_else(|| BranchError::NotFound(self.groups.absence(&new.group)))?;
         let mut table = self.table();
         let name = match &new.name {
             Some(name) => name.clone(),

@@ -66,7 +66,9 @@ impl Export for BranchExport {
                 own.branch.read(own.volume, start, end, &mut out).map(|()| out)
             };
             let bytes = self.workers.run(read).await?;
-            Ok(pieces(Bytes::from(bytes.map_err(|error| failed(&self.name, &error))?)))
+            Ok(pieces(Bytes::from(
+                bytes.map_err(|error| failed(&self.name, self.branch.parent(), &error))?,
+            )))
         })
     }
 
@@ -96,7 +98,8 @@ impl Export for BranchExport {
             let (start, end) = range(offset, length);
             let look = move || own.branch.stretches(own.volume, start, end);
             let found = self.workers.run(look).await?;
-            let stretches = found.map_err(|error| failed(&self.name, &error))?;
+            let stretches =
+                found.map_err(|error| failed(&self.name, self.branch.parent(), &error))?;
             Ok(extents(&stretches, offset, length))
         })
     }

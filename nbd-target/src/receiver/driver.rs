@@ -15,7 +15,7 @@ use tidemark_link::{
     message::{Echo, Hello, Message, Notice, Refuse, RefuseCode, Severity},
     seam::{self, Listener, Stream},
 };
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::{Session, Step, admit, offers::Offer, sizes};
 use crate::{clock, groups::Groups, replica::Replica};
@@ -24,6 +24,10 @@ use crate::{clock, groups::Groups, replica::Replica};
 const OUT_MAX: usize = 1024;
 /// Offers waiting to be compared.
 const OFFERS_MAX: usize = 256;
+/// Connections at once.
+const CONNECTIONS_MAX: usize = 256;
+/// Those of them that have not greeted yet, so that strangers cannot take all places.
+const PENDING_MAX: usize = 64;
 /// How often a stalled target says that it is.
 const STALLED_EVERY: Duration = Duration::from_secs(5);
 /// How long a new session waits for what the last one left to become durable.
@@ -71,14 +75,20 @@ impl Sessions {
         &self.groups
     }
 
-    /// Takes sources on until it is dropped.
+    /// Takes sources on until it is dropped. When all places are taken, others wait to be accepted.
     pub async fn accept(self: Rc<Self>, mut listener: Listener, tls: Arc<rustls::ServerConfig>) {
+        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let pending = Arc::new(Semaphore::new(PENDING_MAX));
         loop {
+            // They are never closed.
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+            let Ok(waiting) = Arc::clone(&pending).acquire_owned().await else { return };
             match listener.accept().await {
                 Ok((stream, address)) => {
                     let (sessions, tls) = (Rc::clone(&self), Arc::clone(&tls));
                     seam::spawn(async move {
-                        match sessions.serve(stream, &tls).await {
+                        let _place = place;
+                        match sessions.serve(stream, &tls, waiting).await {
                             // Ended by this side, which has said why.
                             Ok(()) | Err(LinkError::Ended) => {}
                             Err(error) => {
@@ -107,6 +117,7 @@ impl Sessions {
         self: Rc<Self>,
         stream: Stream,
         tls: &Arc<rustls::ServerConfig>,
+        waiting: OwnedSemaphorePermit,
     ) -> Result<(), LinkError> {
         let connection = Connection::accept(stream, tls, &self.timeouts).await?;
         let peer = connection.peer().clone();
@@ -119,7 +130,9 @@ impl Sessions {
             }
             None => return Ok(()),
         };
-        let admitted = admit(&hello, &peer, self.groups.configs(), |name| self.groups.row(name));
+        // A row that cannot be read is met again where the replica is taken on, which says so.
+        let row = |name: &str| self.groups.row(name).ok().flatten();
+        let admitted = admit(&hello, &peer, self.groups.configs(), row);
         let (name, protocol) = match admitted {
             Ok((config, protocol)) => (config.name.to_string(), protocol),
             Err(refusal) => {
@@ -127,6 +140,7 @@ impl Sessions {
                 return send_last(sender, Message::Refuse(refusal)).await;
             }
         };
+        drop(waiting);
         let place = self.take_over(&name, receiver.closer()).await;
         let outcome = tokio::select! {
             biased;

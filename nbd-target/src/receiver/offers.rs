@@ -6,7 +6,7 @@ use tidemark_journal::{
 };
 use tidemark_link::message::Need;
 
-use crate::{replica::Replica, store::ReadError};
+use crate::replica::Replica;
 
 /// Hashes of a range's content at a sequence.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -50,9 +50,9 @@ impl Offer {
             match replica.read(self.volume, self.seq, start, end, content) {
                 Ok(()) => {}
                 Err(error) => {
-                    if !matches!(error, ReadError::NotRetained { .. }) {
-                        tracing::warn!(group = replica.name(), "sent for again: {error}");
-                    }
+                    // Once per place: all of a base may be lost.
+                    replica.met(&error);
+                    tracing::debug!(group = replica.name(), "sent for again: {error}");
                     unreadable.push(block);
                 }
             }

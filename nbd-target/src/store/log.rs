@@ -239,7 +239,7 @@ impl Owner {
                 // Ahead of need, so that it is known early whether there is room.
                 match self.prepare(open.segment.number() + 1, self.options.segment_bytes).await {
                     Ok(file) => spare = Some(file),
-                    Err(error) if no_room(&error) => {}
+                    Err(error) if passing(&error) => {}
                     Err(error) => return Err(error),
                 }
             }
@@ -302,9 +302,16 @@ impl Owner {
             && active.entries + needs.entries <= self.options.entries_max
     }
 
-    async fn reopen(&self, tail: Box<Tail>) -> io::Result<Active> {
+    async fn reopen(&mut self, tail: Box<Tail>) -> io::Result<Active> {
         let tail = *tail;
-        let file = File::open(tail.segment.path(), How::WRITE_DIRECT).await?;
+        let file = loop {
+            match File::open(tail.segment.path(), How::WRITE_DIRECT).await {
+                Ok(file) => break file,
+                Err(error) if passing(&error) => self.stall(&error.to_string()).await?,
+                Err(error) => return Err(error),
+            }
+        };
+        self.journal.advance(|progress| progress.stalled = None);
         // What was found may still be in the kernel's memory only.
         file.sync_data().await?;
         let counts = tail.segment.with_memory(|index| {
@@ -329,11 +336,14 @@ impl Owner {
     async fn prepare(&self, number: u64, bytes: u64) -> io::Result<Spare> {
         let path = self.journal.dir().join(file_name(number));
         let file = File::open(&path, How::NEW_DIRECT).await?;
-        if let Err(error) = file.preallocate(0, bytes).await {
+        let made = match file.preallocate(0, bytes).await {
+            Ok(_) => seam::sync_dir(self.journal.dir()).await.map_err(final_sync),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = made {
             let _ = std::fs::remove_file(&path);
             return Err(error);
         }
-        seam::sync_dir(self.journal.dir()).await?;
         Ok(Spare { file, path, number, bytes })
     }
 
@@ -358,11 +368,13 @@ impl Owner {
             };
             match made {
                 Ok(spare) => break spare,
-                Err(error) if no_room(&error) => {
-                    let text = format!(
-                        "there is no room for another segment of {} MiB: {error}",
-                        bytes >> 20
-                    );
+                Err(error) if passing(&error) => {
+                    let text = if no_room(&error) {
+                        let mib = bytes >> 20;
+                        format!("there is no room for another segment of {mib} MiB: {error}")
+                    } else {
+                        format!("another segment cannot be begun at present: {error}")
+                    };
                     self.stall(&text).await?;
                     let _ = std::fs::remove_file(self.journal.dir().join(file_name(number)));
                 }
@@ -401,7 +413,7 @@ impl Owner {
             buffer = back;
             match result {
                 Ok(()) => break,
-                Err(error) if no_room(&error) => self.stall(&error.to_string()).await?,
+                Err(error) if passing(&error) => self.stall(&error.to_string()).await?,
                 Err(error) => return Err(error),
             }
         }
@@ -468,7 +480,16 @@ impl Owner {
         let data_hash = *old.hasher.finalize().as_bytes();
         let chain = SegmentEnd::chain_hash(&old.chain_before, &data_hash);
         let (segment, follower) = (old.segment, Arc::clone(&self.follower));
-        let seal = move || seal::seal(&segment, old.end, data_hash, chain, &*follower);
+        let ending = self.ending.clone();
+        let seal = move || loop {
+            match seal::seal(&segment, old.end, data_hash, chain, &*follower) {
+                Err(error) if out_of_files(&error) && !*ending.borrow() => {
+                    tracing::warn!(segment = segment.number(), "cannot be sealed yet: {error}");
+                    std::thread::sleep(RETRY);
+                }
+                sealed => return sealed,
+            }
+        };
         *sealing = Some(tokio::task::spawn_blocking(seal));
         Ok(chain)
     }
@@ -511,6 +532,29 @@ impl Needs {
 /// Whether an error says that the file system is full.
 pub fn no_room(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Whether an error is about what there is too little of at present. What comes of a sync is never
+/// asked here: its failure is final (invariant 7).
+fn passing(error: &io::Error) -> bool {
+    let scarce = matches!(errno(error), Some(libc::ENOMEM | libc::EAGAIN));
+    no_room(error) || out_of_files(error) || scarce
+}
+
+/// Whether there are too many open files: only opening one gives this.
+fn out_of_files(error: &io::Error) -> bool {
+    matches!(errno(error), Some(libc::EMFILE | libc::ENFILE))
+}
+
+/// The error of a directory's sync, which does not pass; that it could not be opened may.
+fn final_sync(error: io::Error) -> io::Error {
+    if out_of_files(&error) { error } else { io::Error::other(error.to_string()) }
+}
+
+/// The number of an error, which may be wrapped.
+fn errno(error: &io::Error) -> Option<i32> {
+    let inner = || std::error::Error::source(error)?.downcast_ref::<io::Error>()?.raw_os_error();
+    error.raw_os_error().or_else(inner)
 }
 
 /// Zeros that follow data of this length in its last block.

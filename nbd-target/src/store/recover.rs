@@ -75,6 +75,9 @@ pub struct Recovered {
     pub end: Position,
     /// What was damaged, a sentence each.
     pub damage: Vec<String>,
+    /// Sealed segments that are not as the catalogue knows them, a sentence each. The log does not
+    /// end there: what is good of them can be read.
+    pub suspect: Vec<String>,
 }
 
 /// Finds the log in `dir`, which is created if it is not there. Frames that no known segment holds
@@ -101,6 +104,7 @@ pub fn recover(
         start: Start::Next { number: expected.first, chain_before: [0; 32] },
         end: expected.before,
         damage: Vec::new(),
+        suspect: Vec::new(),
     };
     let mut chain = [0; 32];
     let mut next_number = expected.first;
@@ -108,6 +112,9 @@ pub fn recover(
     for number in numbers {
         let path = dir.join(file_name(number));
         if let Some(known) = expected.known.get(&number) {
+            if let Some(why) = differs(&path, number, expected.group, known)? {
+                found.suspect.push(format!("{} is damaged: {why}", path.display()));
+            }
             found.end = known.summary.last;
             let (summary, index_at) = (known.summary, known.index_at);
             found.segments.push(Arc::new(Segment::sealed(path, number, summary, index_at, caches)));
@@ -409,6 +416,33 @@ fn free_name(path: &Path) -> PathBuf {
 
 fn sync_parent(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+}
+
+/// What of a sealed segment's size, header and trailer is not as the catalogue knows it, as a clause.
+fn differs(
+    path: &Path,
+    number: u64,
+    group: GroupId,
+    known: &KnownSegment,
+) -> io::Result<Option<String>> {
+    let file = File::open(path)?;
+    let bytes = file.metadata()?.len();
+    let mut block = vec![0; BLOCK_BYTES as usize];
+    read_up_to(&file, &mut block, 0)?;
+    let start = SegmentStart::decode(&block).ok();
+    let begins = (number, group, known.summary.before);
+    if start.is_none_or(|start| (start.number, start.group, start.before) != begins) {
+        return Ok(Some("its header is not the one that belongs here".to_owned()));
+    }
+    read_up_to(&file, &mut block, bytes.saturating_sub(BLOCK_BYTES))?;
+    let end = SegmentEnd::decode(&block).ok();
+    let ends = (number, known.index_at, known.summary.last, known.chain);
+    let good = end.filter(|end| (end.number, end.index_at, end.last, end.chain) == ends);
+    Ok(match good {
+        Some(end) if end.index_at + end.index_bytes + BLOCK_BYTES == bytes => None,
+        Some(_) => Some(format!("its size of {bytes} bytes is wrong")),
+        None => Some("its end is not the one that belongs here".to_owned()),
+    })
 }
 
 /// Whether the segment of this number has been begun: it has its header.

@@ -4,12 +4,12 @@ use std::{
     fs::File,
     io::{self, Read, Write},
     os::{fd::AsRawFd, unix::fs::FileExt},
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use tidemark_journal::{VolumeId, checksum::crc64};
 
-use super::{BLOCK_BYTES, Base, BaseVolume, SUM_BYTES, SUM_UNREADABLE, SUM_ZEROS, sum_of};
+use super::{BLOCK_BYTES, BLOCK_SECTORS, Base, Place};
 use crate::store::ReadError;
 
 /// A run of blocks of one volume that get new content.
@@ -34,86 +34,50 @@ pub enum NewContent {
     Unreadable(u64),
 }
 
-impl Base {
-    /// Applies a change; it is durable after [`sync`](Self::sync).
-    ///
-    /// # Errors
-    /// When the files cannot be written.
-    pub fn apply(&self, change: &Change) -> io::Result<()> {
-        let volume = match (&change.content, self.volume(change.volume)?) {
-            (_, Some(volume)) => volume,
-            (NewContent::Zeros(_), None) => return Ok(()),
-            (_, None) => self.volume_or_create(change.volume)?,
-        };
-        volume.apply(change.first, &change.content)
-    }
-
-    /// Makes all changes durable.
-    ///
-    /// # Errors
-    /// When a file cannot be synced.
-    pub fn sync(&self) -> io::Result<()> {
-        let volumes: Vec<_> = {
-            let open = self.volumes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            open.values().cloned().collect()
-        };
-        for volume in volumes {
-            volume.data.sync_data()?;
-            volume.sums.sync_data()?;
+impl NewContent {
+    /// How many blocks it is.
+    pub fn blocks(&self) -> u64 {
+        match self {
+            NewContent::Data(bytes) => bytes.len() as u64 / BLOCK_BYTES,
+            NewContent::Zeros(blocks) | NewContent::Unreadable(blocks) => *blocks,
         }
-        Ok(())
+    }
+}
+
+impl Base {
+    /// Applies a change; it is durable after [`finish`](Self::finish). Sums that are found to be
+    /// damaged are unknown from then on, and named in `damage`.
+    ///
+    /// # Errors
+    /// When the files cannot be read or written.
+    pub fn apply(&self, change: &Change, damage: &mut Vec<String>) -> io::Result<()> {
+        let never_written = !self.volumes().contains_key(&change.volume);
+        if never_written && matches!(change.content, NewContent::Zeros(_)) {
+            return Ok(());
+        }
+        self.volume_or_create(change.volume)?.apply(change.first, &change.content, damage)
     }
 
     /// One block as it is, and whether it is known.
     ///
     /// # Errors
-    /// When it cannot be read or does not match its sum.
+    /// When it cannot be read, does not match its sum, or has been lost.
     pub fn block(&self, id: VolumeId, number: u64) -> Result<Option<Vec<u8>>, ReadError> {
-        let sectors = BLOCK_BYTES / tidemark_journal::SECTOR_BYTES;
         let mut block = vec![0; BLOCK_BYTES as usize];
-        match self.read(id, number * sectors, (number + 1) * sectors, &mut block) {
+        match self.read(id, number * BLOCK_SECTORS, (number + 1) * BLOCK_SECTORS, &mut block) {
             Ok(()) => Ok(Some(block)),
             Err(ReadError::Unreadable { .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }
-}
 
-impl BaseVolume {
-    fn apply(&self, first: u64, content: &NewContent) -> io::Result<()> {
-        let _changing = self.changing.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        match content {
-            NewContent::Data(bytes) => {
-                let sums: Vec<u8> = bytes
-                    .chunks(BLOCK_BYTES as usize)
-                    .flat_map(|block| sum_of(block).to_le_bytes())
-                    .collect();
-                self.data.write_all_at(bytes, first * BLOCK_BYTES)?;
-                self.sums.write_all_at(&sums, first * SUM_BYTES)
-            }
-            NewContent::Zeros(blocks) => {
-                // Sums first: a block without one is not looked at.
-                debug_assert_eq!(SUM_ZEROS, 0);
-                punch(&self.sums, first * SUM_BYTES, blocks * SUM_BYTES)?;
-                punch(&self.data, first * BLOCK_BYTES, blocks * BLOCK_BYTES)
-            }
-            NewContent::Unreadable(blocks) => {
-                const STEP: u64 = 64 << 10;
-                let mut done = 0;
-                while done < *blocks {
-                    let step = STEP.min(blocks - done);
-                    let sums = SUM_UNREADABLE.to_le_bytes().repeat(step as usize);
-                    self.sums.write_all_at(&sums, (first + done) * SUM_BYTES)?;
-                    done += step;
-                }
-                Ok(())
-            }
-        }
+    fn redo_path(&self) -> PathBuf {
+        self.dir.join("fold.redo")
     }
 }
 
 /// Makes a range read as zeros and gives its room back.
-fn punch(file: &File, at: u64, bytes: u64) -> io::Result<()> {
+pub(super) fn punch(file: &File, at: u64, bytes: u64) -> io::Result<()> {
     let length = file.metadata()?.len();
     let bytes = bytes.min(length.saturating_sub(at));
     if bytes == 0 {
@@ -161,11 +125,12 @@ impl Redo {
     ///
     /// # Errors
     /// When it cannot be made.
-    pub fn create(path: &Path) -> io::Result<Redo> {
-        let file = File::create(path)?;
+    pub fn create(base: &Base) -> io::Result<Redo> {
+        let path = base.redo_path();
+        let file = File::create(&path)?;
         file.sync_all()?;
-        path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())?;
-        Ok(Redo { path: path.to_owned(), file, unsynced: false })
+        File::open(&base.dir)?.sync_all()?;
+        Ok(Redo { path, file, unsynced: false })
     }
 
     /// Adds a block.
@@ -202,12 +167,14 @@ impl Redo {
         std::fs::remove_file(&self.path)
     }
 
-    /// Applies what an interrupted fold left, if it left anything.
+    /// Applies what an interrupted fold left, if it left anything. A volume that was never written
+    /// before that fold, or is lost, is left alone: such a block is put together anew from what the
+    /// segment has.
     ///
     /// # Errors
     /// When it cannot be read or applied.
-    pub fn replay(path: &Path, base: &Base) -> io::Result<()> {
-        let mut file = match File::open(path) {
+    pub fn replay(base: &Base) -> io::Result<()> {
+        let mut file = match File::open(base.redo_path()) {
             Ok(file) => io::BufReader::new(file),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error),
@@ -220,10 +187,13 @@ impl Redo {
                 break;
             }
             let volume = VolumeId(u16::from_le_bytes([body[0], body[1]]));
-            let block = u64::from_le_bytes(body[8..16].try_into().unwrap_or_default());
+            let first = u64::from_le_bytes(body[8..16].try_into().unwrap_or_default());
             let content = NewContent::Data(body[16..].to_vec());
-            base.apply(&Change { volume, first: block, content })?;
+            if matches!(base.volumes().get(&volume), Some(Place::Here(_))) {
+                // Damage that is met here is met again by the fold, which names it.
+                base.apply(&Change { volume, first, content }, &mut Vec::new())?;
+            }
         }
-        base.sync()
+        base.here().iter().try_for_each(|(_, volume)| volume.sync_content())
     }
 }

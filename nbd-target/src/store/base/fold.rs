@@ -6,8 +6,10 @@
 //! 2. what an interrupted fold left to redo is applied;
 //! 3. the newest version of each block is applied, sorted and coalesced; a block that the segment
 //!    changes only in part is put together and made durable in the redo file first;
-//! 4. the base is synced;
-//! 5. the caller commits the catalogue, takes the segment out of the log and deletes it.
+//! 4. the base is synced, then the maps and headers that make new sums and the next generation
+//!    count, and these too;
+//! 5. the caller commits the catalogue with the volumes' new rows, takes the segment out of the log
+//!    and deletes it.
 //!
 //! Until step 5 readers find everything the segment holds in the segment, so what the base holds of
 //! it meanwhile does not matter; and applying it again gives the same.
@@ -18,7 +20,7 @@ use anyhow::Context;
 use tidemark_journal::{SECTOR_BYTES, VolumeId};
 
 use super::{
-    BLOCK_BYTES, BLOCK_SECTORS, Base,
+    BLOCK_BYTES, BLOCK_SECTORS, Base, BaseRow, DAMAGE_NAMED_MAX,
     apply::{Change, NewContent, Redo},
 };
 use crate::store::{
@@ -46,11 +48,18 @@ pub enum Step {
     Synced,
 }
 
-/// The most places of damage that a fold names.
-const DAMAGE_NAMED_MAX: usize = 10;
+/// What a fold leaves to its caller.
+#[derive(Debug)]
+pub struct Folded {
+    /// What was damaged, a sentence each: those blocks are unknown from now on, which reads say,
+    /// until the source sends them again.
+    pub damage: Vec<String>,
+    /// What the catalogue is to know of the volumes changed, before the segment leaves the log;
+    /// then the base is told by [`Base::committed`].
+    pub rows: BTreeMap<VolumeId, BaseRow>,
+}
 
-/// Applies a segment to the base, and returns what was damaged, a sentence each: those blocks are
-/// unknown from then on, which reads say, until the source sends them again. `at` is told of each step, and ends the fold by an error.
+/// Applies a segment to the base. `at` is told of each step, and ends the fold by an error.
 ///
 /// Blocks that lie in one extent are applied in the order of the log, so that each chunk is unpacked
 /// once; the kernel sorts them on their way to the disk. The others are few, and put together one by
@@ -62,10 +71,9 @@ pub fn fold(
     base: &Base,
     segment: &Arc<Segment>,
     mut at: impl FnMut(Step) -> io::Result<()>,
-) -> anyhow::Result<Vec<String>> {
-    let redo_path = base.dir().join("fold.redo");
-    Redo::replay(&redo_path, base).context("cannot apply what an interrupted fold left")?;
-    let mut redo = Redo::create(&redo_path)?;
+) -> anyhow::Result<Folded> {
+    Redo::replay(base).context("cannot apply what an interrupted fold left")?;
+    let mut redo = Redo::create(base)?;
     at(Step::Begun)?;
     let last = segment.summary().last.seq;
     let mut batch = Batch { changes: Vec::new(), bytes: 0, damage: Vec::new() };
@@ -98,13 +106,13 @@ pub fn fold(
             }
             Err(error) => batch.unknown(error, u64::from(run.blocks))?,
         };
-        base.apply(&Change { volume: run.volume, first: run.first, content })?;
-        at(Step::Applied)?;
+        let change = Change { volume: run.volume, first: run.first, content };
+        batch.apply_one(base, &change, &mut at)?;
     }
-    base.sync()?;
+    let rows = base.finish()?;
     at(Step::Synced)?;
     redo.remove()?;
-    Ok(batch.damage)
+    Ok(Folded { damage: batch.damage, rows })
 }
 
 /// Bytes in a block, as a length in memory.
@@ -261,10 +269,14 @@ impl Batch {
     /// What blocks get whose content is damaged. Any other error may pass, and ends the fold.
     fn unknown(&mut self, error: ReadError, blocks: u64) -> Result<NewContent, ReadError> {
         let ReadError::Damaged(text) = error else { return Err(error) };
-        if self.damage.len() < DAMAGE_NAMED_MAX && !self.damage.contains(&text) {
-            self.damage.push(text);
-        }
+        self.name(text);
         Ok(NewContent::Unreadable(blocks))
+    }
+
+    fn name(&mut self, damage: String) {
+        if self.damage.len() < DAMAGE_NAMED_MAX && !self.damage.contains(&damage) {
+            self.damage.push(damage);
+        }
     }
 
     fn push(&mut self, volume: VolumeId, first: u64, content: NewContent) {
@@ -294,12 +306,23 @@ impl Batch {
     ) -> io::Result<()> {
         redo.sync()?;
         at(Step::RedoSynced)?;
-        for change in self.changes.drain(..) {
-            base.apply(&change)?;
-            at(Step::Applied)?;
+        for change in std::mem::take(&mut self.changes) {
+            self.apply_one(base, &change, at)?;
         }
         self.bytes = 0;
         Ok(())
+    }
+
+    fn apply_one(
+        &mut self,
+        base: &Base,
+        change: &Change,
+        at: &mut impl FnMut(Step) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut damage = Vec::new();
+        base.apply(change, &mut damage)?;
+        damage.into_iter().for_each(|damage| self.name(damage));
+        at(Step::Applied)
     }
 }
 

@@ -1,38 +1,50 @@
 //! The base: the oldest retained state of each volume, with a checksum per 4 KiB beside it.
 //!
-//! A volume is a sparse file and a file of sums, eight bytes for each block of 4096:
+//! A volume is a sparse file of blocks, `NNNNN.data`, and a file of sums, `NNNNN.sums` (its format:
+//! [`sums`]), eight bytes for each block of 4096:
 //!
 //! | sum | the block |
 //! |---|---|
-//! | 0 | reads as zeros; nothing was ever stored |
-//! | 1 | unknown: it could not be read at the source, or was damaged in the log |
+//! | 0 | reads as zeros |
+//! | 1 | unknown: it could not be read at the source, was damaged in the log, or has been lost here |
 //! | else | its content has this CRC-64/NVME (a checksum of 0 or 1 has its top bit flipped) |
 //!
 //! Blocks and sums change only while segments are folded in, and until their log is deleted the
 //! segments are read before the base; so a block torn by a crash in the middle of it is never seen.
+//!
+//! Nothing is told by absence. The catalogue knows which volumes have a base, how long its files
+//! are at least and which generation they are of ([`BaseRow`]); a fold makes the files durable
+//! first, their header with the next generation last, and then commits the row. So a volume without
+//! a row was never written and reads as zeros, and one with a row whose files are missing, of
+//! another volume, or of a generation other than the row's or the next (a fold that was cut short,
+//! and is done again) is **lost**: it is damage to read it, until a fold makes it anew with all of
+//! it unknown but what is folded in.
 
 pub mod apply;
 pub mod fold;
+pub mod sums;
+pub mod volume;
 
 use std::{
-    collections::HashMap,
-    fs::{File, OpenOptions},
+    collections::BTreeMap,
     io,
-    os::{fd::AsRawFd, unix::fs::FileExt},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tidemark_journal::{SECTOR_BYTES, VolumeId, checksum::crc64};
+use serde::{Deserialize, Serialize};
+use tidemark_journal::{GroupId, SECTOR_BYTES, VolumeId, checksum::crc64};
 
 use super::ReadError;
+use apply::Redo;
+use sums::{Rest, Seal};
+use volume::BaseVolume;
 
 /// Bytes in a block of the base.
 pub const BLOCK_BYTES: u64 = 4096;
 const BLOCK_SECTORS: u64 = BLOCK_BYTES / SECTOR_BYTES;
-const SUM_BYTES: u64 = 8;
-/// The most blocks whose sums one look at the allocation reads.
-const LOOK_BLOCKS_MAX: u64 = 64 << 10;
+/// The most places of damage that are named at once.
+const DAMAGE_NAMED_MAX: usize = 10;
 
 /// The sum of a block that reads as zeros.
 pub const SUM_ZEROS: u64 = 0;
@@ -50,19 +62,31 @@ pub fn sum_of(block: &[u8]) -> u64 {
     }
 }
 
+/// What the catalogue knows of a volume's base. A volume that has none was never written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct BaseRow {
+    /// Counts the folds that changed this volume.
+    pub generation: u64,
+    /// Blocks of 4096 bytes that its files have room for.
+    pub blocks: u64,
+}
+
 /// The oldest retained state of a group's volumes.
 pub struct Base {
     dir: PathBuf,
-    volumes: Mutex<HashMap<VolumeId, Arc<BaseVolume>>>,
+    group: GroupId,
+    volumes: Mutex<BTreeMap<VolumeId, Place>>,
 }
 
-/// One volume's files.
-pub struct BaseVolume {
-    name: String,
-    data: File,
-    sums: File,
-    /// Held for writing while blocks and their sums change together.
-    changing: RwLock<()>,
+/// What there is of a volume.
+#[derive(Clone)]
+enum Place {
+    Here(Arc<BaseVolume>),
+    /// The catalogue knows of it, and it is not here.
+    Lost {
+        row: BaseRow,
+        why: Arc<str>,
+    },
 }
 
 /// A stretch of a volume by what the base has of it.
@@ -77,67 +101,49 @@ pub struct Stretch {
 }
 
 impl Base {
-    /// The base in this directory, which is created.
+    /// The base in this directory, which is created, with the volumes that the catalogue knows.
+    /// What an interrupted fold left to redo is applied. Also says what is damaged, a sentence each.
     ///
     /// # Errors
-    /// When the directory cannot be created.
-    pub fn open(dir: &Path) -> io::Result<Base> {
-        std::fs::create_dir_all(dir)?;
-        Ok(Base { dir: dir.to_owned(), volumes: Mutex::default() })
-    }
-
-    /// The directory.
-    pub fn dir(&self) -> &Path {
-        &self.dir
-    }
-
-    /// A volume's files, when it has any.
-    ///
-    /// # Errors
-    /// When they exist and cannot be opened.
-    pub fn volume(&self, id: VolumeId) -> io::Result<Option<Arc<BaseVolume>>> {
-        self.open_volume(id, false)
-    }
-
-    /// A volume's files, created when it has none.
-    ///
-    /// # Errors
-    /// When they cannot be opened or created.
-    pub fn volume_or_create(&self, id: VolumeId) -> io::Result<Arc<BaseVolume>> {
-        self.open_volume(id, true)?.ok_or_else(|| io::ErrorKind::NotFound.into())
-    }
-
-    fn open_volume(&self, id: VolumeId, create: bool) -> io::Result<Option<Arc<BaseVolume>>> {
-        let mut volumes = self.volumes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(volume) = volumes.get(&id) {
-            return Ok(Some(Arc::clone(volume)));
+    /// When the directory cannot be created, or files cannot be read though they are there.
+    pub fn open(
+        dir: &Path,
+        group: GroupId,
+        rows: &BTreeMap<VolumeId, BaseRow>,
+    ) -> Result<(Base, Vec<String>), ReadError> {
+        let io = |error| ReadError::io(dir.display().to_string(), error);
+        std::fs::create_dir_all(dir).map_err(io)?;
+        let mut volumes = BTreeMap::new();
+        let mut damage = Vec::new();
+        for (id, row) in rows {
+            let place = match BaseVolume::open(dir, Seal { group, volume: *id }, *row) {
+                Ok((volume, found)) => {
+                    let mended =
+                        |found| format!("{found}; 'tidemark verify' at the source mends it");
+                    damage.extend(found.into_iter().map(mended));
+                    Place::Here(Arc::new(volume))
+                }
+                Err(ReadError::Damaged(why)) => {
+                    let why = format!(
+                        "the base of volume {id} is lost ({why}): what only it held is unknown; \
+                         'tidemark verify' at the source sends it again"
+                    );
+                    damage.push(why.clone());
+                    Place::Lost { row: *row, why: why.into() }
+                }
+                Err(error) => return Err(error),
+            };
+            volumes.insert(*id, place);
         }
-        let open = |suffix: &str| {
-            let path = self.dir.join(format!("{:05}.{suffix}", id.0));
-            OpenOptions::new().read(true).write(true).create(create).truncate(false).open(path)
-        };
-        // The sums are created last, so that their presence says that both are there.
-        let data = match open("data") {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            opened => opened?,
-        };
-        let sums = match open("sums") {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            opened => opened?,
-        };
-        if create {
-            File::open(&self.dir)?.sync_all()?;
-        }
-        let name = self.dir.join(format!("{:05}.data", id.0)).display().to_string();
-        let volume = Arc::new(BaseVolume { name, data, sums, changing: RwLock::new(()) });
-        volumes.insert(id, Arc::clone(&volume));
-        Ok(Some(volume))
+        let base = Base { dir: dir.to_owned(), group, volumes: Mutex::new(volumes) };
+        Redo::replay(&base).map_err(io)?;
+        Ok((base, damage))
     }
 
     /// Reads sectors `start..end` into `out`, which comes zeroed, checking every block it touches.
     ///
     /// # Errors
-    /// When a block cannot be read, does not match its sum, or was unreadable at the source.
+    /// When a block cannot be read, does not match its sum, is unknown, or has been lost.
     pub fn read(
         &self,
         id: VolumeId,
@@ -145,21 +151,18 @@ impl Base {
         end: u64,
         out: &mut [u8],
     ) -> Result<(), ReadError> {
-        let volume = self.volume(id).map_err(|error| ReadError::io("the base", error))?;
-        volume.map_or(Ok(()), |volume| volume.read(start, end, out))
+        self.volume(id)?.map_or(Ok(()), |volume| volume.read(start, end, out))
     }
 
     /// The stretches of `start..end` by allocation; the list may end early, never empty.
     ///
     /// # Errors
-    /// When the sums cannot be read.
+    /// When the sums cannot be read, are damaged, or have been lost.
     pub fn stretches(&self, id: VolumeId, start: u64, end: u64) -> Result<Vec<Stretch>, ReadError> {
-        match self.volume(id).map_err(|error| ReadError::io("the base", error))? {
-            Some(volume) => volume
-                .stretches(start, end)
-                .map_err(|error| ReadError::io(format!("{} (sums)", volume.name), error)),
-            None => Ok(vec![Stretch { start, end, zeros: true }]),
-        }
+        self.volume(id)?.map_or_else(
+            || Ok(vec![Stretch { start, end, zeros: true }]),
+            |volume| volume.stretches(start, end),
+        )
     }
 
     /// Bytes of disk that the base takes.
@@ -168,103 +171,64 @@ impl Base {
         let entries = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
         entries.filter_map(|entry| entry.metadata().ok()).map(|meta| meta.blocks() * 512).sum()
     }
-}
 
-impl BaseVolume {
-    fn read(&self, start: u64, end: u64, out: &mut [u8]) -> Result<(), ReadError> {
-        let (first, last) = (start / BLOCK_SECTORS, end.div_ceil(BLOCK_SECTORS));
-        let io = |error| ReadError::io(&self.name, error);
-        let _still = self.changing.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let sums = self.read_sums(first, last).map_err(io)?;
-        let mut block = vec![0; BLOCK_BYTES as usize];
-        for (number, sum) in (first..last).zip(sums) {
-            if sum == SUM_ZEROS {
-                continue;
-            }
-            let from = (number * BLOCK_SECTORS).max(start);
-            let to = ((number + 1) * BLOCK_SECTORS).min(end);
-            if sum == SUM_UNREADABLE {
-                return Err(ReadError::Unreadable { start: from, end: to });
-            }
-            read_sparse(&self.data, &mut block, number * BLOCK_BYTES).map_err(io)?;
-            if sum_of(&block) != sum {
-                return Err(ReadError::Damaged(format!(
-                    "{}, block {number} at byte {}: the content does not match its checksum",
-                    self.name,
-                    number * BLOCK_BYTES
-                )));
-            }
-            let at = ((from - start) * SECTOR_BYTES) as usize;
-            let skip = ((from - number * BLOCK_SECTORS) * SECTOR_BYTES) as usize;
-            let bytes = ((to - from) * SECTOR_BYTES) as usize;
-            out[at..at + bytes].copy_from_slice(&block[skip..skip + bytes]);
+    /// Makes all changes durable and gives what the catalogue is to know of the volumes changed.
+    ///
+    /// # Errors
+    /// When a file cannot be written or synced.
+    pub fn finish(&self) -> io::Result<BTreeMap<VolumeId, BaseRow>> {
+        let mut rows = BTreeMap::new();
+        for (id, volume) in self.here() {
+            rows.extend(volume.finish()?.map(|row| (id, row)));
         }
-        Ok(())
+        Ok(rows)
     }
 
-    fn stretches(&self, start: u64, end: u64) -> io::Result<Vec<Stretch>> {
-        let mut stretches: Vec<Stretch> = Vec::new();
-        let mut push = |start, end, zeros| match stretches.last_mut() {
-            Some(last) if last.zeros == zeros => last.end = end,
-            _ => stretches.push(Stretch { start, end, zeros }),
+    /// The catalogue has taken in what [`finish`](Self::finish) gave.
+    pub fn committed(&self, rows: &BTreeMap<VolumeId, BaseRow>) {
+        for (id, volume) in self.here() {
+            if let Some(row) = rows.get(&id) {
+                volume.committed(*row);
+            }
+        }
+    }
+
+    /// A volume's files; none when it was never written.
+    fn volume(&self, id: VolumeId) -> Result<Option<Arc<BaseVolume>>, ReadError> {
+        match self.volumes().get(&id) {
+            None => Ok(None),
+            Some(Place::Here(volume)) => Ok(Some(Arc::clone(volume))),
+            Some(Place::Lost { why, .. }) => Err(ReadError::Damaged(why.to_string())),
+        }
+    }
+
+    /// A volume's files, made if it has none or they are lost.
+    fn volume_or_create(&self, id: VolumeId) -> io::Result<Arc<BaseVolume>> {
+        let mut volumes = self.volumes();
+        let (row, rest) = match volumes.get(&id) {
+            Some(Place::Here(volume)) => return Ok(Arc::clone(volume)),
+            Some(Place::Lost { row, .. }) => (*row, Rest::Unknown),
+            None => (BaseRow::default(), Rest::Zeros),
         };
-        let hole_end = seek_data(&self.sums, start / BLOCK_SECTORS * SUM_BYTES)?
-            .map_or(end, |at| (at / SUM_BYTES * BLOCK_SECTORS).min(end));
-        let mut at = start;
-        if hole_end > start {
-            push(start, hole_end, true);
-            at = hole_end;
-        }
-        let last = end.div_ceil(BLOCK_SECTORS).min(at / BLOCK_SECTORS + LOOK_BLOCKS_MAX);
-        let _still = self.changing.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        for sum in self.read_sums(at / BLOCK_SECTORS, last)? {
-            let stop = ((at / BLOCK_SECTORS + 1) * BLOCK_SECTORS).min(end);
-            if at < stop {
-                push(at, stop, sum == SUM_ZEROS);
-            }
-            at = stop;
-        }
-        Ok(stretches)
+        let seal = Seal { group: self.group, volume: id };
+        let volume = Arc::new(BaseVolume::create(&self.dir, seal, row, rest)?);
+        volumes.insert(id, Place::Here(Arc::clone(&volume)));
+        Ok(volume)
     }
 
-    fn read_sums(&self, first: u64, last: u64) -> io::Result<Vec<u64>> {
-        let mut bytes = vec![0; (last.saturating_sub(first) * SUM_BYTES) as usize];
-        read_sparse(&self.sums, &mut bytes, first * SUM_BYTES)?;
-        let sum = |b: &[u8]| u64::from_le_bytes(b.try_into().unwrap_or_default());
-        Ok(bytes.chunks_exact(SUM_BYTES as usize).map(sum).collect())
+    fn here(&self) -> Vec<(VolumeId, Arc<BaseVolume>)> {
+        let volumes = self.volumes();
+        let here = volumes.iter().filter_map(|(id, place)| match place {
+            Place::Here(volume) => Some((*id, Arc::clone(volume))),
+            Place::Lost { .. } => None,
+        });
+        here.collect()
+    }
+
+    fn volumes(&self) -> MutexGuard<'_, BTreeMap<VolumeId, Place>> {
+        self.volumes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Reads what the file has; what lies beyond its end is zeros.
-fn read_sparse(file: &File, mut out: &mut [u8], mut at: u64) -> io::Result<()> {
-    while !out.is_empty() {
-        match file.read_at(out, at) {
-            Ok(0) => {
-                out.fill(0);
-                return Ok(());
-            }
-            Ok(bytes) => {
-                out = &mut out[bytes..];
-                at += bytes as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-/// Where the next allocated byte is, at or after `from`; none when there is none.
-fn seek_data(file: &File, from: u64) -> io::Result<Option<u64>> {
-    let from = i64::try_from(from).map_err(io::Error::other)?;
-    // SAFETY: a plain system call on an open descriptor; it touches no memory of ours. The file
-    // offset it moves is used by nobody: all reads and writes name theirs.
-    let at = unsafe { libc::lseek(file.as_raw_fd(), from, libc::SEEK_DATA) };
-    if at >= 0 {
-        return Ok(Some(at.unsigned_abs()));
-    }
-    match io::Error::last_os_error() {
-        error if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
-        error => Err(error),
-    }
-}
+#[cfg(test)]
+mod tests;
