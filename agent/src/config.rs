@@ -75,6 +75,13 @@ pub struct Fault {
     pub error: ConfigError,
 }
 
+impl From<AgentConfig> for Loaded {
+    /// A configuration in which nothing is wrong.
+    fn from(config: AgentConfig) -> Loaded {
+        Loaded { config, faults: Vec::new() }
+    }
+}
+
 impl AgentConfig {
     /// Reads `agent.toml` and `agent.d/*.toml` below `directory`.
     ///

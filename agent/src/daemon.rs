@@ -10,7 +10,11 @@ use tidemark_control::server::{Socket, serve};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
-use crate::{Agent, api, config::AgentConfig, kernel::process};
+use crate::{
+    Agent, api,
+    config::{AgentConfig, Loaded},
+    kernel::process,
+};
 
 /// Between two attempts to start groups that could not be started.
 const LATE_EVERY: Duration = Duration::from_millis(500);
@@ -22,9 +26,6 @@ const LATE_EVERY: Duration = Duration::from_millis(500);
 /// A sentence that says what is in the way.
 pub fn run(directory: &Path) -> Result<()> {
     let loaded = AgentConfig::load(directory)?;
-    for fault in &loaded.faults {
-        tracing::error!(group = fault.group, error = %fault.error, "not protected");
-    }
     for warning in process::settle_below_filesystems() {
         tracing::warn!("{warning}");
     }
@@ -34,15 +35,15 @@ pub fn run(directory: &Path) -> Result<()> {
         .enable_all()
         .build()
         .context("start the async runtime")?;
-    runtime.block_on(work(directory, loaded.config))
+    runtime.block_on(work(directory, loaded))
 }
 
-async fn work(directory: &Path, config: AgentConfig) -> Result<()> {
+async fn work(directory: &Path, loaded: Loaded) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let socket = Socket::bind(&config.node.api_socket)?;
-    let node = config.node.node.clone();
-    let agent = Agent::start(config, Some(directory)).await?;
+    let socket = Socket::bind(&loaded.config.node.api_socket)?;
+    let node = loaded.config.node.node.clone();
+    let agent = Agent::start(loaded, Some(directory)).await?;
     let (end, ended) = oneshot::channel::<()>();
     let api = tokio::spawn(serve(socket, api::routes(agent.clone()), async move {
         // Dropped or sent: both mean the end.

@@ -29,7 +29,12 @@ fn marked() -> Marked {
 
 impl Control for Fake {
     async fn status(&self) -> AgentStatus {
-        AgentStatus { node: "db1".into(), version: "1".into(), groups: Vec::new() }
+        AgentStatus {
+            node: "db1".into(),
+            version: "1".into(),
+            groups: Vec::new(),
+            unprotected: Vec::new(),
+        }
     }
 
     async fn mark(&self, group: &str, name: &str) -> Result<Marked, ApiError> {

@@ -27,8 +27,12 @@ pub struct AgentStatus {
     pub node: String,
     /// Version of the software.
     pub version: String,
-    /// The groups, by name.
+    /// The groups that run, by name.
     pub groups: Vec<GroupStatus>,
+    /// The groups that are configured and do not run, with the reason: writes to their disks are
+    /// not captured. By name.
+    #[serde(default)]
+    pub unprotected: Vec<GroupFailure>,
 }
 
 /// A protected group.

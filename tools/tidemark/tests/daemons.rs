@@ -16,7 +16,7 @@ use tidemark_control::agent::{
     Rung, VerifyStarted, VolumeStatus,
 };
 use tidemark_control::server::{self, Body, Ok as Answer, Socket};
-use tidemark_control::target::{BranchRequest, BranchStatus, Branches, ExportName};
+use tidemark_control::target::{BranchRequest, BranchStatus, Branches, ExportName, TargetStatus};
 use tidemark_control::{ApiError, Done};
 use tidemark_journal::{GroupId, Position, Seq, TermId, VolumeId};
 
@@ -71,7 +71,12 @@ fn position() -> Position {
 impl Control for Agent {
     async fn status(&self) -> AgentStatus {
         let groups = self.running.lock().unwrap().iter().map(|name| group(name)).collect();
-        AgentStatus { node: "db1".into(), version: "1".into(), groups }
+        let failed = |error: &str| GroupFailure { group: "store".into(), error: error.into() };
+        let unprotected = match self.directory.join("agent.d/store.toml").exists() {
+            true => vec![failed("the disk took no claim")],
+            false => Vec::new(),
+        };
+        AgentStatus { node: "db1".into(), version: "1".into(), groups, unprotected }
     }
 
     async fn mark(&self, group: &str, name: &str) -> Result<Marked, ApiError> {
@@ -231,6 +236,40 @@ fn a_group_is_protected_shown_and_unprotected() {
     machine.good(&["unprotect", "shop"]);
     assert_eq!(machine.told(), ["stop shop"]);
     assert!(!file.exists() && !machine.path().join("state/shop").exists());
+}
+
+#[test]
+fn a_group_that_does_not_run_is_shown_and_fails_the_check() {
+    let machine = Machine::new(false);
+    machine.serve_target(Router::new().route(
+        "/v1/status",
+        get(async || {
+            let nothing = TargetStatus {
+                node: "recovery".into(),
+                version: "1".into(),
+                nbd_listen: Vec::new(),
+                nbd_socket: None,
+                groups: Vec::new(),
+            };
+            Answer(nothing)
+        }),
+    ));
+    assert!(machine.protect("shop", "--volume=data=@/disk.img").status.success());
+    machine.good(&["status"]);
+    machine.good(&["check"]);
+    fs::write(machine.path().join("agent.d/store.toml"), "").unwrap();
+    let output = machine.run(&["status"]);
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("group store is NOT PROTECTED\n    the disk took no claim\n"), "{said}");
+    for words in [&["check"][..], &["check", "--group=store"]] {
+        let output = machine.run(words);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let said = String::from_utf8(output.stdout).unwrap();
+        let expected = "TIDEMARK CRITICAL - store: not protected: the disk took no claim";
+        assert!(said.starts_with(expected), "{said}");
+    }
+    machine.good(&["check", "--group=shop"]);
 }
 
 #[test]

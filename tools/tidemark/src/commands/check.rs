@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde::Serialize;
 use tidemark_control::ClientError;
-use tidemark_control::agent::{AgentStatus, GroupStatus};
+use tidemark_control::agent::{AgentStatus, GroupFailure, GroupStatus};
 use tidemark_control::target::{ReplicaStatus, TargetStatus};
 
 use super::status::real_lag_ns;
@@ -140,6 +140,14 @@ impl Verdict {
         };
         for group in status.groups.iter().filter(chosen) {
             self.source_group(group, args, now_ns);
+        }
+        let chosen = |failure: &&GroupFailure| {
+            args.group.as_ref().is_none_or(|wanted| wanted.as_str() == failure.group)
+        };
+        for failure in status.unprotected.iter().filter(chosen) {
+            // The lines after the first show the place in a file.
+            let reason = failure.error.lines().next().unwrap_or_default();
+            self.find(Level::Critical, format!("{}: not protected: {reason}", failure.group));
         }
     }
 

@@ -62,6 +62,21 @@ fn gaps_and_problems_are_found() {
 }
 
 #[test]
+fn a_group_that_does_not_run_is_critical() {
+    let mut status = source();
+    let error = "/x/store.toml, line 3: unknown key 'fron'\n    3 | fron = 1".to_owned();
+    status.unprotected = vec![GroupFailure { group: "store".into(), error }];
+    let only = |group: &str| Check { group: Some(group.parse().unwrap()), ..args() };
+    for args in [args(), only("store")] {
+        let line = judged(&status, &args).line();
+        let expected = "TIDEMARK CRITICAL - store: not protected: /x/store.toml, line 3: \
+                        unknown key 'fron'";
+        assert_eq!(line.trim_end().split(" | ").next(), Some(expected));
+    }
+    assert_eq!(judged(&status, &only("shop")).level(), Level::Ok);
+}
+
+#[test]
 fn a_replica_is_judged_by_the_age_of_its_newest_point() {
     let mut status = replica();
     let mut verdict = Verdict::default();
