@@ -18,7 +18,7 @@ use tidemark_control::{
     config::files_in,
 };
 use tidemark_link::pki;
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, task::JoinSet};
 
 use crate::{
     api::Control,
@@ -165,17 +165,23 @@ impl Agent {
     /// Stops all groups, leaving their devices to the next agent. Returns whether each ended
     /// cleanly.
     pub async fn stop(&self) -> bool {
+        self.stop_within(STOP_PATIENCE).await
+    }
+
+    /// The same with a bound on how long all of them together wait for the target.
+    pub async fn stop_within(&self, patience: Duration) -> bool {
         // An attempt to start a group ends first, and there is no other.
         let _starting = self.starting.lock().await;
         self.ending.store(true, Ordering::Relaxed);
-        let mut clean = true;
-        let groups = std::mem::take(&mut *self.groups.lock().await);
-        for (name, mut group) in groups {
-            let ended = group.stop(STOP_PATIENCE).await;
-            tracing::info!(group = name, clean = ended, "the group has ended");
-            clean &= ended;
+        let mut stops = JoinSet::new();
+        for (name, mut group) in std::mem::take(&mut *self.groups.lock().await) {
+            stops.spawn(async move {
+                let clean = group.stop(patience).await;
+                tracing::info!(group = name, clean, "the group has ended");
+                clean
+            });
         }
-        clean
+        stops.join_all().await.into_iter().all(|clean| clean)
     }
 
     /// Whether every capture thread still takes its turns. It waits for them.

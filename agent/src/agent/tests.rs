@@ -122,3 +122,27 @@ async fn a_group_that_was_stopped_or_never_seen_is_told_while_its_file_is_there(
     agent.stop().await;
     assert!(agent.reload().await.is_err(), "nothing is started any more");
 }
+
+#[tokio::test]
+async fn groups_wait_for_the_target_together() {
+    let machine = Machine::new();
+    for name in ["a", "b", "c"] {
+        machine.group(name);
+        machine.image(name);
+    }
+    let agent = machine.start().await;
+    let sockets =
+        ["a", "b", "c"].map(|name| machine.0.path().join(format!("run/nbd/{name}/data.sock")));
+    let open = |socket: &PathBuf| std::os::unix::net::UnixStream::connect(socket).is_ok();
+    assert!(sockets.iter().all(open));
+    // None of them has an end to its waiting, and yet each begins to stop.
+    let stopping = tokio::spawn(async move { agent.stop_within(Duration::MAX).await });
+    let left = async {
+        while sockets.iter().any(open) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), left).await.expect("one waits for another");
+    assert!(!stopping.is_finished(), "the target has nothing");
+    stopping.abort();
+}
