@@ -203,6 +203,28 @@ fn what_makes_no_sense_is_a_usage_error() {
 }
 
 #[test]
+fn a_monitoring_system_that_asks_wrongly_gets_one_line_and_no_alarm() {
+    let machine = Machine::new();
+    for words in [
+        &["check", "--no-such-flag"][..],
+        &["--config-dir", "@/", "check", "-w", "soon"],
+        &["check", "-w", "10", "-c", "5"],
+        &["check", "--group", "No Name"],
+    ] {
+        let output = machine.run(words);
+        assert_eq!(output.status.code(), Some(3), "{words:?}: {output:?}");
+        let said = text(&output.stdout);
+        assert!(said.starts_with("TIDEMARK UNKNOWN - ") && said.lines().count() == 1, "{said}");
+        let output = machine.run(&[words, &["--json"]].concat());
+        assert_eq!(output.status.code(), Some(3), "{words:?}: {output:?}");
+        let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!((&answer["schema"], &answer["level"]), (&1.into(), &"UNKNOWN".into()));
+    }
+    // What only holds the word is something else.
+    assert_eq!(machine.run(&["config", "check", "--no-such-flag"]).status.code(), Some(2));
+}
+
+#[test]
 fn words_and_exit_codes_are_as_promised() {
     for case in CASES {
         let machine = Machine::new();

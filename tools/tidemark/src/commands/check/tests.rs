@@ -35,6 +35,8 @@ fn lag_is_judged_by_the_groups_target_or_the_given_thresholds() {
     assert_eq!(judged(&status, &args()).level(), Level::Critical);
     let given = Check { warning: Some(400), critical: Some(500), ..args() };
     assert_eq!(judged(&status, &given).level(), Level::Ok);
+    let strict = Check { critical: Some(5), ..args() };
+    assert!(judged(&status, &strict).line().contains("'shop_lag'=301.000s;5;5;0"));
 }
 
 #[test]
