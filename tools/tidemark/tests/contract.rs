@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -281,6 +282,31 @@ fn a_full_disk_is_a_failure() {
         no_panic(case, &output);
         assert_eq!(output.status.code(), Some(1), "{:?}", case.command);
         assert!(text(&output.stderr).contains("No space left"), "{:?}", case.command);
+    }
+}
+
+#[test]
+fn an_interrupted_demo_leaves_nothing_behind() {
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let machine = Machine::new();
+        let place = machine.path().join("tmp");
+        fs::create_dir(&place).unwrap();
+        let mut demo = machine.command(&["demo"]);
+        let demo = demo.env("TMPDIR", &place).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut demo = demo.spawn().unwrap();
+        // The line that is told when both sides run.
+        let lines = BufReader::new(demo.stdout.take().unwrap()).lines();
+        let mut lines = lines.map(Result::unwrap).skip_while(|line| !line.starts_with("2. "));
+        assert!(lines.next().is_some(), "it ended by itself");
+        assert_eq!(fs::read_dir(&place).unwrap().count(), 1);
+        kill(Pid::from_raw(demo.id().cast_signed()), signal).unwrap();
+        lines.for_each(drop);
+        let output = demo.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(text(&output.stderr).contains("interrupted"), "{output:?}");
+        assert_eq!(fs::read_dir(&place).unwrap().count(), 0, "{signal}");
     }
 }
 
