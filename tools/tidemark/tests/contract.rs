@@ -285,6 +285,47 @@ fn a_full_disk_is_a_failure() {
     }
 }
 
+/// What `config check` says is wrong once `change` was made to a machine that is in order.
+fn found(change: impl Fn(&Machine)) -> (Option<i32>, String) {
+    let machine = Machine::new();
+    assert!(machine.run(&["init", "--dir=@/pki", "--node=db1", "--node=other"]).status.success());
+    let at = machine.path().display();
+    let pki = format!(
+        "ca = \"{at}/pki/nodes/db1/ca.pem\"\ncertificate = \"{at}/pki/nodes/db1/node.pem\"\n\
+         key = \"{at}/pki/nodes/db1/node.key\"\n"
+    );
+    fs::write(machine.path().join("agent.toml"), format!("node = \"db1\"\n[tls]\n{pki}")).unwrap();
+    let target = format!(
+        "data_dir = \"{at}/data\"\n[link]\nlisten = \"127.0.0.1:7410\"\n{pki}\
+         [[group]]\nname = \"shop\"\nnode = \"db1\"\n"
+    );
+    fs::write(machine.path().join("target.toml"), target).unwrap();
+    change(&machine);
+    let output = machine.run(&["config", "check"]);
+    (output.status.code(), text(&output.stdout).to_owned())
+}
+
+#[test]
+fn what_would_keep_a_daemon_from_starting_is_found_before() {
+    let (code, said) = found(|_| ());
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("warning: no group is configured"), "{said}");
+    let (code, said) = found(|machine| {
+        let key = |node: &str| machine.path().join(format!("pki/nodes/{node}/node.key"));
+        fs::copy(key("other"), key("db1")).unwrap();
+    });
+    assert_eq!(code, Some(1), "{said}");
+    assert_eq!(said.matches("fault: ").count(), 2, "both daemons would fail: {said}");
+    assert!(said.contains("node.pem with ") && said.contains("node.key: "), "{said}");
+    let (code, said) = found(|machine| {
+        let file = machine.path().join("target.toml");
+        let socket = "[api]\nsocket = \"/run/tidemark/agent.sock\"\n";
+        fs::write(&file, fs::read_to_string(&file).unwrap() + socket).unwrap();
+    });
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("fault: agent and target both want to listen on"), "{said}");
+}
+
 #[test]
 fn an_interrupted_demo_leaves_nothing_behind() {
     use nix::sys::signal::{Signal, kill};
