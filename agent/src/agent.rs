@@ -220,7 +220,7 @@ impl Control for Agent {
         let groups = self.groups.lock().await;
         let found = groups.get(group).ok_or_else(|| unknown(group))?;
         let position = found.mark(name).await.map_err(ApiError::conflict)?;
-        Ok(Marked { position, wall_ns: wall_ns() })
+        Ok(Marked { position, durable_seq: found.durable(), wall_ns: wall_ns() })
     }
 
     async fn verify(&self, group: &str, volume: Option<&str>) -> Result<VerifyStarted, ApiError> {

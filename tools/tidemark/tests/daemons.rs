@@ -81,7 +81,11 @@ impl Control for Agent {
 
     async fn mark(&self, group: &str, name: &str) -> Result<Marked, ApiError> {
         self.told.lock().unwrap().push(format!("mark {group} {name}"));
-        Ok(Marked { position: position(), wall_ns: 1_795_427_970_000_000_000 })
+        Ok(Marked {
+            position: position(),
+            durable_seq: Seq(40),
+            wall_ns: 1_795_427_970_000_000_000,
+        })
     }
 
     async fn verify(&self, group: &str, volume: Option<&str>) -> Result<VerifyStarted, ApiError> {
@@ -196,15 +200,20 @@ fn the_agent_is_asked_and_its_answers_are_shown() {
     let said = machine.good(&["mark", "shop", "before the update"]);
     assert_eq!(
         said,
-        "shop@mark:before the update is the state at 2026-11-23T09:59:30Z (@seq:42).\n"
+        "shop@mark:before the update is the state at 2026-11-23T09:59:30Z (@seq:42).\n\
+         The target does not have it yet: it is at @seq:40.\n"
     );
+    machine.agent.running.lock().unwrap().push("shop".into());
     let answer: Value =
         serde_json::from_str(&machine.good(&["mark", "shop", "x", "--json"])).unwrap();
     assert_eq!((&answer["schema"], &answer["position"]["seq"]), (&1.into(), &42.into()));
+    assert_eq!(answer["durable_seq"], 42, "the target got it meanwhile");
+    let said = machine.good(&["mark", "shop", "y"]);
+    assert!(said.ends_with("(@seq:42). The target has it.\n"), "{said}");
     assert!(machine.good(&["verify", "shop/data"]).starts_with("Comparing data of group shop"));
     assert_eq!(
         machine.told(),
-        ["mark shop before the update", "mark shop x", "verify shop Some(\"data\")"]
+        ["mark shop before the update", "mark shop x", "mark shop y", "verify shop Some(\"data\")"]
     );
     let refused = machine.run(&["mark", "shop", "a/b", "--json"]);
     assert_eq!(refused.status.code(), Some(1));
