@@ -1,9 +1,12 @@
 //! The agent: its groups, and the local API through which people reach them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -12,21 +15,26 @@ use rustls::ClientConfig;
 use tidemark_control::{
     ApiError,
     agent::{AgentStatus, GroupFailure, Marked, Reloaded, VerifyStarted},
+    config::files_in,
 };
 use tidemark_journal::GroupId;
 use tidemark_link::pki;
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, task::JoinSet};
 
 use crate::{
     api::Control,
     clock::wall_ns,
-    config::{AgentConfig, GroupConfig, NodeConfig},
+    config::{AgentConfig, GROUP_DIRECTORY, GroupConfig, Loaded, NodeConfig},
     group::Group,
     rings::Rings,
 };
 
 /// How long a stop waits for the target to have everything.
 pub const STOP_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Why a group does not run whose file the agent has not read.
+const NOT_TAKEN_UP: &str = "the agent does not run it: its file was written since the agent looked, \
+                            or the group was stopped; restart the agent";
 
 /// A running agent.
 pub struct Agent {
@@ -35,22 +43,26 @@ pub struct Agent {
     tls: Arc<ClientConfig>,
     rings: Rings,
     groups: Mutex<BTreeMap<String, Group>>,
-    /// Groups that could not be started, each with the reason told last. Held while groups are
-    /// started or stopped, so that only one task does so.
-    late: Mutex<BTreeMap<String, String>>,
+    /// Groups that could not be started, each with the reason told last.
+    late: std::sync::Mutex<BTreeMap<String, String>>,
+    /// Held while groups are started or all are stopped, so that only one task does so.
+    starting: Mutex<()>,
+    /// No group is started any more.
+    ending: AtomicBool,
 }
 
 impl Agent {
-    /// Starts an agent with a configuration at hand. A group that does not start is told in the log
-    /// and tried again with each [`reload`](Control::reload) and
-    /// [`start_late_groups`](Self::start_late_groups).
+    /// Starts an agent with a configuration at hand. A group that does not start, or whose file
+    /// cannot be used, is told in the log and in the status, and tried again with each
+    /// [`reload`](Control::reload) and [`start_late_groups`](Self::start_late_groups).
     ///
     /// # Errors
     /// The node's certificates cannot be used.
     pub async fn start(
-        config: AgentConfig,
+        config: impl Into<Loaded>,
         directory: Option<&Path>,
     ) -> anyhow::Result<Arc<Agent>> {
+        let Loaded { config, faults } = config.into();
         let (identity, trust) = config.node.tls.read(&config.node.node)?;
         let tls = pki::client_config(&identity, &trust).context("this node's certificate")?;
         let agent = Arc::new(Agent {
@@ -59,46 +71,89 @@ impl Agent {
             tls,
             rings: Rings::from_environment(),
             groups: Mutex::default(),
-            late: Mutex::default(),
+            late: std::sync::Mutex::default(),
+            starting: Mutex::default(),
+            ending: AtomicBool::new(false),
         });
-        let mut late = agent.late.lock().await;
-        for group in &config.groups {
-            agent.try_start(group, &mut late).await;
+        let starting = agent.starting.lock().await;
+        for fault in &faults {
+            agent.put_off(&fault.group, fault.error.to_string());
         }
-        drop(late);
+        for group in &config.groups {
+            agent.try_start(group).await;
+        }
+        drop(starting);
         Ok(agent)
     }
 
     /// Tries to start the groups that could not be when the agent was started, as far as they are
     /// still configured: at a machine's start, disks may appear after it.
     pub async fn start_late_groups(&self) {
-        let mut late = self.late.lock().await;
-        let Some(directory) = self.directory.as_ref().filter(|_| !late.is_empty()) else { return };
+        let _starting = self.starting.lock().await;
+        let names: Vec<String> = self.late().keys().cloned().collect();
+        if names.is_empty() || self.ending.load(Ordering::Relaxed) {
+            return;
+        }
+        let Some(directory) = &self.directory else { return };
         // A node's file that became wrong meanwhile is told by a reload.
         let Ok(loaded) = AgentConfig::load(directory) else { return };
-        late.retain(|name, _| loaded.config.group(name).is_some());
-        for name in late.keys().cloned().collect::<Vec<_>>() {
+        for name in names {
             if let Some(group) = loaded.config.group(&name) {
-                self.try_start(group, &mut late).await;
+                self.try_start(group).await;
+            } else if let Some(fault) = loaded.faults.iter().find(|fault| fault.group == name) {
+                self.put_off(&name, fault.error.to_string());
+            } else {
+                self.late().remove(&name);
             }
         }
     }
 
-    /// Starts a group, or remembers that it could not be; says why, once.
-    async fn try_start(&self, group: &GroupConfig, late: &mut BTreeMap<String, String>) {
-        let name = group.name.as_str().to_owned();
+    /// Starts a group, or remembers that it could not be.
+    async fn try_start(&self, group: &GroupConfig) {
+        let name = group.name.as_str();
         match self.start_group(group).await {
-            Ok(()) => {
-                late.remove(&name);
-            }
-            Err(error) => {
-                let error = format!("{error:#}");
-                if late.get(&name) != Some(&error) {
-                    tracing::error!(group = name, error, "not protected; it is tried again");
-                    late.insert(name, error);
-                }
-            }
+            Ok(()) => drop(self.late().remove(name)),
+            Err(error) => self.put_off(name, format!("{error:#}")),
         }
+    }
+
+    /// Remembers that a group could not be started, and says why, once.
+    fn put_off(&self, group: &str, reason: String) {
+        let mut late = self.late();
+        if late.get(group) != Some(&reason) {
+            tracing::error!(group, error = reason, "not protected; it is tried again");
+            late.insert(group.to_owned(), reason);
+        }
+    }
+
+    fn late(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
+        self.late.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The groups that are configured, by what lies in the directory now, and not among the
+    /// running ones: each with the reason.
+    fn unprotected(&self, running: &BTreeMap<String, Group>) -> Vec<GroupFailure> {
+        let directory = self.directory.as_ref().map(|path| path.join(GROUP_DIRECTORY));
+        let files = directory.and_then(|path| files_in(&path).ok());
+        let late = self.late();
+        let configured: BTreeSet<String> = match files {
+            Some(files) => files
+                .iter()
+                .filter_map(|path| Some(path.file_stem()?.to_string_lossy().into_owned()))
+                .collect(),
+            None => late.keys().cloned().collect(),
+        };
+        let without = configured.into_iter().filter(|name| !running.contains_key(name));
+        without
+            .map(|group| {
+                let error = if self.ending.load(Ordering::Relaxed) {
+                    "the agent is stopping"
+                } else {
+                    late.get(&group).map_or(NOT_TAKEN_UP, String::as_str)
+                };
+                GroupFailure { error: error.to_owned(), group }
+            })
+            .collect()
     }
 
     /// Starts a group.
@@ -114,17 +169,23 @@ impl Agent {
     /// Stops all groups, leaving their devices to the next agent. Returns whether each ended
     /// cleanly.
     pub async fn stop(&self) -> bool {
+        self.stop_within(STOP_PATIENCE).await
+    }
+
+    /// The same with a bound on how long all of them together wait for the target.
+    pub async fn stop_within(&self, patience: Duration) -> bool {
         // An attempt to start a group ends first, and there is no other.
-        let mut late = self.late.lock().await;
-        late.clear();
-        let mut clean = true;
-        let groups = std::mem::take(&mut *self.groups.lock().await);
-        for (name, mut group) in groups {
-            let ended = group.stop(STOP_PATIENCE).await;
-            tracing::info!(group = name, clean = ended, "the group has ended");
-            clean &= ended;
+        let _starting = self.starting.lock().await;
+        self.ending.store(true, Ordering::Relaxed);
+        let mut stops = JoinSet::new();
+        for (name, mut group) in std::mem::take(&mut *self.groups.lock().await) {
+            stops.spawn(async move {
+                let clean = group.stop(patience).await;
+                tracing::info!(group = name, clean, "the group has ended");
+                clean
+            });
         }
-        clean
+        stops.join_all().await.into_iter().all(|clean| clean)
     }
 
     /// Whether every capture thread still takes its turns. It waits for them.
@@ -154,19 +215,21 @@ fn unknown(group: &str) -> ApiError {
 
 impl Control for Agent {
     async fn status(&self) -> AgentStatus {
+        let running = self.groups.lock().await;
         let mut groups = Vec::new();
-        for group in self.groups.lock().await.values() {
+        for group in running.values() {
             groups.push(group.status().await);
         }
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        AgentStatus { node: self.node.node.to_string(), version, groups }
+        let unprotected = self.unprotected(&running);
+        AgentStatus { node: self.node.node.to_string(), version, groups, unprotected }
     }
 
     async fn mark(&self, group: &str, name: &str) -> Result<Marked, ApiError> {
         let groups = self.groups.lock().await;
         let found = groups.get(group).ok_or_else(|| unknown(group))?;
         let position = found.mark(name).await.map_err(ApiError::conflict)?;
-        Ok(Marked { position, wall_ns: wall_ns() })
+        Ok(Marked { position, durable_seq: found.durable(), wall_ns: wall_ns() })
     }
 
     async fn verify(&self, group: &str, volume: Option<&str>) -> Result<VerifyStarted, ApiError> {
@@ -192,10 +255,16 @@ impl Control for Agent {
         };
         let loaded =
             AgentConfig::load(directory).map_err(|error| ApiError::conflict(error.to_string()))?;
-        let mut late = self.late.lock().await;
+        let _starting = self.starting.lock().await;
+        if self.ending.load(Ordering::Relaxed) {
+            return Err(ApiError::unavailable("the agent is stopping"));
+        }
         let mut reloaded = Reloaded::default();
         for fault in loaded.faults {
             let error = fault.error.to_string();
+            if !self.groups.lock().await.contains_key(&fault.group) {
+                self.put_off(&fault.group, error.clone());
+            }
             reloaded.failed.push(GroupFailure { group: fault.group, error });
         }
         let broken = |name: &str| reloaded.failed.iter().any(|failure| failure.group == name);
@@ -216,15 +285,10 @@ impl Control for Agent {
             if self.groups.lock().await.contains_key(&name) {
                 continue;
             }
-            match self.start_group(group).await {
-                Ok(()) => {
-                    late.remove(&name);
-                    reloaded.started.push(name);
-                }
-                Err(error) => {
-                    let error = format!("{error:#}");
-                    reloaded.failed.push(GroupFailure { group: name, error });
-                }
+            self.try_start(group).await;
+            match self.late().get(&name).cloned() {
+                None => reloaded.started.push(name),
+                Some(error) => reloaded.failed.push(GroupFailure { group: name, error }),
             }
         }
         Ok(reloaded)
@@ -242,3 +306,6 @@ impl Control for Agent {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

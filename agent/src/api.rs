@@ -8,14 +8,11 @@ use axum::Router;
 use axum::extract::{Path, State};
 use axum::routing::{get, post};
 use tidemark_control::agent::{
-    AgentStatus, MarkRequest, Marked, Reloaded, VerifyRequest, VerifyStarted,
+    AgentStatus, MarkRequest, Marked, Reloaded, VerifyRequest, VerifyStarted, check_mark_name,
 };
 use tidemark_control::config::Name;
 use tidemark_control::server::{Body, Ok as Answer};
 use tidemark_control::{ApiError, Done};
-
-/// The longest name of a mark, in bytes.
-pub const MARK_NAME_BYTES_MAX: usize = 255;
 
 /// What the running agent can be asked and told. Calls may come at any time and together.
 pub trait Control: Send + Sync + 'static {
@@ -94,17 +91,6 @@ fn known(group: &str) -> Result<&str, ApiError> {
         Ok(_) => Ok(group),
         Err(error) => Err(ApiError::bad_request(error.to_string())),
     }
-}
-
-/// A mark's name becomes part of an export's name and of lines for people.
-fn check_mark_name(name: &str) -> Result<(), ApiError> {
-    let bounded = (1..=MARK_NAME_BYTES_MAX).contains(&name.len());
-    if bounded && !name.chars().any(|c| c.is_control() || matches!(c, '/' | '@')) {
-        return Ok(());
-    }
-    Err(ApiError::bad_request(format!(
-        "a mark's name has 1 to {MARK_NAME_BYTES_MAX} bytes, with no '/', '@' or control characters"
-    )))
 }
 
 #[cfg(test)]

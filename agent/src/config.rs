@@ -32,6 +32,7 @@ mod group;
 mod node;
 mod values;
 
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use tidemark_control::config::{ConfigError, Name, Source, files_in};
@@ -75,6 +76,13 @@ pub struct Fault {
     pub error: ConfigError,
 }
 
+impl From<AgentConfig> for Loaded {
+    /// A configuration in which nothing is wrong.
+    fn from(config: AgentConfig) -> Loaded {
+        Loaded { config, faults: Vec::new() }
+    }
+}
+
 impl AgentConfig {
     /// Reads `agent.toml` and `agent.d/*.toml` below `directory`.
     ///
@@ -116,41 +124,70 @@ impl AgentConfig {
 
     /// Adds a group that goes together with the others.
     fn admit(&mut self, path: &Path, group: GroupConfig) -> Result<(), ConfigError> {
-        for other in &self.groups {
-            if other.id == group.id {
-                let sentence = format!(
-                    "the id {} is that of the group '{}' too; every group needs its own",
-                    group.id, other.name
-                );
-                return Err(ConfigError::file(path, sentence));
+        let refuse = |sentence: String| Err(ConfigError::file(path, sentence));
+        for (index, volume) in group.volumes.iter().enumerate() {
+            let before = group.volumes.iter().take(index);
+            if let Some(other) = before.clone().find(|other| same_disk(volume, other)) {
+                let (one, other) = (other.backing.display(), volume.backing.display());
+                return refuse(format!("{one} and {other} are the same disk"));
             }
-            let shared = group
-                .volumes
-                .iter()
-                .find(|volume| other.volumes.iter().any(|taken| taken.backing == volume.backing));
-            if let Some(volume) = shared {
-                let sentence = format!(
-                    "{} is protected by the group '{}' already; a disk belongs to one group",
-                    volume.backing.display(),
-                    other.name
-                );
-                return Err(ConfigError::file(path, sentence));
-            }
-        }
-        for volume in &group.volumes {
             let socket = self.node.socket_of(&group.name, volume);
             if socket.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
-                let sentence = format!(
+                return refuse(format!(
                     "the socket path {} is longer than the {SOCKET_PATH_BYTES_MAX} bytes that a \
                      Unix socket may have; set a shorter 'socket' or 'runtime_dir'",
                     socket.display()
-                );
-                return Err(ConfigError::file(path, sentence));
+                ));
+            }
+            let taken = |other: &VolumeConfig| self.node.socket_of(&group.name, other) == socket;
+            if socket == self.node.api_socket || before.clone().any(taken) {
+                let socket = socket.display();
+                return refuse(format!("the socket {socket} is there twice; each needs its own"));
+            }
+        }
+        for other in &self.groups {
+            if other.id == group.id {
+                return refuse(format!(
+                    "the id {} is that of the group '{}' too; every group needs its own",
+                    group.id, other.name
+                ));
+            }
+            for volume in &group.volumes {
+                if other.volumes.iter().any(|taken| same_disk(volume, taken)) {
+                    return refuse(format!(
+                        "{} is protected by the group '{}' already; a disk belongs to one group",
+                        volume.backing.display(),
+                        other.name
+                    ));
+                }
+                let socket = self.node.socket_of(&group.name, volume);
+                let of = |taken| self.node.socket_of(&other.name, taken);
+                if other.volumes.iter().any(|taken| of(taken) == socket) {
+                    return refuse(format!(
+                        "the socket {} is one of the group '{}' too; each volume needs its own",
+                        socket.display(),
+                        other.name
+                    ));
+                }
             }
         }
         self.groups.push(group);
         Ok(())
     }
+}
+
+/// Whether two volumes mean one disk: by the same path, or by what lies behind the paths now.
+fn same_disk(one: &VolumeConfig, other: &VolumeConfig) -> bool {
+    one.backing == other.backing
+        || identity(&one.backing).is_some_and(|disk| identity(&other.backing) == Some(disk))
+}
+
+/// What the kernel tells a disk or an image apart by; none if it cannot be looked at now.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let metadata = std::fs::metadata(path).ok()?;
+    // Several nodes may lead to one device. No file is on a device 0.
+    let device = metadata.file_type().is_block_device();
+    Some(if device { (0, metadata.rdev()) } else { (metadata.dev(), metadata.ino()) })
 }
 
 /// The longest path of a Unix socket (`sun_path` without its final zero).

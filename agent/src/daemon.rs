@@ -11,7 +11,11 @@ use tidemark_journal::GroupId;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
-use crate::{Agent, api, config::AgentConfig, kernel::process};
+use crate::{
+    Agent, api,
+    config::{AgentConfig, Loaded},
+    kernel::process,
+};
 
 /// Between two attempts to start groups that could not be started.
 const LATE_EVERY: Duration = Duration::from_millis(500);
@@ -23,9 +27,6 @@ const LATE_EVERY: Duration = Duration::from_millis(500);
 /// A sentence that says what is in the way.
 pub fn run(directory: &Path) -> Result<()> {
     let loaded = AgentConfig::load(directory)?;
-    for fault in &loaded.faults {
-        tracing::error!(group = fault.group, error = %fault.error, "not protected");
-    }
     for warning in process::settle_below_filesystems() {
         tracing::warn!("{warning}");
     }
@@ -35,18 +36,18 @@ pub fn run(directory: &Path) -> Result<()> {
         .enable_all()
         .build()
         .context("start the async runtime")?;
-    // A group whose file is at fault may need its ring once that is mended.
-    let whole = loaded.faults.is_empty();
-    runtime.block_on(work(directory, loaded.config, whole))
+    runtime.block_on(work(directory, loaded))
 }
 
-async fn work(directory: &Path, config: AgentConfig, whole: bool) -> Result<()> {
+async fn work(directory: &Path, loaded: Loaded) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let socket = Socket::bind(&config.node.api_socket)?;
-    let node = config.node.node.clone();
-    let groups: Vec<GroupId> = config.groups.iter().map(|group| group.id).collect();
-    let agent = Agent::start(config, Some(directory)).await?;
+    let socket = Socket::bind(&loaded.config.node.api_socket)?;
+    let node = loaded.config.node.node.clone();
+    // A group whose file is at fault may need its ring once that is mended.
+    let whole = loaded.faults.is_empty();
+    let groups: Vec<GroupId> = loaded.config.groups.iter().map(|group| group.id).collect();
+    let agent = Agent::start(loaded, Some(directory)).await?;
     if whole {
         agent.forget_other_rings(&groups);
     }

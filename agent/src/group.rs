@@ -322,6 +322,11 @@ impl Group {
         Ok(self.position(seq))
     }
 
+    /// The newest sequence that is durable at the final target, as far as is known.
+    pub fn durable(&self) -> Seq {
+        self.engine.snapshot().durable
+    }
+
     /// Begins to compare a volume, or all, with the target.
     pub fn verify(&self, volume: Option<VolumeId>) {
         self.engine.tell(Command::Verify(volume));

@@ -26,11 +26,16 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
+use anyhow::Context;
 use serde::{Deserialize, Deserializer, de};
 use tidemark_control::config::{Bytes, ConfigError, Name, Seconds, Source};
-use tidemark_link::NodeName;
+use tidemark_link::{
+    NodeName,
+    pki::{self, Identity, Trust},
+};
 use toml::Spanned;
 
 /// The whole configuration.
@@ -147,6 +152,8 @@ impl Default for ApiConfig {
 
 /// How much history is kept unless something else is said.
 const WINDOW: Seconds = Seconds(7 * 24 * 3600);
+/// The longest window: what is longer is a slip of the pen, and no clock's arithmetic reaches it.
+const WINDOW_MAX: Seconds = Seconds(36_500 * 24 * 3600);
 /// How much is never given up for space unless something else is said.
 const WINDOW_MIN: Seconds = Seconds(3600);
 /// The size of a log unless something else is said.
@@ -156,6 +163,26 @@ const SIZE_MAX: Bytes = Bytes(1 << 40);
 const SEGMENT_BYTES_MIN: u64 = 1 << 20;
 /// The largest segment: offsets in it have 32 bits.
 const SEGMENT_BYTES_MAX: u64 = 2 << 30;
+
+impl LinkConfig {
+    /// Reads the certificates: this node's name, and the TLS of the link.
+    ///
+    /// # Errors
+    /// A sentence with the file concerned.
+    pub fn tls(&self) -> anyhow::Result<(NodeName, Arc<rustls::ServerConfig>)> {
+        let read = |path: &Path| {
+            std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+        };
+        let identity = Identity::from_pem(&read(&self.certificate)?, &read(&self.key)?)
+            .with_context(|| format!("the identity in {}", self.certificate.display()))?;
+        let trust = Trust::from_pem(&read(&self.ca)?)
+            .with_context(|| format!("the authority in {}", self.ca.display()))?;
+        let tls = pki::server_config(&identity, &trust).with_context(|| {
+            format!("{} with {}", self.certificate.display(), self.key.display())
+        })?;
+        Ok((identity.name().clone(), tls))
+    }
+}
 
 impl Config {
     /// Reads and checks a configuration file.
@@ -190,6 +217,14 @@ impl Config {
                 let sentence = format!("'{key}' must be a path that begins with '/', not '{path}'");
                 return Err(ConfigError::file(source.path(), sentence));
             }
+        }
+        if file.nbd.listen.is_some_and(|nbd| overlap(nbd, file.link.listen)) {
+            let sentence = "'nbd.listen' and 'link.listen' have the same port: each needs its own";
+            return Err(ConfigError::file(source.path(), sentence));
+        }
+        if file.nbd.unix.as_ref() == Some(&file.api.socket) {
+            let sentence = "'nbd.unix' and 'api.socket' are the same socket: each needs its own";
+            return Err(ConfigError::file(source.path(), sentence));
         }
         let mut groups: Vec<GroupConfig> = Vec::new();
         for group in file.groups {
@@ -228,7 +263,7 @@ struct GroupFile {
     name: Spanned<Name>,
     node: NodeName,
     #[serde(default)]
-    window: Option<Seconds>,
+    window: Option<Spanned<Seconds>>,
     #[serde(default)]
     window_min: Option<Spanned<Seconds>>,
     #[serde(default)]
@@ -247,7 +282,14 @@ impl GroupFile {
         if before.iter().any(|other| other.name == name) {
             return Err(source.fault(span, format!("the group '{name}' is there twice")));
         }
-        let window = self.window.unwrap_or(WINDOW);
+        let window = match self.window {
+            Some(window) if *window.get_ref() > WINDOW_MAX => {
+                let sentence = "a window has at most 100 years, 36500 d";
+                return Err(source.fault(window.span(), sentence));
+            }
+            Some(window) => window.into_inner(),
+            None => WINDOW,
+        };
         let window_min = match self.window_min {
             Some(least) if *least.get_ref() > window => {
                 let sentence = format!("window_min is longer than the window, {window}");
@@ -267,6 +309,12 @@ impl GroupFile {
         };
         Ok(GroupConfig { name, node: self.node, window, window_min, size_max })
     }
+}
+
+/// Whether two listeners cannot be there together.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let any = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() != 0 && one.port() == other.port() && (any || one.ip() == other.ip())
 }
 
 fn segment_bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Bytes, D::Error> {
@@ -317,6 +365,7 @@ mod tests {
             ("\"shop\"", "\"Shop\"", "'Shop' is not a name"),
             ("\"2TiB\"", "\"255 MiB\"", "256 MiB"),
             ("\"64 MiB\"", "\"4 GiB\"", "2 GiB"),
+            ("\"1 d\"", "\"36501 d\"", "at most 100 years"),
             ("window = \"1 d\"", "window_min = \"8 d\"", "longer than the window, 7 d"),
             ("\"2TiB\"", "\"2TiB\"\n[[group]]\nname = \"shop\"\nnode = \"x\"", "twice"),
         ] {
@@ -328,6 +377,31 @@ mod tests {
             relative.to_string().contains("'link.ca' must be a path that begins"),
             "{relative}"
         );
+    }
+
+    #[test]
+    fn what_listens_does_so_in_a_place_of_its_own() {
+        let with = |link: &str, rest: &str| {
+            let text = GOOD.replace("127.0.0.1:0", link);
+            Config::parse(&text.replace("[store]", &format!("{rest}\n[store]")))
+        };
+        let nbd = |listen: &str| format!("[nbd]\nlisten = \"{listen}\"");
+        for (link, listen) in
+            [("127.0.0.1:1", "127.0.0.1:1"), ("0.0.0.0:1", "10.0.0.1:1"), ("10.0.0.1:1", "[::]:1")]
+        {
+            let error = with(link, &nbd(listen)).expect_err("the same").to_string();
+            assert!(error.contains("'nbd.listen' and 'link.listen'"), "{error}");
+        }
+        for (link, listen) in [
+            ("127.0.0.1:0", "127.0.0.1:0"),
+            ("0.0.0.0:1", "0.0.0.0:2"),
+            ("10.0.0.1:1", "10.0.0.2:1"),
+        ] {
+            with(link, &nbd(listen)).expect("apart");
+        }
+        let sockets = "[nbd]\nunix = \"/run/x\"\n[api]\nsocket = \"/run/x\"";
+        let error = with("127.0.0.1:0", sockets).expect_err("the same").to_string();
+        assert!(error.contains("'nbd.unix' and 'api.socket'"), "{error}");
     }
 
     #[test]

@@ -13,11 +13,7 @@ use std::{
 };
 
 use anyhow::Context;
-use tidemark_link::{
-    conn::Timeouts,
-    pki::{self, Identity, Trust},
-    seam,
-};
+use tidemark_link::{conn::Timeouts, seam};
 use tidemark_nbd::{Limits, Listener, Server, Tls};
 use tokio::{
     runtime::Runtime,
@@ -91,14 +87,7 @@ impl Target {
             Groups::open(&config.groups, config.store, &dir.join("groups"), &catalogue, owners);
         let groups = Arc::new(groups);
 
-        let identity =
-            Identity::from_pem(&read(&config.link.certificate)?, &read(&config.link.key)?)
-                .with_context(|| {
-                    format!("the identity in {}", config.link.certificate.display())
-                })?;
-        let trust = Trust::from_pem(&read(&config.link.ca)?)
-            .with_context(|| format!("the authority in {}", config.link.ca.display()))?;
-        let link_tls = pki::server_config(&identity, &trust)?;
+        let (node, link_tls) = config.link.tls()?;
         let listener = std::net::TcpListener::bind(config.link.listen)
             .with_context(|| format!("cannot listen on {}", config.link.listen))?;
         let link_addr = listener.local_addr()?;
@@ -125,11 +114,7 @@ impl Target {
             });
         }
         let (end, ending) = watch::channel(false);
-        let about = api::About {
-            node: identity.name().clone(),
-            nbd_listen: nbd_addr,
-            nbd_unix: config.nbd.unix.clone(),
-        };
+        let about = api::About { node, nbd_listen: nbd_addr, nbd_unix: config.nbd.unix.clone() };
         let api = api::Api::new(about, Arc::clone(&groups), Arc::clone(&branches));
         let inside = runtime.enter();
         let socket = tidemark_control::server::Socket::bind(&config.api.socket)?;
@@ -369,8 +354,4 @@ async fn nbd_listeners(config: &Config) -> anyhow::Result<Vec<Listener>> {
         listeners.push(listener.with_tls(Tls::Required(tls)));
     }
     Ok(listeners)
-}
-
-fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
-    std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }

@@ -74,3 +74,20 @@ fn history_grows_old_while_the_source_is_kept_waiting() {
         equals_the_model(&lab, &source).await;
     });
 }
+
+/// A stop ends the log while it waits for room, which is not what a log fails of.
+#[test]
+fn a_full_log_is_stopped_without_having_failed() {
+    run(async || {
+        let mut lab = Lab::new(SMALL, "size_max = \"4 MiB\"");
+        let mut source = Source::new(&[16 * MIB]);
+        source.connect(&lab).await;
+        source.gap_begin(0, GapReason::FirstSync);
+        source.gap_end(0);
+        pour(&mut source, 10 * MIB, &mut Random(3)).await;
+        let log = lab.replica();
+        eventually("it is full", || log.journal().progress().stalled.is_some()).await;
+        lab.stop();
+        assert_eq!(log.journal().progress().failed, None);
+    });
+}

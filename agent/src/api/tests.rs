@@ -24,12 +24,18 @@ impl Fake {
 }
 
 fn marked() -> Marked {
-    Marked { position: Position { term: TermId([7; 16]), seq: Seq(42) }, wall_ns: 5 }
+    let position = Position { term: TermId([7; 16]), seq: Seq(42) };
+    Marked { position, durable_seq: Seq(40), wall_ns: 5 }
 }
 
 impl Control for Fake {
     async fn status(&self) -> AgentStatus {
-        AgentStatus { node: "db1".into(), version: "1".into(), groups: Vec::new() }
+        AgentStatus {
+            node: "db1".into(),
+            version: "1".into(),
+            groups: Vec::new(),
+            unprotected: Vec::new(),
+        }
     }
 
     async fn mark(&self, group: &str, name: &str) -> Result<Marked, ApiError> {
@@ -93,8 +99,14 @@ async fn what_cannot_be_a_name_does_not_reach_the_agent() {
         let (code, _) = refusal(client.mark(group, "x").await);
         assert!(matches!(code, ErrorCode::BadRequest | ErrorCode::NotFound), "{group}");
     }
-    for name in ["", "a/b", "a@b", "a\nb", &"x".repeat(256)] {
+    for name in ["", "a/b", "a@b", "a%20b", "a\nb", "a\u{9b}b", " a", "a\u{a0}", &"x".repeat(256)] {
         assert_eq!(refusal(client.mark("shop", name).await).0, ErrorCode::BadRequest, "{name}");
+        let request = MarkRequest { name: name.to_owned() };
+        let told = client.client().post::<Marked>("/v1/groups/shop/mark", &request).await;
+        assert_eq!(refusal(told).0, ErrorCode::BadRequest, "{name}, past the client's own look");
     }
+    let long = MarkRequest { name: "x".repeat(1 << 20) };
+    let told = client.client().post::<Marked>("/v1/groups/shop/mark", &long).await;
+    assert_eq!(refusal(told).1, "the request is longer than the 65536 bytes that are taken");
     assert!(fake.told.lock().unwrap().is_empty());
 }

@@ -167,6 +167,7 @@ fn a_node_file_is_judged() {
 fn a_broken_group_leaves_the_others_in_force() {
     let other = GROUP
         .replace("5f0c", "5f0d")
+        .replace("/run/data", "/run/other")
         .replace("/dev/sdb", "/dev/sdx")
         .replace("/dev/sdc", "/dev/sdy");
     let directory = directory(&[
@@ -215,6 +216,54 @@ fn a_socket_path_too_long_for_the_kernel_is_refused() {
     let loaded = AgentConfig::load(directory.path()).unwrap();
     assert!(loaded.config.groups.is_empty());
     assert!(loaded.faults[0].to_string().contains("is longer than the 107 bytes"));
+}
+
+#[test]
+fn a_disk_is_one_disk_by_whatever_path() {
+    let directory = directory(&[("agent.toml", NODE), ("disk", "x"), ("other", "x")]);
+    let at = |name: &str| directory.path().join(name).display().to_string();
+    std::os::unix::fs::symlink(at("disk"), at("soft")).unwrap();
+    fs::hard_link(at("disk"), at("hard")).unwrap();
+    let write = |name: &str, id: &str, one: &str, two: &str| {
+        let text = GROUP.replace("5f0c", id).replace("/run/data", &format!("/run/{id}"));
+        let text = text.replace("/dev/sdb", &at(one)).replace("/dev/sdc", &at(two));
+        fs::write(directory.path().join(name), text).unwrap();
+    };
+    write("agent.d/a.toml", "5f0c", "disk", "missing-1");
+    write("agent.d/b.toml", "5f0d", "soft", "missing-2");
+    write("agent.d/c.toml", "5f0e", "missing-3", "hard");
+    write("agent.d/d.toml", "5f0f", "other", "missing-4");
+    let loaded = AgentConfig::load(directory.path()).unwrap();
+    let faults: Vec<_> = loaded.faults.iter().map(ToString::to_string).collect();
+    assert_eq!(faults.len(), 2, "{faults:?}");
+    for (fault, name) in faults.iter().zip(["soft", "hard"]) {
+        let expected = format!("{} is protected by the group 'a' already", at(name));
+        assert!(fault.contains(&expected), "{fault}");
+    }
+    write("agent.d/b.toml", "5f0d", "hard", "soft");
+    fs::remove_file(directory.path().join("agent.d/a.toml")).unwrap();
+    let loaded = AgentConfig::load(directory.path()).unwrap();
+    assert!(loaded.faults[0].to_string().contains("are the same disk"), "{:?}", loaded.faults);
+}
+
+#[test]
+fn every_socket_is_one_volumes_own() {
+    let other = GROUP
+        .replace("5f0c", "5f0d")
+        .replace("/dev/sdb", "/dev/sdx")
+        .replace("/dev/sdc", "/dev/sdy");
+    let api = "/run/tidemark/agent.sock";
+    let directory = directory(&[
+        ("agent.toml", NODE),
+        ("agent.d/a.toml", GROUP),
+        ("agent.d/b.toml", &other),
+        ("agent.d/c.toml", &other.replace("/run/data.sock", api)),
+    ]);
+    let loaded = AgentConfig::load(directory.path()).unwrap();
+    let faults: Vec<_> = loaded.faults.iter().map(ToString::to_string).collect();
+    assert_eq!(faults.len(), 2, "{faults:?}");
+    assert!(faults[0].contains("the socket /run/data.sock is one of the group 'a' too"));
+    assert!(faults[1].contains("the socket /run/tidemark/agent.sock is there twice"));
 }
 
 #[test]

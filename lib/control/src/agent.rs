@@ -14,8 +14,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tidemark_journal::{GroupId, Position, Seq, VolumeId};
 
-use crate::Done;
 use crate::client::{Client, ClientError, segment};
+use crate::{ApiError, Done};
 
 /// Where the agent listens unless its configuration says otherwise.
 pub const SOCKET: &str = "/run/tidemark/agent.sock";
@@ -27,8 +27,12 @@ pub struct AgentStatus {
     pub node: String,
     /// Version of the software.
     pub version: String,
-    /// The groups, by name.
+    /// The groups that run, by name.
     pub groups: Vec<GroupStatus>,
+    /// The groups that are configured and do not run, with the reason: writes to their disks are
+    /// not captured. By name.
+    #[serde(default)]
+    pub unprotected: Vec<GroupFailure>,
 }
 
 /// A protected group.
@@ -180,11 +184,35 @@ pub struct MarkRequest {
     pub name: String,
 }
 
+/// The longest name of a mark, in bytes.
+pub const MARK_NAME_BYTES_MAX: usize = tidemark_journal::record::MARK_NAME_BYTES_MAX;
+
+/// Whether a text can be a mark's name: it becomes part of export names, of URIs, where `%` begins
+/// what stands for something else, and of lines for people, where blanks at the ends are lost.
+///
+/// # Errors
+/// The sentence that says what a name is.
+pub fn check_mark_name(name: &str) -> Result<(), ApiError> {
+    let bounded = (1..=MARK_NAME_BYTES_MAX).contains(&name.len());
+    let plain = !name.chars().any(|c| c.is_control() || matches!(c, '/' | '@' | '%'));
+    if bounded && plain && name.trim() == name {
+        return Ok(());
+    }
+    Err(ApiError::bad_request(format!(
+        "a mark's name has 1 to {MARK_NAME_BYTES_MAX} bytes, with no '/', '@', '%' or control \
+         characters and no blank at either end"
+    )))
+}
+
 /// A mark is in the order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Marked {
     /// Where. The point is the state at this position.
     pub position: Position,
+    /// The newest sequence that is durable at the final target: from the mark's own on, the mark is
+    /// there and can be recovered.
+    #[serde(default)]
+    pub durable_seq: Seq,
     /// When, by the wall clock, nanoseconds since 1970.
     pub wall_ns: i64,
 }
@@ -265,6 +293,7 @@ impl AgentClient {
     /// # Errors
     /// [`ClientError`].
     pub async fn mark(&self, group: &str, name: &str) -> Result<Marked, ClientError> {
+        check_mark_name(name)?;
         let path = format!("/v1/groups/{}/mark", segment(group));
         self.0.post(&path, &MarkRequest { name: name.to_owned() }).await
     }

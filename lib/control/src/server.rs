@@ -61,6 +61,11 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
             axum::Json::from_request(request, state).await;
         match parsed {
             Result::Ok(axum::Json(body)) => Result::Ok(Body(body)),
+            Err(rejection) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
+                Err(ApiError::bad_request(format!(
+                    "the request is longer than the {BODY_BYTES_MAX} bytes that are taken"
+                )))
+            }
             Err(rejection) => Err(ApiError::bad_request(rejection.body_text())),
         }
     }

@@ -45,11 +45,13 @@ pub fn resolve(replica: &Replica, volume: Option<&str>, spec: &Spec) -> Result<R
             scope.check(history, mark.seq, end).map(fixed)
         }),
         Spec::Time(wall_ns) => {
-            let seq = time::resolve(replica, *wall_ns, end)?;
+            let seq = time::resolve(replica, &scope, *wall_ns, end)?;
             replica.ledger().history(|history| scope.check(history, seq, end)).map(fixed)
         }
         Spec::Branch(name) => {
-            Err(Refusal(format!("@branch:{name} is a branch, not a point of the replica")))
+            let sentence =
+                "a point of the replica is wanted here (latest, mark:NAME, seq:N or a time)";
+            Err(Refusal(format!("{sentence}, and @branch:{name} would be a branch")))
         }
     }
 }
@@ -87,10 +89,7 @@ impl Scope {
     /// [`Refusal`].
     pub fn check(&self, history: &History, at: Seq, end: Seq) -> Result<Seq, Refusal> {
         if at < history.oldest {
-            return Err(Refusal(format!(
-                "@seq:{at} is no longer retained; the oldest point is @seq:{}",
-                self.next_good(history, history.oldest, end).unwrap_or(history.oldest)
-            )));
+            return Err(self.before_all(history, &format!("@seq:{at} is no longer retained"), end));
         }
         if at > end {
             let newest = self.newest_good(history, end);
@@ -209,6 +208,14 @@ impl Scope {
         let gaps = self.volumes(history, at).filter_map(|v| Some((v, v.gap_at(at)?)));
         // The one that began first says most.
         gaps.min_by_key(|(_, gap)| gap.begin)
+    }
+
+    /// The refusal of what lies before the oldest point, which is named.
+    pub fn before_all(&self, history: &History, why: &str, end: Seq) -> Refusal {
+        match self.next_good(history, history.oldest.max(Seq(1)), end) {
+            Some(seq) => Refusal(format!("{why}; the oldest point is @seq:{seq}")),
+            None => self.nothing_good(history, end),
+        }
     }
 
     fn nothing_good(&self, history: &History, end: Seq) -> Refusal {

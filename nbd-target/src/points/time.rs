@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tidemark_journal::{FrameView, Seq};
 
-use super::resolve::Refusal;
+use super::resolve::{Refusal, Scope};
 use crate::{
     clock::format_wall,
     replica::Replica,
@@ -19,11 +19,11 @@ use crate::{
 /// clocks of a record are not read in one instant.
 const JITTER_NS: i64 = 100_000_000;
 
-/// The position at a moment.
+/// The position at a moment. `scope` is what the oldest point is named of.
 ///
 /// # Errors
 /// [`Refusal`]: nothing was vouched for at that moment, it is no longer retained, or ambiguous.
-pub fn resolve(replica: &Replica, wall_ns: i64, end: Seq) -> Result<Seq, Refusal> {
+pub fn resolve(replica: &Replica, scope: &Scope, wall_ns: i64, end: Seq) -> Result<Seq, Refusal> {
     let (oldest, oldest_wall_ns, end_wall_ns) = replica
         .ledger()
         .history(|history| (history.oldest, history.oldest_wall_ns, history.end_wall_ns));
@@ -49,10 +49,10 @@ pub fn resolve(replica: &Replica, wall_ns: i64, end: Seq) -> Result<Seq, Refusal
     }
     let found = walk.finish().map_err(|error| Refusal(error.to_string()))?;
     match found.as_slice() {
-        [] => Err(Refusal(format!(
-            "{} is before everything that is retained; the oldest point is @seq:{oldest}",
-            format_wall(wall_ns)
-        ))),
+        [] => Err(replica.ledger().history(|history| {
+            let why = format!("{} is before everything that is retained", format_wall(wall_ns));
+            scope.before_all(history, &why, end)
+        })),
         [seq] => Ok((*seq).min(end)),
         several => {
             let names: Vec<String> = several.iter().map(|seq| format!("@seq:{seq}")).collect();

@@ -126,8 +126,14 @@ impl Owner {
     /// Takes frames in until all writers are gone; then syncs and ends.
     pub async fn run(mut self) {
         if let Err(error) = self.work().await {
+            let log = self.journal.dir().display();
+            // What waited is with the source still.
+            if error.get_ref().is_some_and(|reason| reason.is::<Ended>()) {
+                tracing::info!(%log, "{error}");
+                return;
+            }
             let text: Arc<str> = format!("{error:#}").into();
-            tracing::error!(log = %self.journal.dir().display(), "the log has failed: {text}");
+            tracing::error!(%log, "the log has failed: {text}");
             self.journal.advance(|progress| progress.failed = Some(Arc::clone(&text)));
             // Writers that wait are told by the queue's end.
         }
@@ -274,7 +280,7 @@ impl Owner {
             let text = format!("the log has reached its size of {} and {why}", Bytes(max));
             self.journal.advance(|progress| progress.stalled = Some(text.into()));
             tokio::select! {
-                () = ended(&mut self.ending) => return Err(gave_up()),
+                () = ended(&mut self.ending) => return Err(io::Error::other(Ended)),
                 changed = self.held.changed() => changed.map_err(io::Error::other)?,
                 changed = bytes.changed() => changed.map_err(io::Error::other)?,
             }
@@ -428,7 +434,7 @@ impl Owner {
         }
         self.journal.advance(|progress| progress.stalled = Some(stalled));
         tokio::select! {
-            () = ended(&mut self.ending) => Err(gave_up()),
+            () = ended(&mut self.ending) => Err(io::Error::other(Ended)),
             () = tokio::time::sleep(RETRY) => Ok(()),
         }
     }
@@ -502,9 +508,10 @@ async fn ended(ending: &mut watch::Receiver<bool>) {
     }
 }
 
-fn gave_up() -> io::Error {
-    io::Error::other("it was ended while it waited for room")
-}
+/// A stop, and no failure.
+#[derive(Debug, thiserror::Error)]
+#[error("the log was ended while it waited for room")]
+struct Ended;
 
 /// What a frame takes.
 #[derive(Clone, Copy)]

@@ -10,7 +10,7 @@ use crate::output::Output;
 
 mod attach;
 mod branch;
-mod check;
+pub mod check;
 mod config;
 mod daemon;
 mod forget;

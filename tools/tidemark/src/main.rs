@@ -15,39 +15,31 @@ mod words;
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 
 use cli::Cli;
-
-/// What monitoring systems take for "cannot tell".
-const UNKNOWN: u8 = 3;
 
 fn main() -> ExitCode {
     match Cli::try_parse() {
         Ok(cli) => {
             let output = output::Output::new(cli.global.json);
-            match commands::run(&cli, output) {
-                Ok(code) => code,
-                Err(error) => {
-                    let code = output.failure(&error);
-                    if matches!(cli.command, cli::Command::Check(_)) {
-                        UNKNOWN.into()
-                    } else {
-                        code
-                    }
-                }
-            }
+            commands::run(&cli, output).unwrap_or_else(|error| output.failure(&error))
         }
         Err(error) => {
             // A reader that has gone needs no help text.
             let _ = error.print();
             match error.kind() {
                 ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
-                // For a monitoring system 2 would mean that the replication is broken.
-                _ if std::env::args().nth(1).as_deref() == Some("check") => UNKNOWN.into(),
+                _ if is_check() => commands::check::wrongly_asked(&error),
                 _ => output::USAGE.into(),
             }
         }
     }
+}
+
+/// Whether it is `check` that was wrongly asked, wherever the options stand.
+fn is_check() -> bool {
+    let lenient = Cli::command().ignore_errors(true).try_get_matches();
+    lenient.is_ok_and(|found| found.subcommand_name() == Some("check"))
 }

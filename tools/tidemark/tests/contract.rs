@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -203,6 +204,28 @@ fn what_makes_no_sense_is_a_usage_error() {
 }
 
 #[test]
+fn a_monitoring_system_that_asks_wrongly_gets_one_line_and_no_alarm() {
+    let machine = Machine::new();
+    for words in [
+        &["check", "--no-such-flag"][..],
+        &["--config-dir", "@/", "check", "-w", "soon"],
+        &["check", "-w", "10", "-c", "5"],
+        &["check", "--group", "No Name"],
+    ] {
+        let output = machine.run(words);
+        assert_eq!(output.status.code(), Some(3), "{words:?}: {output:?}");
+        let said = text(&output.stdout);
+        assert!(said.starts_with("TIDEMARK UNKNOWN - ") && said.lines().count() == 1, "{said}");
+        let output = machine.run(&[words, &["--json"]].concat());
+        assert_eq!(output.status.code(), Some(3), "{words:?}: {output:?}");
+        let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!((&answer["schema"], &answer["level"]), (&1.into(), &"UNKNOWN".into()));
+    }
+    // What only holds the word is something else.
+    assert_eq!(machine.run(&["config", "check", "--no-such-flag"]).status.code(), Some(2));
+}
+
+#[test]
 fn words_and_exit_codes_are_as_promised() {
     for case in CASES {
         let machine = Machine::new();
@@ -259,6 +282,72 @@ fn a_full_disk_is_a_failure() {
         no_panic(case, &output);
         assert_eq!(output.status.code(), Some(1), "{:?}", case.command);
         assert!(text(&output.stderr).contains("No space left"), "{:?}", case.command);
+    }
+}
+
+/// What `config check` says is wrong once `change` was made to a machine that is in order.
+fn found(change: impl Fn(&Machine)) -> (Option<i32>, String) {
+    let machine = Machine::new();
+    assert!(machine.run(&["init", "--dir=@/pki", "--node=db1", "--node=other"]).status.success());
+    let at = machine.path().display();
+    let pki = format!(
+        "ca = \"{at}/pki/nodes/db1/ca.pem\"\ncertificate = \"{at}/pki/nodes/db1/node.pem\"\n\
+         key = \"{at}/pki/nodes/db1/node.key\"\n"
+    );
+    fs::write(machine.path().join("agent.toml"), format!("node = \"db1\"\n[tls]\n{pki}")).unwrap();
+    let target = format!(
+        "data_dir = \"{at}/data\"\n[link]\nlisten = \"127.0.0.1:7410\"\n{pki}\
+         [[group]]\nname = \"shop\"\nnode = \"db1\"\n"
+    );
+    fs::write(machine.path().join("target.toml"), target).unwrap();
+    change(&machine);
+    let output = machine.run(&["config", "check"]);
+    (output.status.code(), text(&output.stdout).to_owned())
+}
+
+#[test]
+fn what_would_keep_a_daemon_from_starting_is_found_before() {
+    let (code, said) = found(|_| ());
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("warning: no group is configured"), "{said}");
+    let (code, said) = found(|machine| {
+        let key = |node: &str| machine.path().join(format!("pki/nodes/{node}/node.key"));
+        fs::copy(key("other"), key("db1")).unwrap();
+    });
+    assert_eq!(code, Some(1), "{said}");
+    assert_eq!(said.matches("fault: ").count(), 2, "both daemons would fail: {said}");
+    assert!(said.contains("node.pem with ") && said.contains("node.key: "), "{said}");
+    let (code, said) = found(|machine| {
+        let file = machine.path().join("target.toml");
+        let socket = "[api]\nsocket = \"/run/tidemark/agent.sock\"\n";
+        fs::write(&file, fs::read_to_string(&file).unwrap() + socket).unwrap();
+    });
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("fault: agent and target both want to listen on"), "{said}");
+}
+
+#[test]
+fn an_interrupted_demo_leaves_nothing_behind() {
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let machine = Machine::new();
+        let place = machine.path().join("tmp");
+        fs::create_dir(&place).unwrap();
+        let mut demo = machine.command(&["demo"]);
+        let demo = demo.env("TMPDIR", &place).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut demo = demo.spawn().unwrap();
+        // The line that is told when both sides run.
+        let lines = BufReader::new(demo.stdout.take().unwrap()).lines();
+        let mut lines = lines.map(Result::unwrap).skip_while(|line| !line.starts_with("2. "));
+        assert!(lines.next().is_some(), "it ended by itself");
+        assert_eq!(fs::read_dir(&place).unwrap().count(), 1);
+        kill(Pid::from_raw(demo.id().cast_signed()), signal).unwrap();
+        lines.for_each(drop);
+        let output = demo.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(text(&output.stderr).contains("interrupted"), "{output:?}");
+        assert_eq!(fs::read_dir(&place).unwrap().count(), 0, "{signal}");
     }
 }
 

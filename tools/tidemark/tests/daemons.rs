@@ -16,7 +16,7 @@ use tidemark_control::agent::{
     Rung, VerifyStarted, VolumeStatus,
 };
 use tidemark_control::server::{self, Body, Ok as Answer, Socket};
-use tidemark_control::target::{BranchRequest, BranchStatus, Branches, ExportName};
+use tidemark_control::target::{BranchRequest, BranchStatus, Branches, ExportName, TargetStatus};
 use tidemark_control::{ApiError, Done};
 use tidemark_journal::{GroupId, Position, Seq, TermId, VolumeId};
 
@@ -71,12 +71,21 @@ fn position() -> Position {
 impl Control for Agent {
     async fn status(&self) -> AgentStatus {
         let groups = self.running.lock().unwrap().iter().map(|name| group(name)).collect();
-        AgentStatus { node: "db1".into(), version: "1".into(), groups }
+        let failed = |error: &str| GroupFailure { group: "store".into(), error: error.into() };
+        let unprotected = match self.directory.join("agent.d/store.toml").exists() {
+            true => vec![failed("the disk took no claim")],
+            false => Vec::new(),
+        };
+        AgentStatus { node: "db1".into(), version: "1".into(), groups, unprotected }
     }
 
     async fn mark(&self, group: &str, name: &str) -> Result<Marked, ApiError> {
         self.told.lock().unwrap().push(format!("mark {group} {name}"));
-        Ok(Marked { position: position(), wall_ns: 1_795_427_970_000_000_000 })
+        Ok(Marked {
+            position: position(),
+            durable_seq: Seq(40),
+            wall_ns: 1_795_427_970_000_000_000,
+        })
     }
 
     async fn verify(&self, group: &str, volume: Option<&str>) -> Result<VerifyStarted, ApiError> {
@@ -191,15 +200,20 @@ fn the_agent_is_asked_and_its_answers_are_shown() {
     let said = machine.good(&["mark", "shop", "before the update"]);
     assert_eq!(
         said,
-        "shop@mark:before the update is the state at 2026-11-23T09:59:30Z (@seq:42).\n"
+        "shop@mark:before the update is the state at 2026-11-23T09:59:30Z (@seq:42).\n\
+         The target does not have it yet: it is at @seq:40.\n"
     );
+    machine.agent.running.lock().unwrap().push("shop".into());
     let answer: Value =
         serde_json::from_str(&machine.good(&["mark", "shop", "x", "--json"])).unwrap();
     assert_eq!((&answer["schema"], &answer["position"]["seq"]), (&1.into(), &42.into()));
+    assert_eq!(answer["durable_seq"], 42, "the target got it meanwhile");
+    let said = machine.good(&["mark", "shop", "y"]);
+    assert!(said.ends_with("(@seq:42). The target has it.\n"), "{said}");
     assert!(machine.good(&["verify", "shop/data"]).starts_with("Comparing data of group shop"));
     assert_eq!(
         machine.told(),
-        ["mark shop before the update", "mark shop x", "verify shop Some(\"data\")"]
+        ["mark shop before the update", "mark shop x", "mark shop y", "verify shop Some(\"data\")"]
     );
     let refused = machine.run(&["mark", "shop", "a/b", "--json"]);
     assert_eq!(refused.status.code(), Some(1));
@@ -231,6 +245,40 @@ fn a_group_is_protected_shown_and_unprotected() {
     machine.good(&["unprotect", "shop"]);
     assert_eq!(machine.told(), ["stop shop"]);
     assert!(!file.exists() && !machine.path().join("state/shop").exists());
+}
+
+#[test]
+fn a_group_that_does_not_run_is_shown_and_fails_the_check() {
+    let machine = Machine::new(false);
+    machine.serve_target(Router::new().route(
+        "/v1/status",
+        get(async || {
+            let nothing = TargetStatus {
+                node: "recovery".into(),
+                version: "1".into(),
+                nbd_listen: Vec::new(),
+                nbd_socket: None,
+                groups: Vec::new(),
+            };
+            Answer(nothing)
+        }),
+    ));
+    assert!(machine.protect("shop", "--volume=data=@/disk.img").status.success());
+    machine.good(&["status"]);
+    machine.good(&["check"]);
+    fs::write(machine.path().join("agent.d/store.toml"), "").unwrap();
+    let output = machine.run(&["status"]);
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("group store is NOT PROTECTED\n    the disk took no claim\n"), "{said}");
+    for words in [&["check"][..], &["check", "--group=store"]] {
+        let output = machine.run(words);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let said = String::from_utf8(output.stdout).unwrap();
+        let expected = "TIDEMARK CRITICAL - store: not protected: the disk took no claim";
+        assert!(said.starts_with(expected), "{said}");
+    }
+    machine.good(&["check", "--group=shop"]);
 }
 
 #[test]

@@ -97,6 +97,18 @@ fn volumes_that_are_gone_count_while_they_were_there() {
     }
 }
 
+/// The history begins at 0, where nothing has been written and no point is.
+#[test]
+fn the_oldest_point_that_is_named_is_one() {
+    let mut history = history();
+    history.oldest = Seq::ZERO;
+    history.volumes = vec![volume(0, &[(1, Some(10))])];
+    let group = Scope::of(&history, "shop", None).expect("a group");
+    let early = group.before_all(&history, "noon is too early", END).0;
+    assert!(early.ends_with("the oldest point is @seq:10"), "{early}");
+    assert!(group.check(&history, Seq(10), END).is_ok());
+}
+
 #[test]
 fn refusals_say_what_can_be_had() {
     let history = history();
@@ -108,12 +120,18 @@ fn refusals_say_what_can_be_had() {
     }
     assert!(sentence(85).contains("@seq:79 before and none after"), "{}", sentence(85));
     assert!(sentence(4).contains("the oldest point is @seq:20"), "{}", sentence(4));
+    let early = group.before_all(&history, "noon is too early", END).0;
+    assert_eq!(early, "noon is too early; the oldest point is @seq:20");
     assert!(sentence(91).contains("the newest is @seq:79"), "{}", sentence(91));
     let unknown = Scope::of(&history, "shop", Some("disk7")).err().expect("unknown").0;
     assert!(unknown.contains("disk0, disk1"), "{unknown}");
     assert!(group.no_such_mark(&history, "bad").0.contains("good"));
     let empty = History::default();
     let scope = Scope::of(&empty, "shop", None).expect("a group");
+    assert_eq!(
+        scope.before_all(&empty, "noon is too early", Seq(0)),
+        scope.nothing_good(&empty, Seq(0))
+    );
     assert!(scope.nothing_good(&empty, Seq(0)).0.contains("nothing has been received"));
 }
 

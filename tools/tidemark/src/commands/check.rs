@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde::Serialize;
 use tidemark_control::ClientError;
-use tidemark_control::agent::{AgentStatus, GroupStatus};
+use tidemark_control::agent::{AgentStatus, GroupFailure, GroupStatus};
 use tidemark_control::target::{ReplicaStatus, TargetStatus};
 
 use super::status::real_lag_ns;
@@ -76,6 +76,16 @@ struct Answer<'a> {
 /// Judges the replication.
 pub fn run(args: &Check, global: &Global, output: Output) -> Result<ExitCode> {
     let mut verdict = Verdict::default();
+    if let (Some(warning), Some(critical)) = (args.warning, args.critical)
+        && critical < warning
+    {
+        let sentence = format!(
+            "the critical lag (-c {critical}) is below that from which to warn (-w {warning}): \
+             it must not be"
+        );
+        verdict.find(Level::Unknown, sentence);
+        return verdict.tell(output);
+    }
     let now_ns = words::now_ns();
     let (agent, target) = (daemons::agent(global), daemons::target(global));
     let agent_status = agent.client.client().wait(agent.client.status());
@@ -93,13 +103,35 @@ pub fn run(args: &Check, global: &Global, output: Output) -> Result<ExitCode> {
         };
         verdict.find(Level::Unknown, sentence);
     }
-    let level = verdict.level();
-    let answer = Answer { level, exit_code: level.code(), verdict: &verdict };
-    output.answer(&answer, || verdict.line())?;
-    Ok(level.code().into())
+    verdict.tell(output)
+}
+
+/// The answer to arguments that cannot be read: to a monitoring system the usual exit code would
+/// mean that the replication is broken.
+pub fn wrongly_asked(error: &clap::Error) -> ExitCode {
+    let mut verdict = Verdict::default();
+    let text = error.to_string();
+    let line = text.lines().next().unwrap_or_default();
+    verdict.find(Level::Unknown, line.strip_prefix("error: ").unwrap_or(line));
+    let json = std::env::args_os().any(|argument| argument == "--json");
+    // If nobody reads, the exit code says it.
+    verdict.tell(Output::new(json)).unwrap_or(Level::Unknown.code().into())
 }
 
 impl Verdict {
+    /// Prints it; its exit code. What cannot be printed is unknown too.
+    fn tell(&self, output: Output) -> Result<ExitCode> {
+        let level = self.level();
+        let answer = Answer { level, exit_code: level.code(), verdict: self };
+        match output.answer(&answer, || self.line()) {
+            Ok(()) => Ok(level.code().into()),
+            Err(error) => {
+                output.failure(&error.into());
+                Ok(Level::Unknown.code().into())
+            }
+        }
+    }
+
     fn find(&mut self, level: Level, sentence: impl Into<String>) {
         self.findings.push(Finding { level, sentence: sentence.into() });
     }
@@ -140,6 +172,14 @@ impl Verdict {
         };
         for group in status.groups.iter().filter(chosen) {
             self.source_group(group, args, now_ns);
+        }
+        let chosen = |failure: &&GroupFailure| {
+            args.group.as_ref().is_none_or(|wanted| wanted.as_str() == failure.group)
+        };
+        for failure in status.unprotected.iter().filter(chosen) {
+            // The lines after the first show the place in a file.
+            let reason = failure.error.lines().next().unwrap_or_default();
+            self.find(Level::Critical, format!("{}: not protected: {reason}", failure.group));
         }
     }
 
@@ -200,7 +240,8 @@ impl Verdict {
 }
 
 fn thresholds(args: &Check, rpo_target_s: Option<u64>) -> (u64, u64) {
-    let warning = args.warning.or(rpo_target_s).unwrap_or(WARNING_S);
+    let usual = rpo_target_s.unwrap_or(WARNING_S);
+    let warning = args.warning.unwrap_or(usual.min(args.critical.unwrap_or(usual)));
     (warning, args.critical.unwrap_or(warning.saturating_mul(CRITICAL_FACTOR)))
 }
 

@@ -8,7 +8,8 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use serde::Serialize;
-use tidemark_agent::config::{AgentConfig, GROUP_DIRECTORY, NODE_FILE};
+use tidemark_agent::config::{AgentConfig, GROUP_DIRECTORY, NODE_FILE, TlsConfig};
+use tidemark_link::pki;
 use tidemark_target::Config as TargetConfig;
 
 use crate::cli::{ConfigAction, Global};
@@ -38,6 +39,9 @@ pub fn run(action: &ConfigAction, global: &Global, output: Output) -> Result<Exi
     }
     if target.exists() {
         check_target(&target, &mut found);
+    }
+    if let (Ok(agent), Ok(target)) = (AgentConfig::load(directory), TargetConfig::load(&target)) {
+        check_both(&agent.config.node.api_socket, &target, &mut found);
     }
     if found.good.is_empty() && found.faults.is_empty() {
         found.faults.push(format!(
@@ -73,8 +77,18 @@ fn check_agent(directory: &Path, found: &mut Findings) {
         words::count(config.groups.len(), "group")
     ));
     found.faults.extend(loaded.faults.iter().map(ToString::to_string));
-    if let Err(error) = config.node.tls.read(&config.node.node) {
-        found.faults.push(error.to_string());
+    match config.node.tls.read(&config.node.node) {
+        Err(error) => found.faults.push(error.to_string()),
+        Ok((identity, trust)) => {
+            if let Err(error) = pki::client_config(&identity, &trust) {
+                let TlsConfig { certificate, key, .. } = &config.node.tls;
+                let (certificate, key) = (certificate.display(), key.display());
+                found.faults.push(format!("{certificate} with {key}: {error}"));
+            }
+        }
+    }
+    if config.groups.is_empty() && loaded.faults.is_empty() {
+        found.warnings.push("no group is configured; 'tidemark protect' begins one".to_owned());
     }
     check_key(&config.node.tls.key, found);
     for group in &config.groups {
@@ -103,12 +117,21 @@ fn check_target(file: &Path, found: &mut Findings) {
         config.data_dir.display(),
         words::count(config.groups.len(), "group")
     ));
-    for path in [&config.link.ca, &config.link.certificate, &config.link.key] {
-        if let Err(error) = fs::metadata(path) {
-            found.faults.push(format!("{}: {error}", path.display()));
-        }
+    if let Err(error) = config.link.tls() {
+        found.faults.push(format!("{error:#}"));
+    }
+    if config.groups.is_empty() {
+        found.warnings.push(format!("no [[group]] is in {}: nothing is taken", file.display()));
     }
     check_key(&config.link.key, found);
+}
+
+/// What only both daemons on one machine can get wrong.
+fn check_both(agent: &Path, target: &TargetConfig, found: &mut Findings) {
+    if [Some(&target.api.socket), target.nbd.unix.as_ref()].contains(&Some(&agent.to_owned())) {
+        let agent = agent.display();
+        found.faults.push(format!("agent and target both want to listen on {agent}"));
+    }
 }
 
 /// A private key that others can read.

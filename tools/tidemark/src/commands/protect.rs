@@ -140,6 +140,9 @@ pub fn run(args: &Protect, global: &Global, output: Output) -> Result<ExitCode> 
     }
     if let Some(refusal) = start(global, &mut done)? {
         take_back(&plan, &disks);
+        // Else it might try again what it could not do. If it is gone, there is nobody to tell.
+        let agent = daemons::agent(global).client;
+        let _ = agent.client().wait(agent.reload());
         bail!("the agent cannot protect the group: {refusal}");
     }
     files::udev_look_again(&disks.iter().map(|disk| disk.kernel_name()).collect::<Vec<_>>());

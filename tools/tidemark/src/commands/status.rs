@@ -37,8 +37,12 @@ pub fn run(args: &Status, global: &Global, output: Output) -> Result<ExitCode> {
     if !args.watch {
         let seen = look(global)?;
         output.answer(&seen, || show(&seen))?;
-        let all = seen.missing.is_empty();
-        return Ok(if all { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        let idle = seen.agent.as_ref().is_some_and(|agent| !agent.unprotected.is_empty());
+        return Ok(if seen.missing.is_empty() && !idle {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        });
     }
     let screen = !output.is_json() && io::stdout().is_terminal();
     loop {

@@ -1,9 +1,10 @@
 //! `tidemark demo`: the whole way from a protected disk to two recovered moments, on this machine.
 //!
 //! One process, no root, no kernel module, nothing to configure: [`site`] makes a source and a
-//! target in a directory, [`ledger`] is a bank that works on the protected disk, and [`story`] tells
-//! what happens and proves it.
+//! target in a directory, [`ledger`] is a bank that works on the protected disk, [`story`] tells
+//! what happens and proves it, and [`interrupt`] has it clean up when it is ended early.
 
+mod interrupt;
 mod ledger;
 mod site;
 mod story;

@@ -1,13 +1,15 @@
 //! A source and a target in one directory and one process.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use tidemark_agent::Agent;
 use tidemark_agent::config::{AgentConfig, GroupConfig, NodeConfig};
 use tidemark_control::config::Source;
@@ -90,57 +92,77 @@ impl Site {
         opened.with_context(|| format!("open {name}"))
     }
 
-    /// Ends both sides in order.
-    pub fn stop(mut self, runtime: &Runtime) {
-        runtime.block_on(self.agent.stop());
+    /// Ends both sides in order. The source waits so long for the target to have everything.
+    pub fn stop(mut self, runtime: &Runtime, patience: Duration) {
+        runtime.block_on(self.agent.stop_within(patience));
         if let Some(target) = self.target.take() {
             target.shutdown();
         }
     }
 }
 
+/// An image or a disk to copy.
+pub struct Image {
+    file: File,
+    bytes: u64,
+}
+
+impl Image {
+    /// Opens a file or block device that has content.
+    pub fn open(path: &Path) -> Result<Image> {
+        let shown = path.display();
+        // Looked at before it is opened: opening a pipe waits for its other end.
+        let metadata = std::fs::metadata(path).with_context(|| format!("open {shown}"))?;
+        if !(metadata.is_file() || metadata.file_type().is_block_device()) {
+            bail!("{shown} is neither a file nor a block device: give --disk an image or a disk");
+        }
+        let mut file = File::open(path).with_context(|| format!("open {shown}"))?;
+        // A block device says its size only by seeking.
+        let bytes = file.seek(SeekFrom::End(0)).with_context(|| format!("measure {shown}"))?;
+        if bytes == 0 {
+            bail!("{shown} is empty: give --disk an image or a disk that holds something");
+        }
+        Ok(Image { file, bytes })
+    }
+}
+
 /// Makes an empty disk, or a sparse copy of an image, which is only read, with room behind it for
-/// `more` bytes. Returns where that room begins.
-pub fn make_disk(path: &Path, image: Option<&Path>, more: u64) -> Result<u64> {
+/// `more` bytes. Returns where that room begins. It fails soon once `ended` is set.
+pub fn make_disk(path: &Path, image: Option<&Image>, more: u64, ended: &AtomicBool) -> Result<u64> {
     let disk = OpenOptions::new()
         .read(true)
         .write(true)
         .create_new(true)
         .open(path)
         .with_context(|| format!("make {}", path.display()))?;
-    let copied = match image {
-        None => 0,
-        Some(image) => {
-            let from = File::open(image).with_context(|| format!("open {}", image.display()))?;
-            copy_sparse(&from, &disk).with_context(|| format!("copy {}", image.display()))?
-        }
-    };
-    let offset = copied.next_multiple_of(1 << 20);
+    if let Some(image) = image {
+        copy_sparse(image, &disk, ended).context("copy the image")?;
+    }
+    let offset = image.map_or(0, |image| image.bytes).next_multiple_of(1 << 20);
     disk.set_len(offset + more).with_context(|| format!("size {}", path.display()))?;
     Ok(offset)
 }
 
-/// Copies what a file holds and leaves its holes out; returns its length.
-fn copy_sparse(from: &File, to: &File) -> io::Result<u64> {
-    let length = {
-        // A block device says its size only by seeking.
-        use std::io::Seek;
-        (&*from).seek(io::SeekFrom::End(0))?
-    };
+/// Copies what an image holds and leaves its holes out.
+fn copy_sparse(image: &Image, to: &File, ended: &AtomicBool) -> io::Result<()> {
+    let Image { file: from, bytes: length } = image;
     let mut buffer = vec![0; 1 << 20];
     let mut at = 0;
-    while at < length {
-        let Some(data) = seek(from, at, libc::SEEK_DATA, length)? else { break };
-        let end = seek(from, data, libc::SEEK_HOLE, length)?.unwrap_or(length);
+    while at < *length {
+        let Some(data) = seek(from, at, libc::SEEK_DATA, *length)? else { break };
+        let end = seek(from, data, libc::SEEK_HOLE, *length)?.unwrap_or(*length);
         at = data;
         while at < end {
+            if ended.load(Ordering::Relaxed) {
+                return Err(io::Error::other("it was interrupted"));
+            }
             let piece = buffer.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
             from.read_exact_at(&mut buffer[..piece], at)?;
             to.write_all_at(&buffer[..piece], at)?;
             at += piece as u64;
         }
     }
-    Ok(length)
+    Ok(())
 }
 
 /// Where data or a hole begins at or after `at`; none if there is none. What knows no holes is all
@@ -173,11 +195,35 @@ mod tests {
         file.write_all_at(b"in the middle", 20 << 20).unwrap();
         file.write_all_at(b"end", (64 << 20) + 509).unwrap();
         let disk = dir.path().join("disk");
-        assert_eq!(make_disk(&disk, Some(&image), 4096).unwrap(), 65 << 20);
+        let opened = Image::open(&image).unwrap();
+        let made = make_disk(&disk, Some(&opened), 4096, &AtomicBool::new(false));
+        assert_eq!(made.unwrap(), 65 << 20);
         let copy = std::fs::read(&disk).unwrap();
         assert_eq!(copy.len(), (65 << 20) + 4096);
         assert!(copy[..(64 << 20) + 512] == std::fs::read(&image).unwrap());
         use std::os::unix::fs::MetadataExt;
         assert!(disk.metadata().unwrap().blocks() * 512 < 8 << 20, "the copy has no holes");
+    }
+
+    #[test]
+    fn an_interrupted_copy_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image");
+        std::fs::write(&image, "content").unwrap();
+        let opened = Image::open(&image).unwrap();
+        let disk = dir.path().join("disk");
+        let error = make_disk(&disk, Some(&opened), 4096, &AtomicBool::new(true)).unwrap_err();
+        assert!(format!("{error:#}").contains("interrupted"), "{error:#}");
+    }
+
+    #[test]
+    fn only_what_can_be_copied_is_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let empty = dir.path().join("empty");
+        File::create_new(&empty).unwrap();
+        let refused = |path: &Path| Image::open(path).err().unwrap().to_string();
+        assert!(refused(dir.path()).contains("neither a file nor a block device"));
+        assert!(refused("/dev/null".as_ref()).contains("neither a file nor a block device"));
+        assert!(refused(&empty).contains("is empty"));
     }
 }

@@ -4,18 +4,20 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use bytes::Bytes;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
+use tidemark_agent::agent::STOP_PATIENCE;
 use tidemark_agent::api::Control;
 use tidemark_control::agent::GroupStatus;
 use tidemark_nbd::client::Client;
 use tokio::runtime::Runtime;
 
 use super::Request;
+use super::interrupt::Interrupt;
 use super::ledger::{LEDGER_BYTES, Ledger, judge};
-use super::site::{GROUP, Site, VOLUME, make_disk};
+use super::site::{GROUP, Image, Site, VOLUME, make_disk};
 use crate::output::{Output, print};
 
 /// How long the bank works before the mark, until the unmarked moment, and until the ruin.
@@ -61,16 +63,20 @@ impl Story {
     }
 }
 
-/// Makes the site, lets the bank work, ruins the disk and recovers two moments of it.
+/// Makes the site, lets the bank work, ruins the disk and recovers two moments of it. Whatever
+/// happens on the way, an interrupt included, the site is stopped and its directory removed.
 pub fn tell(runtime: &Runtime, request: &Request, output: Output) -> Result<()> {
     let story = Story { output };
+    let image = request.image.as_deref().map(Image::open).transpose()?;
+    let ended = Interrupt::watch(runtime)?;
     let dir = tempfile::Builder::new()
         .prefix("tidemark-demo-")
         .tempdir()
         .context("make a directory for the demo (set TMPDIR to a place with room)")?;
     let disk = dir.path().join("disk.img");
     story.say("A disk, protected while an application works on it, is about to be ruined.\n")?;
-    let offset = make_disk(&disk, request.image.as_deref(), LEDGER_BYTES)?;
+    let made = make_disk(&disk, image.as_ref(), LEDGER_BYTES, ended.flag());
+    let offset = made.map_err(|error| if ended.is_set() { interrupted() } else { error })?;
     match &request.image {
         Some(image) => {
             story.say(&format!("1. {} was copied; the copy is the disk.", image.display()))?;
@@ -78,13 +84,25 @@ pub fn tell(runtime: &Runtime, request: &Request, output: Output) -> Result<()> 
         None => story.say("1. A new disk of 1 GiB was made.")?,
     }
     let site = Site::start(runtime, dir.path())?;
-    let report = runtime.block_on(play(&story, &site, offset, &disk))?;
-    output.answer(&report, String::new)?;
-    if request.keep {
-        return keep(&story, runtime, site, dir);
-    }
-    site.stop(runtime);
-    Ok(())
+    let told = runtime.block_on(async {
+        tokio::select! {
+            told = play(&story, &site, offset, &disk) => told,
+            () = ended.wait() => Err(interrupted()),
+        }
+    });
+    let shown = told.and_then(|report| {
+        output.answer(&report, String::new)?;
+        if request.keep { keep(&story, runtime, &site, &ended) } else { Ok(()) }
+    });
+    // After a failure nobody wants what is still on its way.
+    site.stop(runtime, if shown.is_ok() { STOP_PATIENCE } else { Duration::ZERO });
+    let place = dir.path().display().to_string();
+    dir.close().with_context(|| format!("remove {place}"))?;
+    shown
+}
+
+fn interrupted() -> anyhow::Error {
+    anyhow!("interrupted; the demo's directory has been removed")
 }
 
 async fn play(story: &Story, site: &Site, offset: u64, image: &Path) -> Result<Report> {
@@ -286,8 +304,8 @@ fn millis(since: Instant) -> u64 {
 }
 
 /// Leaves everything running until it is interrupted.
-fn keep(story: &Story, runtime: &Runtime, site: Site, dir: tempfile::TempDir) -> Result<()> {
-    let place = site.dir.display().to_string();
+fn keep(story: &Story, runtime: &Runtime, site: &Site, ended: &Interrupt) -> Result<()> {
+    let place = site.dir.display();
     let lines = [
         "\nEverything is still running. From another terminal:".to_owned(),
         format!("   nbdinfo --list 'nbd+unix:///?socket={place}/points.sock'"),
@@ -303,7 +321,6 @@ fn keep(story: &Story, runtime: &Runtime, site: Site, dir: tempfile::TempDir) ->
     for line in lines {
         story.say(&line)?;
     }
-    runtime.block_on(tokio::signal::ctrl_c()).context("wait for Ctrl-C")?;
-    site.stop(runtime);
-    dir.close().with_context(|| format!("remove {place}"))
+    runtime.block_on(ended.wait());
+    Ok(())
 }

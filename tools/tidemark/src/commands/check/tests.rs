@@ -35,6 +35,8 @@ fn lag_is_judged_by_the_groups_target_or_the_given_thresholds() {
     assert_eq!(judged(&status, &args()).level(), Level::Critical);
     let given = Check { warning: Some(400), critical: Some(500), ..args() };
     assert_eq!(judged(&status, &given).level(), Level::Ok);
+    let strict = Check { critical: Some(5), ..args() };
+    assert!(judged(&status, &strict).line().contains("'shop_lag'=301.000s;5;5;0"));
 }
 
 #[test]
@@ -59,6 +61,21 @@ fn gaps_and_problems_are_found() {
     assert!(line.starts_with("TIDEMARK CRITICAL - shop: the state disk failed |"), "{line}");
     let other = Check { group: Some("other".parse().unwrap()), ..args() };
     assert!(judged(&status, &other).findings.is_empty());
+}
+
+#[test]
+fn a_group_that_does_not_run_is_critical() {
+    let mut status = source();
+    let error = "/x/store.toml, line 3: unknown key 'fron'\n    3 | fron = 1".to_owned();
+    status.unprotected = vec![GroupFailure { group: "store".into(), error }];
+    let only = |group: &str| Check { group: Some(group.parse().unwrap()), ..args() };
+    for args in [args(), only("store")] {
+        let line = judged(&status, &args).line();
+        let expected = "TIDEMARK CRITICAL - store: not protected: /x/store.toml, line 3: \
+                        unknown key 'fron'";
+        assert_eq!(line.trim_end().split(" | ").next(), Some(expected));
+    }
+    assert_eq!(judged(&status, &only("shop")).level(), Level::Ok);
 }
 
 #[test]

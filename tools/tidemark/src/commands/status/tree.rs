@@ -13,11 +13,17 @@ use crate::words;
 /// What the agent says.
 pub fn agent(out: &mut String, status: &AgentStatus, now_ns: i64) {
     let _ = writeln!(out, "agent {}", status.node);
-    if status.groups.is_empty() {
+    if status.groups.is_empty() && status.unprotected.is_empty() {
         let _ = writeln!(out, "  no group is protected; 'tidemark protect' begins one");
     }
     for group in &status.groups {
         source_group(out, group, now_ns);
+    }
+    for failure in &status.unprotected {
+        let _ = writeln!(out, "  group {} is NOT PROTECTED", failure.group);
+        for line in failure.error.lines() {
+            let _ = writeln!(out, "    {line}");
+        }
     }
 }
 

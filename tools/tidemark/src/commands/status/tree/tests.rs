@@ -1,4 +1,4 @@
-use tidemark_control::agent::FrontKind;
+use tidemark_control::agent::{FrontKind, GroupFailure};
 use tidemark_journal::{GroupId, Position, Seq, TermId, VolumeId};
 
 use super::*;
@@ -49,7 +49,12 @@ pub fn source() -> AgentStatus {
         problems: Vec::new(),
         volumes: vec![volume],
     };
-    AgentStatus { node: "db1".into(), version: "1".into(), groups: vec![group] }
+    AgentStatus {
+        node: "db1".into(),
+        version: "1".into(),
+        groups: vec![group],
+        unprotected: Vec::new(),
+    }
 }
 
 pub fn replica() -> TargetStatus {
@@ -132,6 +137,19 @@ fn trouble_is_told_with_its_reason() {
     ] {
         assert!(told.contains(expected), "{told}\nwanted: {expected}");
     }
+}
+
+#[test]
+fn a_group_that_does_not_run_is_told_with_its_reason() {
+    let mut status = source();
+    let error = "/x/store.toml, line 3: unknown key 'fron'\n    3 | fron = 1".to_owned();
+    status.unprotected = vec![GroupFailure { group: "store".into(), error }];
+    let expected = "  group store is NOT PROTECTED\n\
+                    \x20   /x/store.toml, line 3: unknown key 'fron'\n\
+                    \x20       3 | fron = 1\n";
+    assert!(told(&status).ends_with(expected), "{}", told(&status));
+    status.groups.clear();
+    assert_eq!(told(&status), format!("agent db1\n{expected}"));
 }
 
 #[test]

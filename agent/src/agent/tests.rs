@@ -1,0 +1,148 @@
+use std::fs;
+
+use tidemark_control::agent::GroupFailure;
+use tidemark_link::pki::Authority;
+
+use super::*;
+
+/// A node's configuration directory, with images, whose target does not answer.
+struct Machine(tempfile::TempDir);
+
+impl Machine {
+    fn new() -> Machine {
+        let machine = Machine(tempfile::tempdir().unwrap());
+        let authority = Authority::create("test").unwrap();
+        let issued = authority.issue(&"db1".parse().unwrap()).unwrap();
+        machine.write("ca.pem", &authority.pem().certificate_pem);
+        machine.write("node.pem", &issued.certificate_pem);
+        machine.write("node.key", &issued.key_pem);
+        let at = machine.0.path().display();
+        let node = format!(
+            "node = \"db1\"\nstate_dir = \"{at}/state\"\nruntime_dir = \"{at}/run\"\n\
+             api_socket = \"{at}/agent.sock\"\n[tls]\nca = \"{at}/ca.pem\"\n\
+             certificate = \"{at}/node.pem\"\nkey = \"{at}/node.key\"\n"
+        );
+        machine.write("agent.toml", &node);
+        fs::create_dir(machine.0.path().join(GROUP_DIRECTORY)).unwrap();
+        machine
+    }
+
+    fn write(&self, name: &str, content: &str) {
+        fs::write(self.0.path().join(name), content).unwrap();
+    }
+
+    fn image(&self, name: &str) {
+        self.write(&format!("{name}.img"), &"x".repeat(1 << 20));
+    }
+
+    /// A group whose disk is the image of its name.
+    fn group(&self, name: &str) {
+        let id = blake3::hash(name.as_bytes()).to_hex();
+        let text = format!(
+            "id = \"{}\"\nring_bytes = \"16 MiB\"\nfront = \"nbd-socket\"\n\
+             target = {{ address = \"127.0.0.1:1\", name = \"recovery\" }}\n\
+             volume = [{{ id = 1, name = \"data\", backing = \"{}/{name}.img\" }}]\n",
+            &id[..32],
+            self.0.path().display()
+        );
+        self.write(&format!("agent.d/{name}.toml"), &text);
+    }
+
+    async fn start(&self) -> Arc<Agent> {
+        let loaded = AgentConfig::load(self.0.path()).unwrap();
+        Agent::start(loaded, Some(self.0.path())).await.unwrap()
+    }
+}
+
+async fn running(agent: &Agent) -> Vec<String> {
+    agent.status().await.groups.into_iter().map(|group| group.name).collect()
+}
+
+async fn unprotected(agent: &Agent) -> Vec<(String, String)> {
+    let told = agent.status().await.unprotected.into_iter();
+    told.map(|GroupFailure { group, error }| (group, error)).collect()
+}
+
+#[tokio::test]
+async fn what_is_configured_and_does_not_run_is_told_until_it_runs() {
+    let machine = Machine::new();
+    for name in ["good", "late", "broken"] {
+        machine.group(name);
+    }
+    machine.image("good");
+    machine.write("agent.d/broken.toml", "id = 5");
+    let agent = machine.start().await;
+    assert_eq!(running(&agent).await, ["good"]);
+    let told = unprotected(&agent).await;
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(told[0].0 == "broken" && told[0].1.contains("broken.toml, line 1"), "{told:?}");
+    assert!(told[1].0 == "late" && told[1].1.contains("late.img"), "{told:?}");
+
+    // Another mistake in the file is told instead of the first one.
+    machine.write("agent.d/broken.toml", "idd = 5");
+    agent.start_late_groups().await;
+    let told = unprotected(&agent).await;
+    assert!(told[0].1.contains("unknown key 'idd'"), "{told:?}");
+
+    machine.group("broken");
+    machine.image("broken");
+    machine.image("late");
+    agent.start_late_groups().await;
+    assert_eq!(running(&agent).await, ["broken", "good", "late"]);
+    assert_eq!(unprotected(&agent).await, []);
+    agent.stop().await;
+    let told = unprotected(&agent).await;
+    assert_eq!(told.len(), 3, "{told:?}");
+    assert_eq!(told[0].1, "the agent is stopping");
+}
+
+#[tokio::test]
+async fn a_group_that_was_stopped_or_never_seen_is_told_while_its_file_is_there() {
+    let machine = Machine::new();
+    machine.group("shop");
+    machine.image("shop");
+    let agent = machine.start().await;
+    assert_eq!(unprotected(&agent).await, []);
+    agent.stop_group("shop").await.unwrap();
+    machine.group("new");
+    let told = unprotected(&agent).await;
+    let names: Vec<&str> = told.iter().map(|(group, _)| group.as_str()).collect();
+    assert_eq!(names, ["new", "shop"]);
+    assert!(told.iter().all(|(_, error)| error == NOT_TAKEN_UP), "{told:?}");
+    // Neither is started without being asked for.
+    agent.start_late_groups().await;
+    assert!(running(&agent).await.is_empty());
+
+    fs::remove_file(machine.0.path().join("agent.d/shop.toml")).unwrap();
+    let reloaded = agent.reload().await.unwrap();
+    assert_eq!(reloaded.failed.len(), 1, "{reloaded:?}");
+    assert_eq!(unprotected(&agent).await, [("new".into(), reloaded.failed[0].error.clone())]);
+    fs::remove_file(machine.0.path().join("agent.d/new.toml")).unwrap();
+    assert_eq!(unprotected(&agent).await, []);
+    agent.stop().await;
+    assert!(agent.reload().await.is_err(), "nothing is started any more");
+}
+
+#[tokio::test]
+async fn groups_wait_for_the_target_together() {
+    let machine = Machine::new();
+    for name in ["a", "b", "c"] {
+        machine.group(name);
+        machine.image(name);
+    }
+    let agent = machine.start().await;
+    let sockets =
+        ["a", "b", "c"].map(|name| machine.0.path().join(format!("run/nbd/{name}/data.sock")));
+    let open = |socket: &PathBuf| std::os::unix::net::UnixStream::connect(socket).is_ok();
+    assert!(sockets.iter().all(open));
+    // None of them has an end to its waiting, and yet each begins to stop.
+    let stopping = tokio::spawn(async move { agent.stop_within(Duration::MAX).await });
+    let left = async {
+        while sockets.iter().any(open) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), left).await.expect("one waits for another");
+    assert!(!stopping.is_finished(), "the target has nothing");
+    stopping.abort();
+}
