@@ -277,6 +277,35 @@ async fn clients_beyond_the_limit_wait_for_a_place() {
     served.expect("a place is free").unwrap();
 }
 
+/// 256 strangers who connected and said nothing kept everybody else out for half a minute: they held
+/// all places until their time for the handshake was over. Now whoever comes later takes the place of
+/// the oldest of them, and who has entered keeps its own.
+#[tokio::test]
+async fn silent_strangers_keep_nobody_out() {
+    let export = Scripted::new(everything());
+    let limits = Limits { connections: 16, pending_connections: 8, ..Limits::default() };
+    let server = start(&export, limits).await;
+    let mut inside = Raw::enter(&server).await;
+    let mut strangers = Vec::new();
+    for _ in 0..100 {
+        strangers.push(UnixStream::connect(&server.path).await.unwrap());
+    }
+    tokio::time::timeout(PATIENCE, is_well(&server)).await.expect("a place at once");
+    inside.request(Command::Flush, 1, 0, 0).await;
+    assert_eq!(inside.simple_reply().await, (0, 1), "those inside are left alone");
+    Raw(strangers.swap_remove(0)).expect_cut("the oldest stranger").await;
+
+    // All places but one are taken by clients: strangers share the last.
+    let mut clients = Vec::new();
+    for _ in 0..14 {
+        clients.push(Raw::enter(&server).await);
+    }
+    for _ in 0..20 {
+        strangers.push(UnixStream::connect(&server.path).await.unwrap());
+    }
+    tokio::time::timeout(PATIENCE, is_well(&server)).await.expect("the last place");
+}
+
 /// The classic injection: what is sent in the clear behind STARTTLS must never be taken for what
 /// came through TLS.
 #[tokio::test]

@@ -5,6 +5,7 @@ mod inflight;
 mod listen;
 mod negotiation;
 mod out;
+mod pending;
 mod request;
 mod transmission;
 
@@ -22,6 +23,7 @@ use crate::tls::{self, Tls};
 use handshake::{Outcome, greet, haggle, within};
 use listen::Accepted;
 use negotiation::{Negotiation, TlsState};
+use pending::{Newcomer, Pending};
 use transmission::{Opened, Session};
 
 pub use listen::Listener;
@@ -29,8 +31,12 @@ pub use listen::Listener;
 /// Bounds on what clients can use up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections at once, over all listeners; further ones wait to be accepted.
+    /// Connections at once, over all listeners; further ones wait until one of those ends.
     pub connections: usize,
+    /// Those of them that have not entered an export yet. One that is too many costs the oldest of
+    /// them its place, and so does one for which `connections` leaves none: strangers who say
+    /// nothing keep nobody out.
+    pub pending_connections: usize,
     /// Requests of one connection under way at once, replies being sent included.
     pub in_flight_requests: usize,
     /// Payload bytes of one connection under way at once. One request is let in whatever its
@@ -39,7 +45,7 @@ pub struct Limits {
     /// Time for each exchange of the handshake: the greeting, TLS in one go, the arrival of an
     /// option, the sending of its reply. It runs on the wall clock, so it must leave room for a
     /// machine that is busy with other work: a TLS handshake costs both sides some computing. What
-    /// a stranger who says nothing gains by a longer time is one of `connections` for that long.
+    /// a stranger who says nothing gains by a longer time is a place until another wants it.
     pub option_timeout: Duration,
     /// Time for all options together; anew after TLS has been started.
     pub handshake_timeout: Duration,
@@ -52,6 +58,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 256,
+            pending_connections: 64,
             in_flight_requests: 256,
             in_flight_bytes: 64 << 20,
             option_timeout: Duration::from_secs(30),
@@ -70,6 +77,7 @@ struct Inner {
     limits: Limits,
     /// A permit for each connection; all of them back means no connection is left.
     places: Arc<Semaphore>,
+    pending: Arc<Pending>,
     stage: watch::Sender<Stage>,
 }
 
@@ -90,6 +98,7 @@ impl Server {
             exports,
             limits: Limits { connections: places, ..limits },
             places: Arc::new(Semaphore::new(places)),
+            pending: Arc::default(),
             stage: watch::Sender::new(Stage::Running),
         }))
     }
@@ -102,16 +111,18 @@ impl Server {
         tokio::pin!(draining);
         loop {
             let accepted = async {
-                let place = Arc::clone(&self.0.places).acquire_owned().await;
-                (listener.accept().await, place)
+                let accepted = listener.accept().await;
+                (accepted, self.0.place().await)
             };
             let (accepted, place) = tokio::select! {
                 biased;
                 () = &mut draining => return Ok(()),
                 accepted = accepted => accepted,
             };
-            let Ok(place) = place else { return Ok(()) };
-            self.spawn(accepted, listener.tls().clone(), place);
+            let Some(place) = place else { return Ok(()) };
+            // Here, not in its task: the next one may want its place before that has run.
+            let newcomer = self.0.admit();
+            self.spawn(accepted, listener.tls().clone(), place, newcomer);
         }
     }
 
@@ -120,8 +131,8 @@ impl Server {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        let Ok(_place) = self.0.places.acquire().await else { return Ok(()) };
-        self.0.until_aborted(self.0.connection(stream, origin, tls)).await
+        let Some(_place) = self.0.place().await else { return Ok(()) };
+        self.0.connection(stream, origin, tls, self.0.admit()).await
     }
 
     /// Serves one connection that is in the transmission phase from its first byte, as that of a
@@ -146,7 +157,9 @@ impl Server {
         handshake::check(&session.info)?;
         let Ok(_place) = self.0.places.acquire().await else { return Ok(()) };
         let client = ClientInfo::default();
-        let served = self.0.proceed(&mut stream, Outcome::Transmission(session), &client);
+        let newcomer = self.0.admit();
+        let outcome = Outcome::Transmission(session);
+        let served = self.0.proceed(&mut stream, outcome, &client, &newcomer);
         self.0.until_aborted(served).await
     }
 
@@ -160,17 +173,17 @@ impl Server {
         orderly
     }
 
-    fn spawn(&self, accepted: Accepted, tls: Tls, place: OwnedSemaphorePermit) {
+    fn spawn(&self, accepted: Accepted, tls: Tls, place: OwnedSemaphorePermit, newcomer: Newcomer) {
         let inner = Arc::clone(&self.0);
         tokio::spawn(async move {
             let origin = accepted.origin();
             let serve = async {
                 match accepted {
-                    Accepted::Unix(stream, _) => inner.connection(stream, origin, &tls).await,
-                    Accepted::Tcp(stream, _) => inner.connection(stream, origin, &tls).await,
+                    Accepted::Unix(s, _) => inner.connection(s, origin, &tls, newcomer).await,
+                    Accepted::Tcp(s, _) => inner.connection(s, origin, &tls, newcomer).await,
                 }
             };
-            if let Err(reason) = inner.until_aborted(serve).await {
+            if let Err(reason) = serve.await {
                 tracing::warn!(client = %origin, reason, "connection cut");
             }
             drop(place);
@@ -179,7 +192,44 @@ impl Server {
 }
 
 impl Inner {
-    async fn connection<S>(&self, mut stream: S, origin: Origin, tls: &Tls) -> Result<(), String>
+    /// A place for one more connection, if need be that of the oldest in its handshake. None if
+    /// there are no places any more.
+    async fn place(&self) -> Option<OwnedSemaphorePermit> {
+        let places = || Arc::clone(&self.places);
+        if let Ok(place) = places().try_acquire_owned() {
+            return Some(place);
+        }
+        self.pending.cut_oldest();
+        places().acquire_owned().await.ok()
+    }
+
+    fn admit(&self) -> Newcomer {
+        self.pending.admit(self.limits.pending_connections)
+    }
+
+    async fn connection<S>(
+        &self,
+        stream: S,
+        origin: Origin,
+        tls: &Tls,
+        newcomer: Newcomer,
+    ) -> Result<(), String>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        tokio::select! {
+            served = self.until_aborted(self.converse(stream, origin, tls, &newcomer)) => served,
+            () = newcomer.unwanted() => Err("its place was wanted before it had entered".to_owned()),
+        }
+    }
+
+    async fn converse<S>(
+        &self,
+        mut stream: S,
+        origin: Origin,
+        tls: &Tls,
+        newcomer: &Newcomer,
+    ) -> Result<(), String>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
@@ -195,7 +245,7 @@ impl Inner {
         let mut negotiation = Negotiation::new(flags, state);
         let outcome = self.negotiate(&mut stream, &mut negotiation, &client).await?;
         let Outcome::StartTls = outcome else {
-            return self.proceed(&mut stream, outcome, &client).await;
+            return self.proceed(&mut stream, outcome, &client, newcomer).await;
         };
         let (Tls::Allowed(config) | Tls::Required(config)) = tls else {
             return Err("TLS was started though it is off".to_owned());
@@ -213,7 +263,7 @@ impl Inner {
         client.peer_name = client.certificate.as_ref().and_then(tls::peer_name);
         let mut negotiation = negotiation.after_tls();
         let outcome = self.negotiate(&mut stream, &mut negotiation, &client).await?;
-        self.proceed(&mut stream, outcome, &client).await
+        self.proceed(&mut stream, outcome, &client, newcomer).await
     }
 
     async fn negotiate<S>(
@@ -243,6 +293,7 @@ impl Inner {
         stream: &mut S,
         outcome: Outcome,
         client: &ClientInfo,
+        newcomer: &Newcomer,
     ) -> Result<(), String>
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -257,6 +308,7 @@ impl Inner {
             }
             Outcome::StartTls => return Err("TLS was started twice".to_owned()),
         };
+        newcomer.entered();
         tracing::info!(
             export = session.name,
             client = %client.origin,
