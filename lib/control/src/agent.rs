@@ -72,6 +72,9 @@ pub struct GroupStatus {
     pub gaps_total: u64,
     /// What went wrong and still matters: a sentence each. Empty if nothing did.
     pub problems: Vec<String>,
+    /// Why the disks were not taken for what they were at the start, while everything is compared for it.
+    #[serde(default)]
+    pub doubt: Option<String>,
     /// The volumes.
     pub volumes: Vec<VolumeStatus>,
 }

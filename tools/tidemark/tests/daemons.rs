@@ -47,6 +47,7 @@ fn group(name: &str) -> GroupStatus {
         frames_total: 1,
         gaps_total: 0,
         problems: Vec::new(),
+        doubt: None,
         volumes: vec![VolumeStatus {
             name: "data".into(),
             id: VolumeId(1),

@@ -60,6 +60,9 @@ fn source_group(out: &mut String, group: &GroupStatus, now_ns: i64) {
     for problem in &group.problems {
         let _ = writeln!(out, "    problem: {problem}");
     }
+    if let Some(reason) = &group.doubt {
+        let _ = writeln!(out, "    doubt  {reason}; everything is compared");
+    }
     for volume in &group.volumes {
         source_volume(out, volume);
     }

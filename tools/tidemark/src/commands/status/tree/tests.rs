@@ -47,6 +47,7 @@ pub fn source() -> AgentStatus {
         frames_total: 1234,
         gaps_total: 0,
         problems: Vec::new(),
+        doubt: None,
         volumes: vec![volume],
     };
     AgentStatus {
