@@ -32,6 +32,7 @@ use crate::{
         keeper::{self, Keeper},
         recovery::{self, TIME_RESERVE_NS},
     },
+    verify::Verifies,
 };
 
 mod handover;
@@ -51,6 +52,7 @@ pub struct Group {
     volumes: Vec<Served>,
     threads: Vec<JoinHandle<()>>,
     pace: Pace,
+    verifies: Verifies,
     state_dir: PathBuf,
     /// Why the disks are not taken for what they were, if so.
     doubt: Option<String>,
@@ -262,8 +264,10 @@ impl Group {
             },
             teller,
         )?;
+        let every_s = config.verify_every_s.map(|every| every.0);
         Ok(Group {
             config: config.clone(),
+            verifies: Verifies::start(config.name.as_str(), &dir, engine.clone(), every_s),
             engine,
             encoder,
             outbox,
@@ -307,7 +311,7 @@ impl Group {
 
     /// Begins to compare a volume, or all, with the target.
     pub fn verify(&self, volume: Option<VolumeId>) {
-        self.engine.tell(Command::Verify(volume));
+        self.verifies.begin(volume);
     }
 
     /// Takes the devices away, so that nothing is protected any more.
@@ -332,6 +336,7 @@ impl Group {
                 front.leave().await;
             }
         }
+        self.verifies.stop().await;
         let (done, clean) = oneshot::channel();
         self.engine.tell(Command::Stop { at_once: false, done });
         let clean = match tokio::time::timeout(patience, clean).await {
@@ -402,6 +407,7 @@ impl Group {
             frames_total: encoded.frames,
             gaps_total: snapshot.counters.overflows,
             problems,
+            verified: self.verifies.report(),
             doubt: self.doubt.clone().filter(|_| {
                 snapshot.volumes.iter().any(|volume| volume.gap == Some(GapReason::Doubt))
             }),

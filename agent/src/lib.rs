@@ -5,7 +5,7 @@
 //! of committed records, the [`outbox`] keeps them, the [`link`] sends them until the target has
 //! them durably. [`state`] is what survives a crash of the machine, and [`rings`] one of the agent; [`disks`] tells
 //! whether the disks are those that were protected;
-//! [`group`] puts the parts together;
+//! [`verify`] is the comparison on a schedule; [`group`] puts the parts together;
 //! [`agent::Agent`] holds the groups and answers the local [`api`]; [`passthrough`] serves the devices without
 //! any of that. [`kernel`] is where kernel
 //! interfaces are spoken.
@@ -30,5 +30,6 @@ pub mod passthrough;
 pub mod progress;
 pub mod rings;
 pub mod state;
+pub mod verify;
 
 pub use agent::Agent;

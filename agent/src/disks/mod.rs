@@ -19,9 +19,7 @@ mod facts;
 mod tests;
 
 use std::{
-    fs::{self, File},
-    io,
-    os::unix::fs::FileExt,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -30,7 +28,7 @@ use tidemark_journal::{GroupId, VolumeId};
 
 pub use facts::{Facts, Rest};
 
-use crate::kernel::blockdev::Backing;
+use crate::{kernel::blockdev::Backing, state::replace::replace_file};
 
 const FILE: &str = "disks.json";
 const VERSION: u32 = 1;
@@ -272,18 +270,10 @@ fn read(place: Place<'_>) -> Result<Option<Disks>, DiskError> {
 }
 
 fn write(place: Place<'_>, disks: &Disks) -> Result<(), DiskError> {
-    let (path, new) = (place.dir.join(FILE), place.dir.join(format!("{FILE}.new")));
+    let path = place.dir.join(FILE);
     let json =
         serde_json::to_vec_pretty(disks).map_err(|e| fail("encode", &path, io::Error::other(e)))?;
-    let write = || {
-        fs::create_dir_all(place.dir)?;
-        let file = File::create(&new)?;
-        file.write_all_at(&json, 0)?;
-        file.sync_all()?;
-        fs::rename(&new, &path)?;
-        File::open(place.dir)?.sync_all()
-    };
-    write().map_err(|e| fail("write", &path, e))
+    replace_file(place.dir, FILE, &json).map_err(|e| fail("write", &path, e))
 }
 
 fn fail(what: &'static str, path: &Path, source: io::Error) -> DiskError {

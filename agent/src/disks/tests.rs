@@ -1,6 +1,10 @@
 //! The file's text, and what follows from each difference.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    fs::File,
+    os::unix::fs::FileExt,
+    time::{Duration, SystemTime},
+};
 
 use super::*;
 use crate::kernel::blockdev::IoCounters;

@@ -48,6 +48,7 @@ fn group(name: &str) -> GroupStatus {
         gaps_total: 0,
         problems: Vec::new(),
         doubt: None,
+        verified: Default::default(),
         volumes: vec![VolumeStatus {
             name: "data".into(),
             id: VolumeId(1),

@@ -48,6 +48,7 @@ pub fn source() -> AgentStatus {
         gaps_total: 0,
         problems: Vec::new(),
         doubt: None,
+        verified: Default::default(),
         volumes: vec![volume],
     };
     AgentStatus {
