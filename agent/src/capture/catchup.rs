@@ -111,7 +111,8 @@ pub struct CatchUp {
     mode: Option<Mode>,
     /// Counts [`Core::link`].
     link: u32,
-    budget_bytes: u64,
+    /// What may still be read; below zero, what was read ahead of it.
+    budget_bytes: i64,
     cursors: Vec<u32>,
     verify: Vec<Option<Verify>>,
     parts: VecDeque<Part>,
@@ -158,9 +159,14 @@ impl Core {
         }
     }
 
-    /// Lets catch-up and verify read so many bytes; what is left over from before is dropped.
+    /// Lets catch-up and verify read so many bytes more. What is left over from before is dropped; what was read
+    /// ahead of it, since a region is read as a whole, is made up for first.
     pub fn allow_catch_up(&mut self, bytes: u64) {
-        self.catch_up.budget_bytes = bytes;
+        let budget = &mut self.catch_up.budget_bytes;
+        *budget = match i64::try_from(bytes) {
+            Ok(bytes) => (*budget).min(0).saturating_add(bytes),
+            Err(_) => i64::MAX,
+        };
     }
 
     /// Begins to compare all of a volume with the target. What differs is sent.
@@ -401,7 +407,7 @@ impl Core {
         let Op::Read(read) = self.ops.get(id.0) else { unreachable!("a read") };
         let part = read.part;
         let bytes = part.sectors * 512;
-        self.catch_up.budget_bytes = self.catch_up.budget_bytes.saturating_sub(bytes);
+        self.catch_up.budget_bytes -= bytes as i64;
         self.counters.catch_up_read_bytes += bytes;
         self.catch_up.reading.push(Reading {
             op: id,

@@ -7,7 +7,7 @@ use super::{
     Core, Op, Volume,
 };
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(in crate::capture) enum FlushBy {
     Request(u32),
     /// The epoch that is being settled.
@@ -20,6 +20,7 @@ pub(in crate::capture) enum FlushBy {
 #[derive(Clone, Copy)]
 pub(in crate::capture) struct Flushing {
     op: OpId,
+    by: FlushBy,
     /// What had completed when it was begun.
     tick: u64,
     /// Whether it has ended, and well.
@@ -36,7 +37,7 @@ pub(super) struct Epoch {
 impl Core {
     pub(super) fn flush(&mut self, by: FlushBy, volume: usize) {
         let op = OpId(self.ops.insert(Op::Flush { by, volume }));
-        let begun = Flushing { op, tick: self.map.flush_begun(), ended: None };
+        let begun = Flushing { op, by, tick: self.map.flush_begun(), ended: None };
         self.volumes[volume].flushing.push_back(begun);
         let volume = self.volumes[volume].id;
         let (start, sectors) = (Sector(0), 0);
@@ -56,20 +57,20 @@ impl Core {
         if let Some(flush) = flushing.iter_mut().find(under_way) {
             flush.ended = Some(result.is_ok());
         }
-        while let Some(Flushing { tick, ended: Some(well), .. }) = flushing.front().copied() {
+        while let Some(Flushing { by, tick, ended: Some(well), .. }) = flushing.front().copied() {
             flushing.pop_front();
             if well {
                 self.map.flush_ended(*volume, tick);
             }
-        }
-        match (by, &mut self.epoch) {
-            (FlushBy::Request(request), _) => self.part_ended(request, result),
-            (FlushBy::Epoch, Some(epoch)) => {
+            if by == FlushBy::Epoch
+                && let Some(epoch) = &mut self.epoch
+            {
                 epoch.flushes_left -= 1;
-                epoch.failed |= result.is_err();
+                epoch.failed |= !well;
             }
-            (FlushBy::Epoch, None) => unreachable!("an epoch waits for its flushes"),
-            (FlushBy::Stop, _) => {}
+        }
+        if let FlushBy::Request(request) = by {
+            self.part_ended(request, result);
         }
     }
 

@@ -145,3 +145,20 @@ fn a_flush_vouches_for_nothing_that_an_earlier_one_may_yet_lose() {
     assert_eq!(core.map().uncaptured(VOLUME).count(), 1);
     assert_eq!(answers, [(1, Ok(()))]);
 }
+
+/// The same for the dirty bits of an epoch, which its own flush does not clear while an earlier one is under way.
+#[test]
+fn an_epoch_does_not_settle_while_an_earlier_flush_may_fail() {
+    let mut core = sent();
+    let (start, sectors) = (Sector(0), 0);
+    core.submit(Request { id: RequestId(1), volume: VOLUME, ask: Ask::Flush, start, sectors });
+    let earlier = only_flush(&mut core);
+    core.final_durable(core.last_seq());
+    core.maintain();
+    let settling = only_flush(&mut core);
+    core.local_ended(settling, Ok(()));
+    assert!(local(&mut core).is_empty());
+    assert_eq!(core.map().counts(), (0, 1), "settled on the word of the second flush");
+    core.local_ended(earlier, Err(5));
+    assert_eq!(core.map().uncaptured(VOLUME).count(), 1);
+}

@@ -186,9 +186,10 @@ impl Sim {
     /// A flush fails, and some of what was written since the last good one is lost, whatever later flushes say.
     fn lose_unflushed(&mut self, volume: usize) {
         let busy = self.busy(volume, false);
-        for grain in 0..self.disks[volume].len() {
-            if !busy[grain] && self.random.percent(10) {
-                self.disks[volume][grain] = self.stable[volume].1[grain];
+        let disk = self.disks[volume].iter_mut().zip(&self.stable[volume].1);
+        for ((now, before), busy) in disk.zip(busy) {
+            if !busy && self.random.percent(10) {
+                *now = *before;
             }
         }
     }
