@@ -15,6 +15,7 @@ use crate::{
     Agent, api,
     config::{AgentConfig, Loaded},
     kernel::process,
+    passthrough::Passthrough,
 };
 
 /// Between two attempts to start groups that could not be started.
@@ -30,13 +31,81 @@ pub fn run(directory: &Path) -> Result<()> {
     for warning in process::settle_below_filesystems() {
         tracing::warn!("{warning}");
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    runtime()?.block_on(work(directory, loaded))
+}
+
+/// Serves the devices of a group, or of all, without capturing anything, until it is told to end. Call it
+/// before any thread is started. `tracking_lost`: even if nothing can remember that.
+///
+/// # Errors
+/// A sentence that says what is in the way.
+pub fn run_passthrough(directory: &Path, group: Option<&str>, tracking_lost: bool) -> Result<()> {
+    let Loaded { config, faults } = AgentConfig::load(directory)?;
+    let wanted = |name: &str| group.is_none_or(|group| group == name);
+    for fault in faults.iter().filter(|fault| wanted(&fault.group)) {
+        tracing::error!(group = fault.group, error = %fault.error, "the group's file cannot be used");
+    }
+    for warning in process::settle_below_filesystems() {
+        tracing::warn!("{warning}");
+    }
+    runtime()?.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut serving = Vec::new();
+        for group in config.groups.iter().filter(|group| wanted(group.name.as_str())) {
+            match Passthrough::start(&config.node, group, tracking_lost).await {
+                Ok(started) => serving.push(started),
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    tracing::error!(group = %group.name, error, "its devices are not served");
+                }
+            }
+        }
+        if serving.is_empty() {
+            bail!("there is no group whose devices could be served");
+        }
+        // Without a service manager there is nobody to tell.
+        let _ = sd_notify::notify(&[NotifyState::Ready]);
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            () = feed_watchdog_of(&serving) => {}
+        }
+        let _ = sd_notify::notify(&[NotifyState::Stopping]);
+        for passthrough in serving {
+            passthrough.stop().await;
+        }
+        Ok(())
+    })
+}
+
+/// Never ends.
+async fn feed_watchdog_of(serving: &[Passthrough]) {
+    let Some(limit) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
+    loop {
+        tokio::time::sleep(watchdog_period(limit)).await;
+        let mut alive = true;
+        for passthrough in serving {
+            alive &= passthrough.is_alive().await;
+        }
+        if alive {
+            // A failure to tell shows as the watchdog's own.
+            let _ = sd_notify::notify(&[NotifyState::Watchdog]);
+        }
+    }
+}
+
+fn watchdog_period(limit: Duration) -> Duration {
+    limit.div_f64(3.0).max(Duration::from_millis(100))
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("tm-front")
         .enable_all()
         .build()
-        .context("start the async runtime")?;
-    runtime.block_on(work(directory, loaded))
+        .context("start the async runtime")
 }
 
 async fn work(directory: &Path, loaded: Loaded) -> Result<()> {
@@ -90,7 +159,7 @@ async fn start_late_groups(agent: Arc<Agent>) {
 /// Tells the service manager that the capture threads work, for as long as they do.
 async fn feed_watchdog(agent: Arc<Agent>) {
     let Some(limit) = sd_notify::watchdog_enabled() else { return };
-    let period = limit.div_f64(3.0).max(Duration::from_millis(100));
+    let period = watchdog_period(limit);
     loop {
         tokio::time::sleep(period).await;
         if agent.is_alive().await {

@@ -1,13 +1,13 @@
 //! A protected group: everything that runs for it, from the claimed disks to the link.
 
-use std::{sync::Arc, thread::JoinHandle, time::Duration};
+use std::{path::PathBuf, sync::Arc, thread::JoinHandle, time::Duration};
 
 use anyhow::Context;
 use rustls::ClientConfig;
 use tidemark_control::agent::{
     FrontKind, GroupStatus, LinkState, LinkStatus, Progress, Rung, VolumeStatus,
 };
-use tidemark_journal::{GroupId, Position, Seq, VolumeId};
+use tidemark_journal::{GapReason, GroupId, Position, Seq, VolumeId};
 use tidemark_link::message::{GroupHello, VolumeHello};
 use tokio::sync::oneshot;
 
@@ -19,9 +19,9 @@ use crate::{
     clock::JournalClock,
     config::{GroupConfig, NodeConfig, VolumeConfig},
     dirty::{map::DirtyMap, regions_in},
-    encoder,
+    disks, encoder,
     engine::{self, Command, Engine, EngineVolume, Parts},
-    front::{Front, choose, kernel_nbd, nbd, ublk},
+    front::Front,
     kernel::blockdev::Backing,
     link::{self, Link, LinkParts, TermTeller},
     outbox::Outbox,
@@ -32,6 +32,7 @@ use crate::{
         keeper::{self, Keeper},
         recovery::{self, TIME_RESERVE_NS},
     },
+    verify::Verifies,
 };
 
 mod handover;
@@ -51,10 +52,15 @@ pub struct Group {
     volumes: Vec<Served>,
     threads: Vec<JoinHandle<()>>,
     pace: Pace,
+    verifies: Verifies,
+    state_dir: PathBuf,
+    /// Why the disks are not taken for what they were, if so.
+    doubt: Option<String>,
 }
 
 struct Served {
     config: VolumeConfig,
+    backing: Arc<Backing>,
     sectors: u64,
     front: Option<Front>,
 }
@@ -71,17 +77,7 @@ impl Group {
         tls: Arc<ClientConfig>,
         rings: &Rings,
     ) -> anyhow::Result<Group> {
-        let mut volumes = Vec::new();
-        for volume in &config.volumes {
-            let path = volume.backing.clone();
-            let backing =
-                tokio::task::spawn_blocking(move || Backing::claim(&path, CLAIM_PATIENCE))
-                    .await
-                    .context("the thread that claims the disk")?
-                    .with_context(|| format!("volume {}", volume.name))?;
-            let sectors = backing.geometry().size_bytes / 512;
-            volumes.push(EngineVolume { id: volume.id, backing: Arc::new(backing), sectors });
-        }
+        let volumes = claim(config).await?;
         let backings: Vec<Arc<Backing>> =
             volumes.iter().map(|volume| volume.backing.clone()).collect();
         let sectors: Vec<u64> = volumes.iter().map(|volume| volume.sectors).collect();
@@ -91,46 +87,17 @@ impl Group {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         for (index, volume) in config.volumes.iter().enumerate() {
-            let (id, sectors) = (volume.id, sectors[index]);
-            let export = nbd::VolumeExport::new(
-                group.engine.clone(),
-                id,
-                volume.name.as_str(),
-                sectors,
-                &backings[index],
-            );
-            let front = match choose(volume.front) {
-                FrontKind::NbdSocket => {
-                    let path = node.socket_of(&config.name, volume);
-                    let front = nbd::SocketFront::start(export, &path).await;
-                    Front::Socket(front.with_context(|| format!("listen on {}", path.display()))?)
-                }
-                FrontKind::NbdKernel => Front::KernelNbd(
-                    kernel_nbd::KernelNbdFront::start(
-                        export,
-                        config.name.as_str(),
-                        volume.name.as_str(),
-                    )
-                    .await?,
-                ),
-                FrontKind::Ublk => {
-                    let wanted = ublk::UblkVolume {
-                        id,
-                        group: config.name.as_str(),
-                        name: volume.name.as_str(),
-                        backing: &backings[index],
-                        runtime_dir: &node.runtime_dir,
-                    };
-                    Front::Ublk(ublk::UblkFront::start(&group.engine, &wanted).await?)
-                }
-            };
+            let front =
+                Front::start(&group.engine, node, &config.name, volume, &backings[index]).await?;
             tracing::info!(
                 group = %config.name,
                 volume = %volume.name,
                 device = %front.device().display(),
                 "the volume is protected"
             );
-            group.volumes.push(Served { config: volume.clone(), sectors, front: Some(front) });
+            let backing = backings[index].clone();
+            let (sectors, front) = (sectors[index], Some(front));
+            group.volumes.push(Served { config: volume.clone(), backing, sectors, front });
         }
         Ok(group)
     }
@@ -145,7 +112,17 @@ impl Group {
         let regions: Vec<(VolumeId, u32)> =
             volumes.iter().map(|volume| (volume.id, regions_in(volume.sectors))).collect();
         let dir = node.state_of(&config.name);
-        let (mut files, found) = StateFiles::open(&dir, config.id, &regions)?;
+        let place = disks::Place { dir: &dir, group: config.id, name: config.name.as_str() };
+        let backings: Vec<(VolumeId, &Backing)> =
+            volumes.iter().map(|volume| (volume.id, &*volume.backing)).collect();
+        let checked = disks::check(place, &backings)?;
+        let (mut files, mut found) = StateFiles::open(&dir, config.id, &regions)?;
+        let clean = found.state.is_some_and(|state| state.clean.is_some());
+        let doubt = checked.doubt(clean).map(str::to_owned).filter(|_| found.state.is_some());
+        if let Some(reason) = &doubt {
+            tracing::warn!(group = %config.name, reason, "everything is compared with the target");
+            found.doubted = true;
+        }
         let mut about = About {
             group: config.id,
             id: 0,
@@ -194,6 +171,7 @@ impl Group {
         state.ring = about.id;
         state.time_ceiling_ns = state.time_ceiling_ns.max(clock.now_ns() + TIME_RESERVE_NS);
         files.write_state(&state)?;
+        checked.record(place)?;
         state.generation = generation_found;
         let memory = ring.writer.memory().clone();
         if !start.with_ring {
@@ -286,8 +264,10 @@ impl Group {
             },
             teller,
         )?;
+        let every_s = config.verify_every_s.map(|every| every.0);
         Ok(Group {
             config: config.clone(),
+            verifies: Verifies::start(config.name.as_str(), &dir, engine.clone(), every_s),
             engine,
             encoder,
             outbox,
@@ -297,6 +277,8 @@ impl Group {
             volumes: Vec::new(),
             threads: vec![engine_thread, encoder_thread, keeper_thread],
             pace: Pace::default(),
+            state_dir: dir,
+            doubt,
         })
     }
 
@@ -329,7 +311,7 @@ impl Group {
 
     /// Begins to compare a volume, or all, with the target.
     pub fn verify(&self, volume: Option<VolumeId>) {
-        self.engine.tell(Command::Verify(volume));
+        self.verifies.begin(volume);
     }
 
     /// Takes the devices away, so that nothing is protected any more.
@@ -354,6 +336,7 @@ impl Group {
                 front.leave().await;
             }
         }
+        self.verifies.stop().await;
         let (done, clean) = oneshot::channel();
         self.engine.tell(Command::Stop { at_once: false, done });
         let clean = match tokio::time::timeout(patience, clean).await {
@@ -371,7 +354,19 @@ impl Group {
             // A panic there has been reported already; there is nothing left to save.
             let _ = tokio::task::spawn_blocking(move || thread.join()).await;
         }
+        if clean && let Err(error) = self.record_rest() {
+            tracing::warn!(group = %self.config.name, %error, "writes while no agent runs would not be \
+                noticed");
+        }
         clean
+    }
+
+    fn record_rest(&self) -> Result<(), disks::DiskError> {
+        let (dir, name) = (&*self.state_dir, self.config.name.as_str());
+        let place = disks::Place { dir, group: self.config.id, name };
+        let backings: Vec<_> =
+            self.volumes.iter().map(|volume| (volume.config.id, &*volume.backing)).collect();
+        disks::record_rest(place, &backings)
     }
 
     /// Whether the capture thread still takes its turns.
@@ -412,6 +407,10 @@ impl Group {
             frames_total: encoded.frames,
             gaps_total: snapshot.counters.overflows,
             problems,
+            verified: self.verifies.report(),
+            doubt: self.doubt.clone().filter(|_| {
+                snapshot.volumes.iter().any(|volume| volume.gap == Some(GapReason::Doubt))
+            }),
             volumes: self
                 .volumes
                 .iter()
@@ -461,6 +460,21 @@ impl Group {
             uncaptured_regions: uncaptured,
         }
     }
+}
+
+/// Claims the disks of a group, in the order of its volumes.
+pub(crate) async fn claim(config: &GroupConfig) -> anyhow::Result<Vec<EngineVolume>> {
+    let mut volumes = Vec::new();
+    for volume in &config.volumes {
+        let path = volume.backing.clone();
+        let backing = tokio::task::spawn_blocking(move || Backing::claim(&path, CLAIM_PATIENCE))
+            .await
+            .context("the thread that claims the disk")?
+            .with_context(|| format!("volume {}", volume.name))?;
+        let sectors = backing.geometry().size_bytes / 512;
+        volumes.push(EngineVolume { id: volume.id, backing: Arc::new(backing), sectors });
+    }
+    Ok(volumes)
 }
 
 fn link_status(link: link::LinkStatus) -> LinkStatus {

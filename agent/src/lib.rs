@@ -3,9 +3,11 @@
 //! The way of a write: a [`front`] hands it to the [`engine`], which does what the [`capture`] core
 //! decides: range lock, [`dirty`] map, ring slot, sequence, local disk. The [`encoder`] makes frames
 //! of committed records, the [`outbox`] keeps them, the [`link`] sends them until the target has
-//! them durably. [`state`] is what survives a crash of the machine, and [`rings`] one of the agent;
-//! [`group`] puts the parts together;
-//! [`agent::Agent`] holds the groups and answers the local [`api`]. [`kernel`] is where kernel
+//! them durably. [`state`] is what survives a crash of the machine, and [`rings`] one of the agent; [`disks`] tells
+//! whether the disks are those that were protected;
+//! [`verify`] is the comparison on a schedule; [`group`] puts the parts together;
+//! [`agent::Agent`] holds the groups and answers the local [`api`]; [`passthrough`] serves the devices without
+//! any of that. [`kernel`] is where kernel
 //! interfaces are spoken.
 
 pub mod agent;
@@ -15,6 +17,7 @@ pub mod clock;
 pub mod config;
 pub mod daemon;
 pub mod dirty;
+pub mod disks;
 pub mod encoder;
 pub mod engine;
 pub mod front;
@@ -23,8 +26,10 @@ pub mod kernel;
 pub mod lag;
 pub mod link;
 pub mod outbox;
+pub mod passthrough;
 pub mod progress;
 pub mod rings;
 pub mod state;
+pub mod verify;
 
 pub use agent::Agent;

@@ -1,9 +1,11 @@
-//! A network that misbehaves on request: a TCP proxy on loopback that can stall, cut and reset.
+//! A network that misbehaves on request: a TCP proxy on loopback that can stall, cut, reset, corrupt, slow down and
+//! forget its connections.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
 
@@ -30,6 +32,13 @@ struct State {
     dead: bool,
     /// After so many more bytes from the source, all connections are reset.
     reset_after: Option<u64>,
+    /// After so many more bytes from the source, one is changed.
+    corrupt_after: Option<u64>,
+    /// The most that each direction of a connection passes on in a second.
+    bytes_per_s: Option<u64>,
+    /// Counts the connections; those with a lower number than the other are forgotten.
+    accepted: u64,
+    remembered_from: u64,
     forwarded_bytes: u64,
     ended: bool,
 }
@@ -90,6 +99,27 @@ impl Proxy {
         self.shared.lock().reset_after.is_none()
     }
 
+    /// Changes one byte when the source has sent so many more.
+    pub fn corrupt_after(&self, bytes: u64) {
+        self.shared.lock().corrupt_after = Some(bytes);
+    }
+
+    /// Whether a change that was asked for has come about.
+    pub fn was_corrupted(&self) -> bool {
+        self.shared.lock().corrupt_after.is_none()
+    }
+
+    /// Bounds what each direction of a connection passes on in a second, or no longer does so.
+    pub fn slow(&self, bytes_per_s: Option<u64>) {
+        self.shared.lock().bytes_per_s = bytes_per_s;
+    }
+
+    /// Passes nothing on any more between the present ends, and tells neither: only new connections work.
+    pub fn forget(&self) {
+        let mut state = self.shared.lock();
+        state.remembered_from = state.accepted;
+    }
+
     /// Bytes that the source has sent through it.
     pub fn forwarded_bytes(&self) -> u64 {
         self.shared.lock().forwarded_bytes
@@ -136,19 +166,21 @@ fn pass_on(client: TcpStream, to: SocketAddr, shared: &Arc<Shared>) -> io::Resul
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
     let ends = [client.try_clone()?, server.try_clone()?];
-    {
+    let number = {
         let mut state = shared.lock();
         state.connections.push(ends);
         if state.dead {
             state.end_all(false);
         }
-    }
+        state.accepted += 1;
+        state.accepted - 1
+    };
     let (up, down) = ((client.try_clone()?, server.try_clone()?), (server, client));
     for ((from, to), from_source) in [(up, true), (down, false)] {
         let shared = Arc::clone(shared);
         thread::spawn(move || {
             // Either end going away ends both.
-            let _ = copy(&from, &to, from_source, &shared);
+            let _ = copy(&from, &to, (number, from_source), &shared);
             let _ = from.shutdown(Shutdown::Both);
             let _ = to.shutdown(Shutdown::Both);
         });
@@ -159,7 +191,7 @@ fn pass_on(client: TcpStream, to: SocketAddr, shared: &Arc<Shared>) -> io::Resul
 fn copy(
     mut from: &TcpStream,
     mut to: &TcpStream,
-    from_source: bool,
+    (number, from_source): (u64, bool),
     shared: &Shared,
 ) -> io::Result<()> {
     let mut buffer = [0; STEP_BYTES];
@@ -169,7 +201,7 @@ fn copy(
             return Ok(());
         }
         let mut state = shared.lock();
-        while state.stalled && !state.ended {
+        while (state.stalled || number < state.remembered_from) && !state.ended {
             state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         if state.ended {
@@ -182,8 +214,19 @@ fn copy(
                 state.reset_after = Some(left - pass as u64);
             }
             state.forwarded_bytes += pass as u64;
+            if let Some(left) = state.corrupt_after {
+                let at = usize::try_from(left).ok().filter(|at| *at < pass);
+                if let Some(byte) = at.and_then(|at| buffer.get_mut(at)) {
+                    *byte ^= 0x10;
+                }
+                state.corrupt_after = left.checked_sub(pass as u64).filter(|_| at.is_none());
+            }
         }
+        let rate = state.bytes_per_s;
         drop(state);
+        if let Some(rate) = rate {
+            thread::sleep(Duration::from_secs_f64(pass as f64 / rate as f64));
+        }
         to.write_all(&buffer[..pass])?;
         let mut state = shared.lock();
         if from_source && state.reset_after == Some(0) {

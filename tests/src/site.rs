@@ -321,6 +321,17 @@ impl Site {
         Ok(())
     }
 
+    /// Serves the group's devices without capture, in a process of its own in the agent's place.
+    pub fn spawn_passthrough(&mut self, program: &str) -> Result<()> {
+        let (node, group) =
+            (self.dir().join("agent.toml"), self.dir().join(format!("{GROUP}.toml")));
+        std::fs::write(&node, self.node_text(SOURCE))?;
+        std::fs::write(&group, self.group_text())?;
+        let process = Process::start(program, &[&node, &group], "passthrough")?;
+        self.agent = Some(Side::Elsewhere(process));
+        Ok(())
+    }
+
     /// From now on, agents in processes of their own have a service manager that keeps their rings.
     pub fn manage_agents(&mut self) -> Result<()> {
         self.manager = Some(Manager::bind(&self.dir().join("notify.sock"))?);

@@ -188,6 +188,37 @@ fn a_network_that_cuts_frames_costs_time_only() -> Result<()> {
 }
 
 #[test]
+fn a_network_that_corrupts_slows_down_and_forgets_costs_time_only() -> Result<()> {
+    let mut site = Site::started(plan())?;
+    site.wait_in_sync()?;
+    let start = site.mark("the start")?;
+    let operations = shape(9, 12_000).operations()?;
+    let mut corrupted = 0;
+    let log = load_meanwhile(&mut site, &operations, |site| {
+        for round in 0..4u64 {
+            site.wait("the link", |status| status.link.state == LinkState::Up)?;
+            site.network().corrupt_after(20_011 + round * 33_333);
+            for _ in 0..40 {
+                std::thread::sleep(Duration::from_millis(25));
+                if site.network().was_corrupted() {
+                    corrupted += 1;
+                    break;
+                }
+            }
+        }
+        site.wait("the link", |status| status.link.state == LinkState::Up)?;
+        site.network().slow(Some(128 << 10));
+        std::thread::sleep(Duration::from_secs(1));
+        site.network().slow(None);
+        // Neither end hears anything of the other any more, nor of that.
+        site.network().forget();
+        site.wait("the loss to be noticed", |status| status.link.state != LinkState::Up)
+    })?;
+    ensure!(corrupted >= 2, "only {corrupted} bytes were changed");
+    judge_without_gap(&site, &operations, &log, start)
+}
+
+#[test]
 fn an_agent_that_is_killed_compares_only_what_was_being_written() -> Result<()> {
     const LARGE_BYTES: u64 = 512 * MIB;
     const HOT_BYTES: u64 = 8 * MIB;

@@ -58,7 +58,7 @@ pub struct ReadBack<'a> {
     pub data: &'a [u8],
     /// Whether all of them are zero.
     pub zeros: bool,
-    /// The hash of each block of 4 KiB, if they were asked for and it is not all zeros.
+    /// The hash of each block of 4 KiB, if they were asked for.
     pub hashes: &'a [u8],
 }
 
@@ -111,7 +111,8 @@ pub struct CatchUp {
     mode: Option<Mode>,
     /// Counts [`Core::link`].
     link: u32,
-    budget_bytes: u64,
+    /// What may still be read; below zero, what was read ahead of it.
+    budget_bytes: i64,
     cursors: Vec<u32>,
     verify: Vec<Option<Verify>>,
     parts: VecDeque<Part>,
@@ -158,16 +159,35 @@ impl Core {
         }
     }
 
-    /// Lets catch-up and verify read so many bytes; what is left over from before is dropped.
+    /// Lets catch-up and verify read so many bytes more. What is left over from before is dropped; what was read
+    /// ahead of it, since a region is read as a whole, is made up for first.
     pub fn allow_catch_up(&mut self, bytes: u64) {
-        self.catch_up.budget_bytes = bytes;
+        let budget = &mut self.catch_up.budget_bytes;
+        *budget = match i64::try_from(bytes) {
+            Ok(bytes) => (*budget).min(0).saturating_add(bytes),
+            Err(_) => i64::MAX,
+        };
     }
 
     /// Begins to compare all of a volume with the target. What differs is sent.
     pub fn verify(&mut self, volume: VolumeId) {
+        self.verify_from(volume, 0);
+    }
+
+    /// Goes on with a comparison of a volume that had reached this region.
+    pub fn verify_from(&mut self, volume: VolumeId, region: u32) {
         let index = self.volume_index(volume);
         let regions = regions_in(self.volumes[index].sectors);
-        self.catch_up.verify[index] = Some(Verify { next: 0, regions, again: Vec::new() });
+        let next = region.min(regions);
+        self.catch_up.verify[index] = Some(Verify { next, regions, again: Vec::new() });
+    }
+
+    /// The first region of a volume that its verify may not have compared. None if there is none.
+    pub fn verify_reached(&self, volume: VolumeId) -> Option<u32> {
+        let verify = self.catch_up.verify[self.volume_index(volume)].as_ref()?;
+        let open = self.catch_up.working.iter().filter(|(r, w)| w.verify && r.volume == volume);
+        let left = open.map(|(region, _)| region.index).chain(verify.again.iter().copied());
+        left.chain([verify.next]).min()
     }
 
     /// How far a volume's verify is: regions compared and regions in all. None if there is none.
@@ -240,6 +260,16 @@ impl Core {
             self.map.mark_uncaptured(RegionId { volume: id, index });
         }
         self.redo_catch_up(volume, start, sectors);
+    }
+
+    /// A flush failed: what the disk was to keep of a volume may not be there, and a later flush that succeeds
+    /// does not bring it back (invariant 7). What was written since the last good one is read back and sent.
+    pub(super) fn reread_unflushed(&mut self, volume: usize) {
+        let id = self.volumes[volume].id;
+        self.map.flush_failed(id);
+        for (_, work) in self.catch_up.working.iter_mut().filter(|(at, _)| at.volume == id) {
+            work.redo = true;
+        }
     }
 
     pub(super) fn poll_catch_up(&mut self) {
@@ -377,7 +407,7 @@ impl Core {
         let Op::Read(read) = self.ops.get(id.0) else { unreachable!("a read") };
         let part = read.part;
         let bytes = part.sectors * 512;
-        self.catch_up.budget_bytes = self.catch_up.budget_bytes.saturating_sub(bytes);
+        self.catch_up.budget_bytes -= bytes as i64;
         self.counters.catch_up_read_bytes += bytes;
         self.catch_up.reading.push(Reading {
             op: id,
@@ -421,7 +451,11 @@ impl Core {
     }
 
     fn record_content(&mut self, part: Part, content: ReadBack<'_>) {
-        let (kind, flags, payload) = if content.zeros {
+        let work = self.catch_up.working.get(&part.region);
+        // Zeros are sent as such, for no more than it takes to offer them; unless somebody wants to know
+        // whether the target has them.
+        let compare = part.offer && work.is_some_and(|work| work.verify);
+        let (kind, flags, payload) = if content.zeros && !compare {
             (Kind::Sync, flag::ZEROS, &[][..])
         } else if part.offer {
             (Kind::Offer, 0, content.hashes)

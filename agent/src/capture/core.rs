@@ -10,7 +10,7 @@ use std::{collections::VecDeque, sync::Arc};
 use tidemark_journal::{GapReason, Seq, VolumeId};
 
 use self::{
-    flushes::{Epoch, FlushBy},
+    flushes::{Epoch, FlushBy, Flushing},
     inherited::{Failed, RedoOp},
     writes::{RequestState, WriteOp},
 };
@@ -43,6 +43,8 @@ pub(super) struct Volume {
     pub sectors: u64,
     pub lock: RangeLock,
     pub gap: Option<Gap>,
+    /// Flushes under way, and those that ended before an earlier one, in the order of their beginning.
+    pub flushing: VecDeque<Flushing>,
 }
 
 /// Counters that only grow, and a few that say how things stand. Units are in the names.
@@ -66,7 +68,7 @@ pub struct Counters {
 
 pub(super) enum Op {
     Write(WriteOp),
-    Flush { by: FlushBy, volume: usize, tick: u64 },
+    Flush { by: FlushBy, volume: usize },
     Read(super::catchup::ReadOp),
     Redo(RedoOp),
 }
@@ -94,7 +96,8 @@ pub struct Core {
     /// The epoch of dirty bits that is being settled.
     epoch: Option<Epoch>,
     doubt: bool,
-    stop_flushed: bool,
+    /// What had ended when the flushes of a stop were begun.
+    stop_flushed: Option<u64>,
     granted: Vec<LockId>,
     /// Writes that the local disk refused, until that is durably marked.
     failed: Vec<Failed>,
@@ -116,6 +119,7 @@ impl Core {
                 sectors: start.sectors,
                 lock: RangeLock::default(),
                 gap: start.gap,
+                flushing: VecDeque::new(),
             })
             .collect();
         for (index, volume) in volumes.iter().enumerate() {
@@ -141,7 +145,7 @@ impl Core {
             counters: Counters::default(),
             epoch: None,
             doubt: false,
-            stop_flushed: false,
+            stop_flushed: None,
             granted: Vec::with_capacity(64),
             failed: Vec::new(),
         }

@@ -34,6 +34,8 @@ pub struct GroupConfig {
     pub throttle: Schedule,
     /// How much the target may lag before somebody should know.
     pub rpo_target_s: Option<Seconds>,
+    /// How often everything is compared with the target; none: only when somebody asks for it.
+    pub verify_every_s: Option<Seconds>,
     /// How volumes are presented unless they say otherwise.
     pub front: FrontChoice,
     /// The volumes, at least one, in the order of their ids.
@@ -114,6 +116,13 @@ impl GroupConfig {
                 .transpose()?,
             throttle: file.throttle,
             rpo_target_s: file.rpo_target_s,
+            verify_every_s: match file.verify.every {
+                Some(every) if every.get_ref().0 == 0 => {
+                    let sentence = "an interval of 0 would never end; leave 'every' out for none";
+                    return Err(source.fault(every.span(), sentence));
+                }
+                every => every.map(Spanned::into_inner),
+            },
             front: file.front,
             volumes,
         })
@@ -135,9 +144,17 @@ struct GroupFile {
     throttle: Schedule,
     rpo_target_s: Option<Seconds>,
     #[serde(default)]
+    verify: VerifyFile,
+    #[serde(default)]
     front: FrontChoice,
     #[serde(default, rename = "volume")]
     volumes: Vec<VolumeFile>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct VerifyFile {
+    every: Option<Spanned<Seconds>>,
 }
 
 #[derive(Deserialize)]

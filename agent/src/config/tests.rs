@@ -36,6 +36,9 @@ id = 1
 name = "data"
 backing = "/dev/sdb"
 socket = "/run/data.sock"
+
+[verify]
+every = "7 d"
 "#;
 
 fn group(text: &str) -> Result<GroupConfig, ConfigError> {
@@ -64,6 +67,7 @@ fn a_group_is_read_whole() {
     assert_eq!(group.compression.0, Compression::Zstd(3));
     assert_eq!(group.catch_up_bytes_per_s.unwrap().get(), 50 << 20);
     assert_eq!(group.rpo_target_s.unwrap().0, 60);
+    assert_eq!(group.verify_every_s.unwrap().0, 7 * 86_400);
     assert_eq!(group.throttle.windows.len(), 1);
     let volumes: Vec<_> =
         group.volumes.iter().map(|v| (v.id, v.name.as_str(), v.front.kind())).collect();
@@ -138,6 +142,7 @@ fn every_mistake_is_told_where_it_stands() {
             "socket = \"/s\"\nfront = \"ublk\"",
             "line 27: a socket is of use with",
         ),
+        ("\"7 d\"", "0", "line 30: an interval of 0 would never end"),
         ("name = \"recovery\"", "", "the key 'name' is missing"),
     ];
     for (from, to, expected) in cases {

@@ -193,6 +193,21 @@ impl DirtyMap {
         map.flushed_tick = map.flushed_tick.max(tick);
     }
 
+    /// A flush of a volume's disk has failed: the regions in which something was written that no flush has made
+    /// safe are marked as needing catch-up, durably with the next commit.
+    pub fn flush_failed(&mut self, volume: VolumeId) {
+        let map = self.volume(volume);
+        let flushed_tick = map.flushed_tick;
+        let dirty = map.current.iter().chain(map.previous.iter());
+        let mut regions: Vec<RegionId> = dirty.map(|index| RegionId { volume, index }).collect();
+        let unflushed = self.active.taken().filter(|slot| slot.last_tick > flushed_tick);
+        let unflushed = unflushed.filter_map(|slot| slot.region);
+        regions.extend(unflushed.filter(|region| region.volume == volume));
+        for region in regions {
+            self.mark_uncaptured(region);
+        }
+    }
+
     /// Marks every region of a volume as needing catch-up. Durable after the next commit, so
     /// whoever relies on it waits for [`Self::is_settled`].
     pub fn doubt(&mut self, volume: VolumeId) {

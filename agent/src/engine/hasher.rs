@@ -30,7 +30,7 @@ pub struct Hashed {
     pub op: OpId,
     /// Whether all bytes are zero.
     pub zeros: bool,
-    /// The blocks' hashes, if asked for and not all zeros.
+    /// The blocks' hashes, if asked for.
     pub hashes: Vec<u8>,
 }
 
@@ -57,9 +57,16 @@ fn look(region: &Region, job: &Job) -> Result<Hashed, RegionError> {
     let content = unsafe { region.slice(job.offset, job.bytes) }?;
     let zeros = is_zero(content);
     let mut hashes = Vec::new();
-    if job.hash && !zeros {
+    if job.hash {
+        let mut of_zeros = None;
         for block in content.chunks(OFFER_BLOCK_BYTES as usize) {
-            hashes.extend_from_slice(&blake3::hash(block).as_bytes()[..OFFER_HASH_BYTES]);
+            let hash = match of_zeros {
+                // Only the last block may be shorter than the first.
+                Some((bytes, hash)) if zeros && bytes == block.len() => hash,
+                _ => blake3::hash(block),
+            };
+            of_zeros = Some((block.len(), hash));
+            hashes.extend_from_slice(&hash.as_bytes()[..OFFER_HASH_BYTES]);
         }
     }
     Ok(Hashed { op: job.op, zeros, hashes })

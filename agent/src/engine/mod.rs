@@ -61,6 +61,8 @@ pub enum Command {
     Mark(String, oneshot::Sender<Result<Seq, String>>),
     /// Compare a volume, or all.
     Verify(Option<VolumeId>),
+    /// Go on with the comparison of a volume that had reached this region.
+    VerifyFrom(VolumeId, u32),
     /// The two sides' memories disagree: the replica ends at this sequence, and its target has
     /// seen this generation.
     Doubt(Seq, u64),
@@ -157,6 +159,8 @@ pub struct VolumeSnapshot {
     pub regions: u32,
     /// A verify's progress: regions compared, regions in all.
     pub verify: Option<(u32, u32)>,
+    /// The first region that a verify under way may not have compared.
+    pub verify_reached: Option<u32>,
 }
 
 /// A volume as the engine serves it.

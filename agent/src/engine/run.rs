@@ -192,6 +192,11 @@ impl Loop {
                     }
                 }
             }
+            Command::VerifyFrom(id, region) => {
+                if self.disk.volume_sectors(id).is_some() {
+                    self.core.verify_from(id, region);
+                }
+            }
             Command::Doubt(seq, generation) => {
                 self.doubt = Some((seq, generation));
                 self.outbox.discard();
@@ -315,6 +320,7 @@ impl Loop {
             uncaptured_regions: self.core.map().uncaptured(id).count(),
             regions: regions_in(self.disk.volume_sectors(id).unwrap_or(0)),
             verify: self.core.verify_progress(id),
+            verify_reached: self.core.verify_reached(id),
         });
         Snapshot {
             counters: self.core.counters(),

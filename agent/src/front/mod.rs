@@ -8,11 +8,16 @@ pub mod kernel_nbd;
 pub mod nbd;
 pub mod ublk;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
-use tidemark_control::agent::FrontKind;
+use anyhow::Context;
+use tidemark_control::{agent::FrontKind, config::Name};
 
-use crate::{config::FrontChoice, kernel};
+use crate::{
+    config::{FrontChoice, NodeConfig, VolumeConfig},
+    engine::Engine,
+    kernel::{self, blockdev::Backing},
+};
 
 /// A front that serves a volume.
 pub enum Front {
@@ -25,6 +30,50 @@ pub enum Front {
 }
 
 impl Front {
+    /// Presents a volume of an engine as its configuration says, or takes back the device that an earlier
+    /// agent made for it.
+    ///
+    /// # Errors
+    /// A sentence that says what is in the way.
+    pub async fn start(
+        engine: &Engine,
+        node: &NodeConfig,
+        group: &Name,
+        volume: &VolumeConfig,
+        backing: &Arc<Backing>,
+    ) -> anyhow::Result<Front> {
+        let sectors = backing.geometry().size_bytes / 512;
+        let export = nbd::VolumeExport::new(
+            engine.clone(),
+            volume.id,
+            volume.name.as_str(),
+            sectors,
+            backing,
+        );
+        let (group_name, name) = (group.as_str(), volume.name.as_str());
+        Ok(match choose(volume.front) {
+            FrontKind::NbdSocket => {
+                let path = node.socket_of(group, volume);
+                let front = nbd::SocketFront::start(export, &path).await;
+                Front::Socket(front.with_context(|| format!("listen on {}", path.display()))?)
+            }
+            FrontKind::NbdKernel => {
+                Front::KernelNbd(kernel_nbd::KernelNbdFront::start(export, group_name, name).await?)
+            }
+            FrontKind::Ublk => {
+                let runtime_dir = &node.runtime_dir;
+                let wanted = ublk::UblkVolume {
+                    id: volume.id,
+                    group: group_name,
+                    name,
+                    backing,
+                    runtime_dir,
+                };
+                Front::Ublk(ublk::UblkFront::start(engine, &wanted).await?)
+            }
+        })
+    }
+
     /// What the application opens.
     pub fn device(&self) -> PathBuf {
         match self {

@@ -37,6 +37,8 @@ pub struct Found {
     pub log: Vec<u8>,
     /// The whole bitmap files, in the order of the volumes asked for.
     pub maps: Vec<Vec<u8>>,
+    /// The disks may have been written without the agent: what all this says of them is worth nothing.
+    pub doubted: bool,
 }
 
 impl StateFiles {
@@ -92,7 +94,7 @@ impl StateFiles {
         let counter = newest.map_or(0, |(counter, _)| counter);
         let ancestry = if found.is_some() { ancestry } else { None };
         let files = StateFiles { dir: dir.to_owned(), state, log: log_file, maps, counter };
-        Ok((files, Found { state: found, ancestry, log, maps: map_bytes }))
+        Ok((files, Found { state: found, ancestry, log, maps: map_bytes, doubted: false }))
     }
 
     /// Writes the state block durably.

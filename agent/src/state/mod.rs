@@ -6,15 +6,19 @@
 //!   terms.json   the path of terms, replaced as a whole
 //!   active.log   the dirty map's log of active regions
 //!   N.map        the dirty map's bitmap of volume N
+//!   disks.json   which disks they are (see [`crate::disks`]), replaced as a whole
+//!   verify.json  the last verify and the one under way (see [`crate::verify`]), replaced as a whole
 //! ```
 //!
 //! [`block`] is the state block, [`files`] reads and writes the directory, [`keeper`] is the thread
-//! that does so while the group runs, [`recovery`] decides what a restart means.
+//! that does so while the group runs, [`recovery`] decides what a restart means, [`replace`] replaces
+//! small files.
 
 pub mod block;
 pub mod files;
 pub mod keeper;
 pub mod recovery;
+pub mod replace;
 
 /// Why a group's state cannot be used.
 #[derive(Debug, thiserror::Error)]

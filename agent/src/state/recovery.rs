@@ -9,6 +9,7 @@
 //! | there | no | yes | no | a new term at the ceiling; active, dirty and uncaptured regions are caught up, gap *crash* on volumes that have any |
 //! | there | either | no | either | a new term at the ceiling; everything is compared, gap *doubt* |
 //!
+//! Disks that may have been written without the agent (`disks`) make it the last row whatever the map says.
 //! After a clean stop a ring is sound only if it ends where the stop says. Where the ring's column says
 //! no, one that was left behind is dropped, and a new one made.
 
@@ -88,7 +89,7 @@ pub fn decide(
         }
     }
     let log = active::recover(&found.log, old.map_id);
-    let mut doubt = log.is_err();
+    let mut doubt = found.doubted || log.is_err();
     let log = log.unwrap_or_else(|damaged| active::Recovered {
         active: Vec::new(),
         transaction: damaged.transaction,

@@ -72,6 +72,12 @@ pub struct GroupStatus {
     pub gaps_total: u64,
     /// What went wrong and still matters: a sentence each. Empty if nothing did.
     pub problems: Vec<String>,
+    /// Why the disks were not taken for what they were at the start, while everything is compared for it.
+    #[serde(default)]
+    pub doubt: Option<String>,
+    /// The last verify, and the next.
+    #[serde(default)]
+    pub verified: VerifyReport,
     /// The volumes.
     pub volumes: Vec<VolumeStatus>,
 }
@@ -103,6 +109,20 @@ pub struct VolumeStatus {
     pub dirty_regions: u64,
     /// Regions with a write that was not captured.
     pub uncaptured_regions: u64,
+}
+
+/// What the last verify of a group has found, and when the schedule wants the next. Times are of the wall clock,
+/// nanoseconds since 1970.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyReport {
+    /// When it began; none if there was none.
+    pub begun_wall_ns: Option<i64>,
+    /// When it ended.
+    pub ended_wall_ns: Option<i64>,
+    /// What differed at the target, in blocks of 4 KiB, and has been sent again.
+    pub differing_bytes: u64,
+    /// When the next is due; none without a schedule.
+    pub due_wall_ns: Option<i64>,
 }
 
 /// How far a walk over a volume's regions has come.

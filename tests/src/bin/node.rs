@@ -1,6 +1,6 @@
 //! An agent or a target in a process of its own, so that a test can kill it or look at its memory.
 //!
-//! `node agent NODE.toml GROUP.toml` or `node target TARGET.toml`. It prints a line when it runs, and ends in
+//! `node agent NODE.toml GROUP.toml`, `node passthrough NODE.toml GROUP.toml` or `node target TARGET.toml`. It prints a line when it runs, and ends in
 //! order when its standard input does; its exit code then says whether it ended cleanly.
 
 use std::io::{Read, Write};
@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use tidemark_agent::Agent;
 use tidemark_agent::api::routes;
 use tidemark_agent::config::{AgentConfig, GroupConfig, NodeConfig};
+use tidemark_agent::passthrough::Passthrough;
 use tidemark_control::config::Source;
 use tidemark_control::server::{Socket, serve};
 use tidemark_target::{Config, Target};
@@ -21,13 +22,14 @@ fn main() -> Result<ExitCode> {
     tidemark_tests::site::log();
     let clean = match arguments[..] {
         ["agent", node, group] => agent(Path::new(node), Path::new(group))?,
+        ["passthrough", node, group] => passthrough(Path::new(node), Path::new(group))?,
         ["target", config] => {
             let target = Target::start(&Config::load(Path::new(config))?)?;
             run_until_the_end_of_input()?;
             target.shutdown();
             true
         }
-        _ => bail!("usage: node agent NODE.toml GROUP.toml | node target TARGET.toml"),
+        _ => bail!("usage: node agent|passthrough NODE.toml GROUP.toml | node target TARGET.toml"),
     };
     Ok(ExitCode::from(u8::from(!clean)))
 }
@@ -46,6 +48,17 @@ fn agent(node: &Path, group: &Path) -> Result<bool> {
     runtime.spawn(serve(socket, routes(agent.clone()), std::future::pending()));
     run_until_the_end_of_input()?;
     Ok(runtime.block_on(agent.stop()))
+}
+
+fn passthrough(node: &Path, group: &Path) -> Result<bool> {
+    let node = NodeConfig::parse(&Source::read(node)?)?;
+    let group = GroupConfig::parse(&Source::read(group)?)?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let serving = runtime.block_on(Passthrough::start(&node, &group, false))?;
+    run_until_the_end_of_input()?;
+    runtime.block_on(serving.stop());
+    Ok(true)
 }
 
 fn run_until_the_end_of_input() -> Result<()> {

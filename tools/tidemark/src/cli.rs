@@ -48,6 +48,8 @@ pub enum Command {
     Init(Init),
     /// Protect disks: from then on every write to them is sent to the target.
     Protect(Protect),
+    /// Take the disks that are there for those that were protected, and compare everything.
+    AcceptDisk(AcceptDisk),
     /// End the protection of a group; its points stay at the target.
     Unprotect(Unprotect),
     /// Show what is protected and how far behind the target is.
@@ -215,6 +217,16 @@ impl Front {
             Front::NbdSocket => "nbd-socket",
         }
     }
+}
+
+#[derive(Debug, Args)]
+pub struct AcceptDisk {
+    /// GROUP, or GROUP/VOLUME for the disk of one volume.
+    #[arg(value_name = "GROUP[/VOLUME]")]
+    pub scope: Scope,
+    /// Only say what would be done.
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 #[derive(Debug, Args)]

@@ -8,6 +8,7 @@ use crate::cli::{Cli, Command};
 use crate::demo;
 use crate::output::Output;
 
+mod accept_disk;
 mod attach;
 mod branch;
 pub mod check;
@@ -33,6 +34,7 @@ pub fn run(cli: &Cli, output: Output) -> Result<ExitCode> {
     match &cli.command {
         Command::Init(args) => init::run(args, output),
         Command::Protect(args) => protect::run(args, global, output),
+        Command::AcceptDisk(args) => accept_disk::run(args, global, output),
         Command::Unprotect(args) => unprotect::run(args, global, output),
         Command::Status(args) => status::run(args, global, output),
         Command::Check(args) => check::run(args, global, output),

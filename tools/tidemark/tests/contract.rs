@@ -46,6 +46,7 @@ const CASES: &[Case] = &[
         "",
     ),
     case(&["unprotect"], &["none"], 1, "no group 'none' is protected"),
+    case(&["accept-disk"], &["none"], 1, "no group 'none' is protected"),
     case(&["status"], &[], 1, "the agent is not running"),
     case(&["check"], &[], 2, "the agent is not running"),
     case(&["points"], &["shop"], 1, "the target is not running"),

@@ -47,6 +47,8 @@ fn group(name: &str) -> GroupStatus {
         frames_total: 1,
         gaps_total: 0,
         problems: Vec::new(),
+        doubt: None,
+        verified: Default::default(),
         volumes: vec![VolumeStatus {
             name: "data".into(),
             id: VolumeId(1),

@@ -4,16 +4,27 @@ use tidemark_journal::Sector;
 
 use super::{
     super::{Effect, LocalIo, OpId},
-    Core, Op,
+    Core, Op, Volume,
 };
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(in crate::capture) enum FlushBy {
     Request(u32),
     /// The epoch that is being settled.
     Epoch,
     /// A clean stop.
     Stop,
+}
+
+/// A flush of a volume's disk.
+#[derive(Clone, Copy)]
+pub(in crate::capture) struct Flushing {
+    op: OpId,
+    by: FlushBy,
+    /// What had completed when it was begun.
+    tick: u64,
+    /// Whether it has ended, and well.
+    ended: Option<bool>,
 }
 
 pub(super) struct Epoch {
@@ -25,27 +36,41 @@ pub(super) struct Epoch {
 
 impl Core {
     pub(super) fn flush(&mut self, by: FlushBy, volume: usize) {
-        let tick = self.map.flush_begun();
-        let op = OpId(self.ops.insert(Op::Flush { by, volume, tick }));
+        let op = OpId(self.ops.insert(Op::Flush { by, volume }));
+        let begun = Flushing { op, by, tick: self.map.flush_begun(), ended: None };
+        self.volumes[volume].flushing.push_back(begun);
         let volume = self.volumes[volume].id;
         let (start, sectors) = (Sector(0), 0);
         self.effects.push_back(Effect::Local { op, volume, io: LocalIo::Flush, start, sectors });
     }
 
     pub(super) fn flush_ended(&mut self, id: OpId, result: Result<(), i32>) {
-        let Op::Flush { by, volume, tick } = self.ops.remove(id.0) else { unreachable!() };
-        if result.is_ok() {
-            let volume = self.volumes[volume].id;
-            self.map.flush_ended(volume, tick);
+        let Op::Flush { by, volume } = self.ops.remove(id.0) else { unreachable!() };
+        if result.is_err() {
+            self.reread_unflushed(volume);
         }
-        match (by, &mut self.epoch) {
-            (FlushBy::Request(request), _) => self.part_ended(request, result),
-            (FlushBy::Epoch, Some(epoch)) => {
-                epoch.flushes_left -= 1;
-                epoch.failed |= result.is_err();
+        // In the order in which they were begun: one that succeeds vouches for nothing that an earlier one may
+        // yet fail to keep.
+        let Volume { id: volume, flushing, .. } = &mut self.volumes[volume];
+        // The name of one that has ended may have been given to another since.
+        let under_way = |flush: &&mut Flushing| flush.op == id && flush.ended.is_none();
+        if let Some(flush) = flushing.iter_mut().find(under_way) {
+            flush.ended = Some(result.is_ok());
+        }
+        while let Some(Flushing { by, tick, ended: Some(well), .. }) = flushing.front().copied() {
+            flushing.pop_front();
+            if well {
+                self.map.flush_ended(*volume, tick);
             }
-            (FlushBy::Epoch, None) => unreachable!("an epoch waits for its flushes"),
-            (FlushBy::Stop, _) => {}
+            if by == FlushBy::Epoch
+                && let Some(epoch) = &mut self.epoch
+            {
+                epoch.flushes_left -= 1;
+                epoch.failed |= !well;
+            }
+        }
+        if let FlushBy::Request(request) = by {
+            self.part_ended(request, result);
         }
     }
 
@@ -93,8 +118,9 @@ impl Core {
         if self.map.is_clean_throughout() && self.map.is_settled() {
             return true;
         }
-        if !self.stop_flushed {
-            self.stop_flushed = true;
+        // Once for all that has ended so far; one that failed is not repeated.
+        if self.stop_flushed != Some(self.map.flush_begun()) {
+            self.stop_flushed = Some(self.map.flush_begun());
             for volume in 0..self.volumes.len() {
                 self.flush(FlushBy::Stop, volume);
             }

@@ -3,7 +3,7 @@
 use tidemark_journal::{GapReason, Sector, Seq, VolumeId};
 
 use super::super::{
-    Effect, LocalIo, OpId,
+    Ask, Effect, LocalIo, OpId, Request, RequestId,
     catchup::{Mode, ReadBack},
     core::{Core, VolumeStart},
     gap::Gap,
@@ -52,34 +52,113 @@ fn local(core: &mut Core) -> Vec<(OpId, LocalIo)> {
     local
 }
 
-#[test]
-fn dirty_bits_outlast_a_flush_that_failed() {
+/// The region is sent, and is dirty until the disk has been flushed.
+fn sent() -> Core {
     let mut core = core();
     core.link(Some(Mode::Send));
     core.allow_catch_up(u64::MAX);
-    let read = local(&mut core);
+    send(&mut core);
+    assert_eq!(core.gap(VOLUME), None);
+    core
+}
+
+fn send(core: &mut Core) {
+    let read = local(core);
     let [(read, LocalIo::Read { hash: false })] = read[..] else { panic!("{read:?}") };
     core.read_ended(read, Ok(ReadBack { data: &[0; 1 << 20], zeros: true, hashes: &[] }));
-    assert!(local(&mut core).is_empty());
-    assert_eq!(core.gap(VOLUME), None);
+    assert!(local(core).is_empty());
     core.final_durable(core.last_seq());
-    assert_eq!(core.map().counts(), (0, 1));
+    assert_eq!(core.map().uncaptured(VOLUME).count(), 0);
+    assert!(core.map().counts().1 > 0);
+}
 
+fn only_flush(core: &mut Core) -> OpId {
+    let flush = local(core);
+    let [(flush, LocalIo::Flush)] = flush[..] else { panic!("{flush:?}") };
+    flush
+}
+
+/// Once the disk has said that a flush failed, it is not believed to have kept what was written before, even if it
+/// says so the next time: it is read back.
+#[test]
+fn what_a_failed_flush_may_have_lost_is_read_back() {
+    let mut core = sent();
     core.maintain();
     for _ in 0..3 {
-        let flush = local(&mut core);
-        let [(flush, LocalIo::Flush)] = flush[..] else { panic!("{flush:?}") };
+        let flush = only_flush(&mut core);
         core.local_ended(flush, Err(5));
-        // It is not asked again at once, and the bit stays.
-        assert!(local(&mut core).is_empty());
-        assert_eq!(core.map().counts(), (0, 1));
+        assert_eq!(core.map().uncaptured(VOLUME).count(), 1);
+        send(&mut core);
         core.maintain();
     }
-    let flush = local(&mut core);
-    let [(flush, LocalIo::Flush)] = flush[..] else { panic!("{flush:?}") };
+    let flush = only_flush(&mut core);
+    core.local_ended(flush, Ok(()));
+    assert!(local(&mut core).is_empty());
+    // What was read back is another epoch's.
+    core.maintain();
+    let flush = only_flush(&mut core);
     core.local_ended(flush, Ok(()));
     assert!(local(&mut core).is_empty());
     assert_eq!(core.map().counts(), (0, 0));
     core.maintain();
     assert!(local(&mut core).is_empty() && core.map().is_settled());
+}
+
+/// Of two flushes under way at once, the second succeeds although the first, which fails after it, has lost what both
+/// were to keep.
+#[test]
+fn a_flush_vouches_for_nothing_that_an_earlier_one_may_yet_lose() {
+    let mut core = sent();
+    core.maintain();
+    let settling = only_flush(&mut core);
+    core.local_ended(settling, Ok(()));
+    assert!(local(&mut core).is_empty());
+    let write = |id| Request {
+        id: RequestId(id),
+        volume: VOLUME,
+        ask: Ask::Discard,
+        start: Sector(0),
+        sectors: 8,
+    };
+    core.submit(write(1));
+    let discard = local(&mut core);
+    let [(discard, LocalIo::Zero { .. })] = discard[..] else { panic!("{discard:?}") };
+    core.local_ended(discard, Ok(()));
+    let flush = |id| Request { ask: Ask::Flush, sectors: 0, ..write(id) };
+    core.submit(flush(2));
+    core.submit(flush(3));
+    let mut flushes = Vec::new();
+    let mut answers = Vec::new();
+    while let Some(effect) = core.effect() {
+        match effect {
+            Effect::Local { op, io: LocalIo::Flush, .. } => flushes.push(op),
+            Effect::Complete { request, result } => answers.push((request.0, result)),
+            other => panic!("{other:?}"),
+        }
+    }
+    core.final_durable(core.last_seq());
+    core.local_ended(flushes[1], Ok(()));
+    let last = core.last_seq();
+    core.map_mut().drop_clean(last);
+    assert_eq!(core.map().counts().0, 1, "given up on the word of the second flush");
+    core.local_ended(flushes[0], Err(5));
+    assert_eq!(core.map().uncaptured(VOLUME).count(), 1);
+    assert_eq!(answers, [(1, Ok(()))]);
+}
+
+/// The same for the dirty bits of an epoch, which its own flush does not clear while an earlier one is under way.
+#[test]
+fn an_epoch_does_not_settle_while_an_earlier_flush_may_fail() {
+    let mut core = sent();
+    let (start, sectors) = (Sector(0), 0);
+    core.submit(Request { id: RequestId(1), volume: VOLUME, ask: Ask::Flush, start, sectors });
+    let earlier = only_flush(&mut core);
+    core.final_durable(core.last_seq());
+    core.maintain();
+    let settling = only_flush(&mut core);
+    core.local_ended(settling, Ok(()));
+    assert!(local(&mut core).is_empty());
+    assert_eq!(core.map().counts(), (0, 1), "settled on the word of the second flush");
+    core.local_ended(earlier, Err(5));
+    assert_eq!(core.map().uncaptured(VOLUME).count(), 1);
 }

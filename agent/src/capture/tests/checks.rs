@@ -86,7 +86,7 @@ impl Sim {
     }
 
     /// Grains of a volume on which a write may be under way.
-    fn busy(&self, volume: usize, local_only: bool) -> Vec<bool> {
+    pub fn busy(&self, volume: usize, local_only: bool) -> Vec<bool> {
         let mut busy = vec![false; self.disks[volume].len()];
         for flight in self.flights.values() {
             if flight.volume == volume && (flight.local || !local_only) {

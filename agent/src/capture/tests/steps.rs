@@ -155,7 +155,9 @@ impl Sim {
             Task::Write { op, io } => self.write(op, io),
             Task::Flush { op, volume, content } => {
                 let failed = self.fails(100);
-                if !failed && content.0 > self.stable[volume].0 {
+                if failed {
+                    self.lose_unflushed(volume);
+                } else if content.0 > self.stable[volume].0 {
                     self.stable[volume] = content;
                 }
                 if let Some(request) = self.core.request_of(op) {
@@ -179,6 +181,17 @@ impl Sim {
             Task::Reserve(seq) => self.core.ceiling_reserved(seq),
         }
         self.drain();
+    }
+
+    /// A flush fails, and some of what was written since the last good one is lost, whatever later flushes say.
+    fn lose_unflushed(&mut self, volume: usize) {
+        let busy = self.busy(volume, false);
+        let disk = self.disks[volume].iter_mut().zip(&self.stable[volume].1);
+        for ((now, before), busy) in disk.zip(busy) {
+            if !busy && self.random.percent(10) {
+                *now = *before;
+            }
+        }
     }
 
     fn copy(&mut self, op: OpId, slot: SlotRef) {
@@ -259,7 +272,7 @@ impl Sim {
         }
         let bytes = self.grain.bytes(&content);
         let zeros = content.iter().all(|number| *number == 0);
-        let hashes = if hash && !zeros { self.grain.hashes(&content) } else { Vec::new() };
+        let hashes = if hash { self.grain.hashes(&content) } else { Vec::new() };
         self.core.read_ended(op, Ok(ReadBack { data: &bytes, zeros, hashes: &hashes }));
     }
 

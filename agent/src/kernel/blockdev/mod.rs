@@ -10,7 +10,7 @@ mod counters;
 mod sysfs;
 mod usage;
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, FileTimes, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -101,6 +101,10 @@ pub struct Identity {
     pub dm_uuid: Option<String>,
     /// Number of the partition on its disk.
     pub partition: Option<u32>,
+    /// First sector of the partition on its disk.
+    pub partition_start: Option<u64>,
+    /// UUID of the partition, where the kernel tells it.
+    pub partition_uuid: Option<String>,
 }
 
 /// What a path turned out to be.
@@ -214,6 +218,7 @@ pub struct Backing {
     path: PathBuf,
     file: Arc<File>,
     inspection: Inspection,
+    found: Metadata,
     direct: bool,
 }
 
@@ -261,6 +266,11 @@ impl Backing {
         &self.inspection.identity
     }
 
+    /// What the file system said of it when it was claimed.
+    pub fn found(&self) -> &Metadata {
+        &self.found
+    }
+
     /// The device's number; none for an image.
     pub fn device(&self) -> Option<DeviceNumber> {
         self.inspection.device
@@ -300,8 +310,14 @@ impl Backing {
         }
         if device.is_none() {
             inspection.abilities.unmap = image_unmap(&file, inspection.geometry.size_bytes);
+            // To have tried that changed nothing, and must not look as if it had. The times of a file that belongs to
+            // somebody else cannot be set: then a start that failed may cost a comparison.
+            if let Ok(modified) = opened.modified() {
+                let _ = file.set_times(FileTimes::new().set_modified(modified));
+            }
         }
-        Ok(Self { path: path.to_owned(), file: Arc::new(file), inspection, direct })
+        let file = Arc::new(file);
+        Ok(Self { path: path.to_owned(), file, inspection, found: opened, direct })
     }
 }
 

@@ -150,6 +150,11 @@ fn identity(own: &Path, disk: &Path, partition: Option<u32>) -> Identity {
         wwn: first(&["wwid", "device/wwid"]),
         dm_uuid: first(&["dm/uuid"]),
         partition,
+        partition_start: partition.and_then(|_| number_in(&own.join("start")).ok()),
+        partition_uuid: partition.and_then(|_| {
+            let told = text(&own.join("uevent"))?;
+            told.lines().find_map(|line| line.strip_prefix("PARTUUID=")).map(str::to_owned)
+        }),
     }
 }
 

@@ -26,6 +26,8 @@ fn fake_sysfs() -> tempfile::TempDir {
         ("device/wwid", "naa.5000c500a1b2c3d4"),
         ("serial", "XYZ 1"),
         ("sdx1/partition", "1"),
+        ("sdx1/start", "2048"),
+        ("sdx1/uevent", "DEVTYPE=partition\nPARTN=1\nPARTUUID=5f3c-01"),
         ("sdx1/dev", "8:17"),
         ("sdx1/size", "2048"),
         ("sdx1/ro", "1"),
@@ -76,6 +78,8 @@ fn a_disk_is_described_by_its_attributes() {
         wwn: Some("naa.5000c500a1b2c3d4".into()),
         dm_uuid: None,
         partition: None,
+        partition_start: None,
+        partition_uuid: None,
     };
     assert_eq!(disk.identity, identity);
 }
@@ -91,6 +95,8 @@ fn a_partition_has_its_own_size_and_its_disks_abilities() {
     assert_eq!(partition.abilities.unmap.unwrap().alignment_bytes, 512);
     assert_eq!(partition.identity.partition, Some(1));
     assert_eq!(partition.identity.serial.as_deref(), Some("XYZ 1"));
+    assert_eq!(partition.identity.partition_start, Some(2048));
+    assert_eq!(partition.identity.partition_uuid.as_deref(), Some("5f3c-01"));
     let counters = sysfs.counters(PARTITION).unwrap();
     assert_eq!((counters.disk_sequence, counters.sectors_written), (9, 8));
 }
@@ -126,6 +132,17 @@ fn mounts_and_holders_of_partitions_count_for_the_disk() {
         error.to_string(),
         "/dev/sdx is in use: /dev/sdx1 is mounted on /mnt/my data; unmount it first"
     );
+}
+
+#[test]
+fn a_claim_leaves_an_images_time_of_modification_alone() {
+    let image = tempfile::NamedTempFile::new().unwrap();
+    image.as_file().set_len(1 << 20).unwrap();
+    let before = std::time::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    image.as_file().set_times(FileTimes::new().set_modified(before)).unwrap();
+    let backing = Backing::claim(image.path(), Duration::ZERO).unwrap();
+    assert_eq!(backing.found().modified().unwrap(), before);
+    assert_eq!(backing.file().metadata().unwrap().modified().unwrap(), before);
 }
 
 #[test]

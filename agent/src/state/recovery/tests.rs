@@ -83,7 +83,7 @@ fn found(clean: Option<Seq>, map: Map, terms: Terms) -> Found {
         clean,
         ring: 11,
     };
-    Found { state: Some(state), ancestry: Some(ancestry), log, maps: maps.to_vec() }
+    Found { state: Some(state), ancestry: Some(ancestry), log, maps: maps.to_vec(), doubted: false }
 }
 
 fn ring() -> LeftRing {
@@ -106,14 +106,20 @@ fn every_combination_has_its_row() {
     for clean in [None, Some(LAST), Some(Seq(149))] {
         for map in [Map::Empty, Map::Marked, Map::DamagedPage, Map::DamagedLog] {
             for terms in [Terms::Same, Terms::Ahead, Terms::Other] {
-                for left in [None, Some(ring())] {
-                    let case = format!("{clean:?} {map:?} {terms:?} {}", left.is_some());
-                    let Some(start) = start(&found(clean, map, terms), left.as_ref()) else {
+                for (left, doubted) in [(false, false), (true, false), (false, true), (true, true)]
+                {
+                    let case = format!("{clean:?} {map:?} {terms:?} {left} {doubted}");
+                    let left = left.then(ring);
+                    let found = Found { doubted, ..found(clean, map, terms) };
+                    let Some(start) = start(&found, left.as_ref()) else {
                         assert_eq!(terms, Terms::Other, "{case}");
                         rows[0] += 1;
                         continue;
                     };
                     assert_ne!(terms, Terms::Other, "{case}");
+                    // A map that is not to be believed is as good as one that cannot be read.
+                    let map =
+                        if doubted && map != Map::DamagedPage { Map::DamagedLog } else { map };
                     check(&case, clean, map, terms, left.as_ref(), &start, &mut rows);
                 }
             }

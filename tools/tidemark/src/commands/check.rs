@@ -202,6 +202,19 @@ impl Verdict {
                 self.find(Level::Warning, sentence);
             }
         }
+        if let Some(ended) = group.verified.ended_wall_ns {
+            let bytes = group.verified.differing_bytes;
+            if bytes > 0 {
+                let sentence = format!(
+                    "{name}: the last verify found {} that differed, and mended them",
+                    words::bytes(bytes)
+                );
+                self.find(Level::Warning, sentence);
+            }
+            let age_s = words::age_ns(ended, now_ns) / SECOND_NS;
+            self.perfdata.push(format!("'{name}_verify_age'={age_s}s;;;0"));
+            self.perfdata.push(format!("'{name}_verify_differing'={bytes}B;;;0"));
+        }
         self.perfdata.push(seconds(&format!("{name}_lag"), lag_ns, warning_s, critical_s));
         self.perfdata.push(format!("'{name}_lag_bytes'={}B;;;0", group.lag_bytes));
         let fill = group.ring_fill_permille;

@@ -60,6 +60,20 @@ fn source_group(out: &mut String, group: &GroupStatus, now_ns: i64) {
     for problem in &group.problems {
         let _ = writeln!(out, "    problem: {problem}");
     }
+    if let Some(ended) = group.verified.ended_wall_ns {
+        let ago = words::duration_ns(words::age_ns(ended, now_ns));
+        let _ = match group.verified.differing_bytes {
+            0 => writeln!(out, "    verify {ago} ago: the target had what the disks have"),
+            bytes => writeln!(
+                out,
+                "    verify {ago} ago: {} differed at the target and were sent again",
+                words::bytes(bytes)
+            ),
+        };
+    }
+    if let Some(reason) = &group.doubt {
+        let _ = writeln!(out, "    doubt  {reason}; everything is compared");
+    }
     for volume in &group.volumes {
         source_volume(out, volume);
     }

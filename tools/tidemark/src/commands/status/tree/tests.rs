@@ -47,6 +47,8 @@ pub fn source() -> AgentStatus {
         frames_total: 1234,
         gaps_total: 0,
         problems: Vec::new(),
+        doubt: None,
+        verified: Default::default(),
         volumes: vec![volume],
     };
     AgentStatus {
