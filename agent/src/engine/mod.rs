@@ -22,6 +22,7 @@ use std::{
 };
 
 use tidemark_journal::{Ancestry, GapReason, Sector, Seq, VolumeId};
+use tidemark_link::message::RegionRun;
 use tokio::sync::oneshot;
 
 use crate::{
@@ -61,6 +62,8 @@ pub enum Command {
     Mark(String, oneshot::Sender<Result<Seq, String>>),
     /// Compare a volume, or all.
     Verify(Option<VolumeId>),
+    /// Compare these regions: the target has lost what it had of them.
+    Repair(Vec<RegionRun>),
     /// The two sides' memories disagree: the replica ends at this sequence, and its target has
     /// seen this generation.
     Doubt(Seq, u64),

@@ -192,6 +192,11 @@ impl Loop {
                     }
                 }
             }
+            Command::Repair(runs) => {
+                for run in runs {
+                    self.core.compare(run.volume, run.first, run.regions);
+                }
+            }
             Command::Doubt(seq, generation) => {
                 self.doubt = Some((seq, generation));
                 self.outbox.discard();
