@@ -22,7 +22,8 @@ use tidemark_link::{
     conn::{Connection, Receiver, Timeouts},
     hello::{TargetMemory, Verdict, compare},
     message::{
-        GroupHello, Hello, Message, Notice, ProtocolRange, RefuseCode, Severity, VolumeHello,
+        GroupHello, Hello, Message, Notice, ProtocolRange, REPAIR_FEATURE, RefuseCode, Severity,
+        VolumeHello,
     },
     pki::NodeName,
     seam,
@@ -307,7 +308,7 @@ impl Worker {
             if self.greeted { parts.keeper.generation() } else { parts.generation_found };
         Hello {
             protocol: ProtocolRange::OWN,
-            features: Vec::new(),
+            features: vec![REPAIR_FEATURE.to_owned()],
             software: env!("CARGO_PKG_VERSION").to_owned(),
             group: parts.group.clone(),
             ancestry: self.shared.ancestry(),
@@ -457,6 +458,12 @@ impl Worker {
                         bits[block / 8] |= 1 << (block % 8);
                     }
                     self.parts.engine.tell(Command::Needed(need.seq, bits));
+                }
+                Message::Repair(repair) => {
+                    let regions: u64 = repair.runs.iter().map(|run| u64::from(run.regions)).sum();
+                    let group = &self.parts.group.name;
+                    tracing::warn!(%group, regions, "the target has damage: compared afresh");
+                    self.parts.engine.tell(Command::Repair(repair.runs));
                 }
                 Message::Echo(echo) => {
                     if let Some((number, at)) = *beats.borrow()

@@ -13,7 +13,8 @@ use tidemark_control::{
     server::{self, Body, Ok as Answer, Socket},
     target::{
         BranchRequest, BranchStatus, Branches as BranchList, ExportName, MarkedPoint, PointRange,
-        Points, ReplicaStatus, ReplicaVolume, ResolveRequest, Resolved, TargetStatus, VolumePoints,
+        Points, ReplicaStatus, ReplicaVolume, ResolveRequest, Resolved, ScrubStatus, TargetStatus,
+        VolumePoints,
     },
 };
 use tidemark_journal::{GroupId, Position, Seq};
@@ -31,10 +32,11 @@ use crate::{
     points::{
         Refusal, Spec,
         resolve::{Scope, resolve},
-        time,
+        time, whole,
     },
     receiver::driver::blocking,
     replica::Replica,
+    scrub::Scrubs,
 };
 
 /// The most stretches that a listing names, the newest ones.
@@ -56,6 +58,7 @@ pub struct Api {
     about: About,
     groups: Arc<Groups>,
     branches: Arc<Branches>,
+    scrubs: Arc<Scrubs>,
 }
 
 type Reply<T> = Result<Answer<T>, ApiError>;
@@ -63,8 +66,13 @@ type Shared = State<Arc<Api>>;
 
 impl Api {
     /// The interface to these groups and branches.
-    pub fn new(about: About, groups: Arc<Groups>, branches: Arc<Branches>) -> Arc<Api> {
-        Arc::new(Api { about, groups, branches })
+    pub fn new(
+        about: About,
+        groups: Arc<Groups>,
+        branches: Arc<Branches>,
+        scrubs: Arc<Scrubs>,
+    ) -> Arc<Api> {
+        Arc::new(Api { about, groups, branches, scrubs })
     }
 
     /// Serves it until the target ends.
@@ -73,6 +81,7 @@ impl Api {
             .route("/v1/status", get(status))
             .route("/v1/groups/{group}", delete(forget))
             .route("/v1/groups/{group}/points", get(points))
+            .route("/v1/groups/{group}/scrub", post(scrub))
             .route("/v1/resolve", post(resolve_point))
             .route("/v1/branches", get(branches).post(create_branch))
             .route("/v1/branches/{name}", delete(drop_branch))
@@ -102,7 +111,7 @@ async fn off<T: Send + 'static>(
 async fn status(State(api): Shared) -> Reply<TargetStatus> {
     off(move || {
         let mut groups: Vec<ReplicaStatus> =
-            api.groups.replicas().iter().map(|r| replica_status(&api.groups, r)).collect();
+            api.groups.replicas().iter().map(|r| replica_status(&api, r)).collect();
         let configs = api.groups.configs().iter();
         groups.extend(configs.filter_map(|config| {
             let why = api.groups.failure(config.name.as_str())?;
@@ -120,7 +129,8 @@ async fn status(State(api): Shared) -> Reply<TargetStatus> {
     .await
 }
 
-fn replica_status(groups: &Groups, replica: &Replica) -> ReplicaStatus {
+fn replica_status(api: &Api, replica: &Replica) -> ReplicaStatus {
+    let groups = &api.groups;
     let (session, received) = groups.session(replica.name());
     let progress = replica.journal().progress();
     let vitals = replica.ledger().vitals();
@@ -131,6 +141,8 @@ fn replica_status(groups: &Groups, replica: &Replica) -> ReplicaStatus {
         replica.journal().segments().first().map(|segment| segment.summary().received_ns);
     let window_ns = vitals.received_ns.saturating_sub(first_received.unwrap_or(vitals.received_ns));
     let mut problems = replica.notices();
+    problems.extend(api.groups.catalogue().damage().iter().cloned());
+    problems.extend(whole::problems(replica));
     let stalled = progress.stalled.iter().map(|why| format!("not accepting: {why}"));
     let failed = progress.failed.iter().map(|why| format!("the log has failed: {why}"));
     problems.extend(stalled.chain(failed));
@@ -159,6 +171,8 @@ fn replica_status(groups: &Groups, replica: &Replica) -> ReplicaStatus {
         received_bytes_total: received.bytes,
         exports: pins.iter().filter(|pin| pin.what.starts_with("an open export")).count() as u32,
         problems,
+        damage: whole::damaged(replica),
+        scrub: scrub_status(&api.scrubs, replica),
         volumes: present
             .map(|volume| ReplicaVolume {
                 name: volume.name.clone(),
@@ -194,7 +208,33 @@ fn failed_status(groups: &Groups, config: &GroupConfig, why: &str) -> ReplicaSta
         received_bytes_total: 0,
         exports: 0,
         problems: vec![why.to_owned()],
+        damage: Vec::new(),
+        scrub: ScrubStatus::default(),
         volumes: Vec::new(),
+    }
+}
+
+async fn scrub(State(api): Shared, Path(group): Path<String>) -> Reply<ScrubStatus> {
+    off(move || {
+        let replica = api.replica(&group)?;
+        api.scrubs.start(&group);
+        Ok(ScrubStatus { running: true, ..scrub_status(&api.scrubs, &replica) })
+    })
+    .await
+}
+
+fn scrub_status(scrubs: &Scrubs, replica: &Replica) -> ScrubStatus {
+    let row = scrubs.row(replica);
+    let pass = row.pass.as_ref();
+    ScrubStatus {
+        running: pass.is_some(),
+        started_wall_ns: pass.map_or(0, |pass| pass.started_wall_ns),
+        read_bytes: pass.map_or(0, |pass| pass.bytes),
+        total_bytes: replica.journal().bytes() + replica.base().allocated_bytes(),
+        found: pass.map_or(0, |pass| pass.found),
+        finished_wall_ns: row.finished_wall_ns,
+        finished_found: row.finished_found,
+        mended_total: row.mended_total,
     }
 }
 
@@ -232,6 +272,8 @@ async fn points(State(api): Shared, Path(group): Path<String>) -> Reply<Points> 
                     Ok(VolumePoints { name: volume.name.clone(), ranges: of(Some(&volume.name))? })
                 })
                 .collect::<Result<_, ApiError>>()?,
+            damage: whole::damaged(&replica),
+            newest_whole: whole::newest(&replica, &whole, end),
         })
     })
     .await
@@ -256,7 +298,8 @@ async fn resolve_point(State(api): Shared, Body(request): Body<ResolveRequest>) 
                 .collect()
         });
         let position = replica.ledger().history(|history| history.position(seq));
-        Ok(Resolved { position, wall_ns, exports })
+        let damage = whole::missing_at(&replica, volume, seq);
+        Ok(Resolved { position, wall_ns, exports, damage })
     })
     .await
 }
@@ -335,6 +378,7 @@ fn branch_status(branch: &Branch) -> BranchStatus {
         temporary: branch.row().temporary,
         clients: branch.clients(),
         problem: None,
+        damage: whole::missing_at(branch.parent(), branch.row().volume.as_deref(), at.seq),
         exports: registry::volumes(branch)
             .into_iter()
             .map(|(volume, _, sectors)| ExportName { export: name(&volume), volume, sectors })
@@ -354,6 +398,7 @@ fn broken_status(name: &str, broken: &Broken) -> BranchStatus {
         temporary: broken.row.temporary,
         clients: 0,
         problem: Some(broken.why.clone()),
+        damage: None,
         exports: Vec::new(),
     }
 }

@@ -97,7 +97,7 @@ impl Branch {
         let follower = Arc::new(BranchFollower { log_name, catalogue: Arc::clone(catalogue) });
         let found = recover::recover(&dir.join("log"), caches, &options, &expected, &*follower)
             .with_context(|| format!("cannot recover the branch '{name}'"))?;
-        for sentence in &found.suspect {
+        for (_, sentence) in &found.suspect {
             parent.notice(format!("the branch '{name}': {sentence}"));
         }
         if !found.damage.is_empty() {

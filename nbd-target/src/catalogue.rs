@@ -1,24 +1,26 @@
 //! What the target remembers besides the log: groups, histories, sealed segments, branches.
 //!
-//! Values are JSON, so that a catalogue can be read and mended by people; it is small. Everything
-//! but the groups' names and the branches could be found again by scanning the log.
+//! Values are a checksum and JSON ([`row`]), so that a catalogue can be read by people; it is small.
+//! It is kept twice ([`pair`]). Everything but the groups' names and the branches could be found
+//! again by scanning the log.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-    sync::{
-        RwLock,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+mod pair;
+mod row;
+
+use std::{collections::BTreeMap, path::Path};
 
 use anyhow::Context;
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{ReadTransaction, ReadableTable, TableDefinition, TableHandle, WriteTransaction};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tidemark_journal::{Ancestry, GroupId, Position, Term, VolumeId};
 
+use pair::Pair;
+use row::RowPlace;
+
 use crate::{
+    damage::DamageRow,
     history::History,
+    scrub::ScrubRow,
     store::{
         base::BaseRow,
         recover::KnownSegment,
@@ -33,16 +35,17 @@ const VITALS: TableDefinition<&str, &[u8]> = TableDefinition::new("vitals");
 const SEGMENTS: TableDefinition<(&str, u64), &[u8]> = TableDefinition::new("segments");
 const BRANCHES: TableDefinition<(&str, &str), &[u8]> = TableDefinition::new("branches");
 
+const DAMAGES: TableDefinition<&str, &[u8]> = TableDefinition::new("damages");
+const SCRUBS: TableDefinition<&str, &[u8]> = TableDefinition::new("scrubs");
+
 /// The version of the tables.
-const SCHEMA: u64 = 2;
+const SCHEMA: u64 = 3;
 
 /// The target's catalogue.
 pub struct Catalogue {
-    path: PathBuf,
-    /// None only while it is opened again.
-    db: RwLock<Option<Database>>,
-    /// A transaction failed (a full disk, say): the database wants to be opened again.
-    failed: AtomicBool,
+    pair: Pair,
+    /// What was damaged when it was opened, a sentence each.
+    damage: Vec<String>,
 }
 
 /// A group that has been received at least once.
@@ -126,14 +129,17 @@ impl Catalogue {
     /// When it cannot be opened, or is of a later version.
     pub fn open(path: &Path) -> anyhow::Result<Catalogue> {
         let what = || format!("cannot open the catalogue {}", path.display());
-        let db = RwLock::new(Some(Database::create(path).with_context(what)?));
-        let catalogue = Catalogue { path: path.to_owned(), db, failed: AtomicBool::new(false) };
+        let (pair, damage) = Pair::open(path)?;
+        damage.iter().for_each(|sentence| tracing::error!("{sentence}"));
+        let catalogue = Catalogue { pair, damage };
         let version = catalogue.write(|tx| {
             tx.open_table(GROUPS)?;
             tx.open_table(HISTORIES)?;
             tx.open_table(VITALS)?;
             tx.open_table(SEGMENTS)?;
             tx.open_table(BRANCHES)?;
+            tx.open_table(DAMAGES)?;
+            tx.open_table(SCRUBS)?;
             let mut meta = tx.open_table(META)?;
             let version = meta.get("schema")?.map(|version| version.value());
             if version.is_none() {
@@ -148,6 +154,11 @@ impl Catalogue {
             path.display()
         );
         Ok(catalogue)
+    }
+
+    /// What was damaged of it when it was opened, and is whole again: a sentence each.
+    pub fn damage(&self) -> &[String] {
+        &self.damage
     }
 
     /// A group's row.
@@ -177,7 +188,7 @@ impl Catalogue {
         row: &GroupRow,
         history: &HistoryRow,
     ) -> anyhow::Result<()> {
-        let (row, history) = (serde_json::to_vec(row)?, serde_json::to_vec(history)?);
+        let (row, history) = (at(&GROUPS, name).seal(row)?, at(&HISTORIES, name).seal(history)?);
         self.write(|tx| {
             tx.open_table(GROUPS)?.insert(name, row.as_slice())?;
             tx.open_table(HISTORIES)?.insert(name, history.as_slice())?;
@@ -206,7 +217,7 @@ impl Catalogue {
     /// # Errors
     /// When the catalogue cannot be written.
     pub fn fold_history(&self, name: &str, row: &HistoryRow) -> anyhow::Result<()> {
-        let bytes = serde_json::to_vec(row)?;
+        let bytes = at(&HISTORIES, name).seal(row)?;
         self.write(|tx| {
             tx.open_table(HISTORIES)?.insert(name, bytes.as_slice())?;
             let mut segments = tx.open_table(SEGMENTS)?;
@@ -240,7 +251,8 @@ impl Catalogue {
         let rows = table.range((log, 0)..=(log, u64::MAX))?;
         rows.map(|row| {
             let (key, value) = row?;
-            let row: SegmentRow = serde_json::from_slice(value.value())?;
+            let number = key.value().1;
+            let row: SegmentRow = segment_at(log, &number.to_le_bytes()).open(value.value())?;
             let summary = Summary {
                 before: row.before,
                 last: row.last,
@@ -250,7 +262,7 @@ impl Catalogue {
                 received_ns: row.received_ns,
             };
             let known = KnownSegment { summary, index_at: row.index_at, chain: row.chain };
-            Ok((key.value().1, known))
+            Ok((number, known))
         })
         .collect()
     }
@@ -278,8 +290,8 @@ impl Catalogue {
             index_at,
             chain,
         };
-        let row = serde_json::to_vec(&row)?;
-        let history = history.map(serde_json::to_vec).transpose()?;
+        let row = segment_at(log, &segment.number().to_le_bytes()).seal(&row)?;
+        let history = history.map(|history| at(&HISTORIES, log).seal(history)).transpose()?;
         self.write(|tx| {
             tx.open_table(SEGMENTS)?.insert((log, segment.number()), row.as_slice())?;
             if let Some(history) = &history {
@@ -302,7 +314,7 @@ impl Catalogue {
             if of != group {
                 break;
             }
-            branches.insert(name.to_owned(), serde_json::from_slice(value.value())?);
+            branches.insert(name.to_owned(), branch_at(group, name).open(value.value())?);
         }
         Ok(branches)
     }
@@ -312,7 +324,7 @@ impl Catalogue {
     /// # Errors
     /// When the catalogue cannot be written.
     pub fn put_branch(&self, group: &str, name: &str, row: &BranchRow) -> anyhow::Result<()> {
-        let row = serde_json::to_vec(row)?;
+        let row = branch_at(group, name).seal(row)?;
         self.write(|tx| {
             tx.open_table(BRANCHES)?.insert((group, name), row.as_slice())?;
             Ok(())
@@ -346,10 +358,83 @@ impl Catalogue {
             tx.open_table(GROUPS)?.remove(group)?;
             tx.open_table(HISTORIES)?.remove(group)?;
             tx.open_table(VITALS)?.remove(group)?;
+            tx.open_table(DAMAGES)?.remove(group)?;
+            tx.open_table(SCRUBS)?.remove(group)?;
             let mut segments = tx.open_table(SEGMENTS)?;
             segments.retain_in((group, 0)..=(group, u64::MAX), |_, _| false)?;
             Ok(())
         })
+    }
+
+    /// What is damaged of a group.
+    ///
+    /// # Errors
+    /// When the catalogue cannot be read.
+    pub fn damages(&self, group: &str) -> anyhow::Result<DamageRow> {
+        Ok(self.get(DAMAGES, group)?.unwrap_or_default())
+    }
+
+    /// Keeps what is damaged of a group.
+    ///
+    /// # Errors
+    /// When the catalogue cannot be written.
+    pub fn put_damages(&self, group: &str, row: &DamageRow) -> anyhow::Result<()> {
+        self.put(DAMAGES, group, row)
+    }
+
+    /// How far the scrub of a group is.
+    ///
+    /// # Errors
+    /// When the catalogue cannot be read.
+    pub fn scrub(&self, group: &str) -> anyhow::Result<ScrubRow> {
+        Ok(self.get(SCRUBS, group)?.unwrap_or_default())
+    }
+
+    /// Keeps how far the scrub of a group is.
+    ///
+    /// # Errors
+    /// When the catalogue cannot be written.
+    pub fn put_scrub(&self, group: &str, row: &ScrubRow) -> anyhow::Result<()> {
+        self.put(SCRUBS, group, row)
+    }
+
+    /// Reads every row of both copies and checks it; how many there are. A row that only one of them
+    /// has is damage too.
+    ///
+    /// # Errors
+    /// The first row that is not as it was written, or missing.
+    pub fn verify(&self) -> anyhow::Result<u64> {
+        let count = |tx: &ReadTransaction| {
+            let mut rows = 0_u64;
+            for table in [GROUPS, HISTORIES, VITALS, DAMAGES, SCRUBS] {
+                for row in tx.open_table(table)?.iter()? {
+                    let (key, value) = row?;
+                    at(&table, key.value()).check(value.value())?;
+                    rows += 1;
+                }
+            }
+            for row in tx.open_table(SEGMENTS)?.iter()? {
+                let (key, value) = row?;
+                let (log, number) = key.value();
+                segment_at(log, &number.to_le_bytes()).check(value.value())?;
+                rows += 1;
+            }
+            for row in tx.open_table(BRANCHES)?.iter()? {
+                let (key, value) = row?;
+                let (group, name) = key.value();
+                branch_at(group, name).check(value.value())?;
+                rows += 1;
+            }
+            anyhow::Ok(rows)
+        };
+        let first = count(&self.begin_read()?)?;
+        let second = count(&self.pair.begin_read_second()?).context("in the second copy")?;
+        // One may have a row more for a moment, between the two commits of a transaction.
+        anyhow::ensure!(
+            first.abs_diff(second) <= 1,
+            "the catalogue has {first} rows and its copy {second}"
+        );
+        Ok(first)
     }
 
     fn get<T: DeserializeOwned>(
@@ -357,9 +442,9 @@ impl Catalogue {
         table: TableDefinition<&str, &[u8]>,
         key: &str,
     ) -> anyhow::Result<Option<T>> {
-        let table = self.begin_read()?.open_table(table)?;
-        let value = table.get(key)?;
-        Ok(value.map(|value| serde_json::from_slice(value.value())).transpose()?)
+        let rows = self.begin_read()?.open_table(table)?;
+        let value = rows.get(key)?;
+        value.map(|value| at(&table, key).open(value.value())).transpose()
     }
 
     fn put<T: Serialize>(
@@ -368,7 +453,7 @@ impl Catalogue {
         key: &str,
         value: &T,
     ) -> anyhow::Result<()> {
-        let value = serde_json::to_vec(value)?;
+        let value = at(&table, key).seal(value)?;
         self.write(|tx| {
             tx.open_table(table)?.insert(key, value.as_slice())?;
             Ok(())
@@ -378,36 +463,28 @@ impl Catalogue {
     /// One transaction: durable when this returns.
     fn write<T>(
         &self,
-        change: impl FnOnce(&redb::WriteTransaction) -> Result<T, redb::Error>,
+        change: impl Fn(&WriteTransaction) -> Result<T, redb::Error>,
     ) -> anyhow::Result<T> {
-        let tx = self.with(|db| db.begin_write().map_err(redb::Error::from))?;
-        let written = change(&tx).and_then(|value| {
-            tx.commit()?;
-            Ok(value)
-        });
-        self.failed.fetch_or(written.is_err(), Ordering::AcqRel);
-        Ok(written?)
+        self.pair.write(change)
     }
 
-    fn begin_read(&self) -> anyhow::Result<redb::ReadTransaction> {
-        self.with(|db| db.begin_read().map_err(redb::Error::from))
-    }
-
-    /// Runs `work` on the database, which is opened again first if a transaction failed: what was
-    /// committed before is all there.
-    fn with<T>(&self, work: impl FnOnce(&Database) -> Result<T, redb::Error>) -> anyhow::Result<T> {
-        let poisoned = std::sync::PoisonError::into_inner;
-        if self.failed.load(Ordering::Acquire) {
-            let mut db = self.db.write().unwrap_or_else(poisoned);
-            if self.failed.load(Ordering::Acquire) {
-                *db = None;
-                *db = Some(Database::create(&self.path).context("open the catalogue again")?);
-                self.failed.store(false, Ordering::Release);
-            }
-        }
-        let db = self.db.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let done = work(db.as_ref().context("the catalogue could not be opened again")?);
-        self.failed.fetch_or(done.is_err(), Ordering::AcqRel);
-        Ok(done?)
+    fn begin_read(&self) -> anyhow::Result<ReadTransaction> {
+        self.pair.begin_read()
     }
 }
+
+/// The place of a row whose key is a name.
+fn at<'a>(table: &'a TableDefinition<'_, &str, &[u8]>, of: &'a str) -> RowPlace<'a> {
+    RowPlace { table: table.name(), of, rest: &[] }
+}
+
+fn segment_at<'a>(of: &'a str, number: &'a [u8; 8]) -> RowPlace<'a> {
+    RowPlace { table: "segments", of, rest: number }
+}
+
+fn branch_at<'a>(of: &'a str, name: &'a str) -> RowPlace<'a> {
+    RowPlace { table: "branches", of, rest: name.as_bytes() }
+}
+
+#[cfg(test)]
+mod tests;

@@ -13,6 +13,10 @@
 //! unix = "/run/tidemark/nbd.sock"
 //! listen = "0.0.0.0:10809"
 //!
+//! [scrub]
+//! interval = "7 d"
+//! bytes_per_s = "32 MiB"
+//!
 //! [api]
 //! socket = "/run/tidemark/target.sock"
 //!
@@ -51,6 +55,8 @@ pub struct Config {
     pub api: ApiConfig,
     /// How the log is kept.
     pub store: StoreConfig,
+    /// How what is kept is read again.
+    pub scrub: ScrubConfig,
     /// The groups that may be received.
     pub groups: Vec<GroupConfig>,
 }
@@ -107,6 +113,17 @@ pub struct StoreConfig {
     pub chunk_cache: Bytes,
 }
 
+/// How what is kept is read again, to find what has rotted.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ScrubConfig {
+    /// The time from the end of a pass to the next one; zero for none but those asked for.
+    pub interval: Seconds,
+    /// The most that it reads in a second.
+    #[serde(deserialize_with = "scrub_rate")]
+    pub bytes_per_s: Bytes,
+}
+
 /// A group that may be received.
 #[derive(Clone, Debug)]
 pub struct GroupConfig {
@@ -129,6 +146,12 @@ impl Default for StoreConfig {
             page_cache: Bytes(32 << 20),
             chunk_cache: Bytes(32 << 20),
         }
+    }
+}
+
+impl Default for ScrubConfig {
+    fn default() -> ScrubConfig {
+        ScrubConfig { interval: Seconds(7 * 24 * 3600), bytes_per_s: Bytes(32 << 20) }
     }
 }
 
@@ -231,8 +254,8 @@ impl Config {
             let group = group.judge(source, &groups, file.store.segment)?;
             groups.push(group);
         }
-        let ConfigFile { data_dir, link, nbd, api, store, .. } = file;
-        Ok(Config { data_dir, link, nbd, api, store, groups })
+        let ConfigFile { data_dir, link, nbd, api, store, scrub, .. } = file;
+        Ok(Config { data_dir, link, nbd, api, store, scrub, groups })
     }
 
     /// The group of this name.
@@ -253,6 +276,8 @@ struct ConfigFile {
     api: ApiConfig,
     #[serde(default)]
     store: StoreConfig,
+    #[serde(default)]
+    scrub: ScrubConfig,
     #[serde(default, rename = "group")]
     groups: Vec<GroupFile>,
 }
@@ -321,6 +346,14 @@ fn segment_bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Bytes, D:
     let bytes = Bytes::deserialize(deserializer)?;
     if !(SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&bytes.0) {
         return Err(de::Error::custom("a segment has between 1 MiB and 2 GiB"));
+    }
+    Ok(bytes)
+}
+
+fn scrub_rate<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Bytes, D::Error> {
+    let bytes = Bytes::deserialize(deserializer)?;
+    if bytes.0 < 1 << 20 {
+        return Err(de::Error::custom("a scrub reads at least 1 MiB in a second"));
     }
     Ok(bytes)
 }

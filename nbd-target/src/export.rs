@@ -22,6 +22,7 @@ use crate::{
         PointName, Spec,
         latest::{Client, LatestGuard, LatestTable},
         resolve::{Scope, resolve},
+        whole,
     },
     replica::Replica,
     store::{ReadError, base::Stretch, index::Query, read::Plan},
@@ -225,6 +226,7 @@ impl TargetExports {
                 Spec::Mark(_) => name.to_string(),
                 _ => PointName { spec: Spec::Seq(seq), ..name.clone() }.to_string(),
             },
+            damage: whole::missing_at(&replica, Some(volume), seq),
             name: name.to_string(),
             view: Arc::new(View { replica, volume: id, at: seq }),
             workers: Arc::clone(&self.workers),
@@ -238,6 +240,7 @@ impl TargetExports {
 
 fn list(replica: &Arc<Replica>) -> Vec<ExportEntry> {
     let end = replica.journal().progress().durable.seq;
+    let stretches = replica.damages().stretches();
     replica.ledger().history(|history| {
         let mut entries = Vec::new();
         for volume in history.volumes.iter().filter(|volume| volume.removed.is_none()) {
@@ -249,6 +252,15 @@ fn list(replica: &Arc<Replica>) -> Vec<ExportEntry> {
                 entries.push(ExportEntry {
                     name: format!("{of}@latest"),
                     description: "the newest point".to_owned(),
+                });
+            }
+            let damaged = stretches.iter().any(|s| scope.concerns(s.volume) && s.contains(end));
+            if let Some(seq) = damaged.then(|| whole::newest_of(history, &scope, &stretches, end))
+                && let Some(seq) = seq
+            {
+                entries.push(ExportEntry {
+                    name: format!("{of}@seq:{seq}"),
+                    description: "the newest point without damage".to_owned(),
                 });
             }
             let good = |seq| scope.check(history, seq, end).is_ok();
@@ -329,6 +341,8 @@ struct PointExport {
     bytes: u64,
     physical_block_bytes: u32,
     fixed: bool,
+    /// What of it cannot be read, as a clause.
+    damage: Option<String>,
     _hold: Hold,
 }
 
@@ -350,7 +364,7 @@ impl Export for PointExport {
                 ..Features::default()
             },
             canonical_name: (self.name != self.canonical).then(|| self.canonical.clone()),
-            description: None,
+            description: self.damage.as_ref().map(|what| format!("damaged: {what} cannot be read")),
         }
     }
 

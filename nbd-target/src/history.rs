@@ -29,6 +29,20 @@ pub struct History {
     pub oldest: Seq,
     /// The wall clock at the oldest position.
     pub oldest_wall_ns: i64,
+    /// Stretches that were acknowledged and have been lost here.
+    #[serde(default)]
+    pub lost: Vec<Lost>,
+}
+
+/// A stretch that was acknowledged and has been lost here: the source has not sent it again.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Lost {
+    /// The position before it.
+    pub after: Seq,
+    /// Its last position.
+    pub to: Seq,
+    /// How it was lost, as a sentence.
+    pub why: String,
 }
 
 /// A term's first sequence in the log.
@@ -206,8 +220,13 @@ impl History {
         if last.seq <= self.end.seq {
             return;
         }
+        let first = Seq(header.first_seq.get());
+        // A term that was begun after the loss begins above it; so this is what was lost.
+        for lost in self.lost.iter_mut().filter(|lost| lost.after < first && first <= lost.to) {
+            lost.after = last.seq;
+        }
+        self.lost.retain(|lost| lost.after < lost.to);
         if self.terms.last().is_none_or(|start| start.term != last.term) {
-            let first = Seq(header.first_seq.get());
             self.terms.push(TermStart { term: last.term, first });
         }
         for (index, record) in frame.records().enumerate() {
@@ -277,6 +296,23 @@ impl History {
         }
     }
 
+    /// Remembers that what followed the end, up to a position, is lost.
+    pub fn lose(&mut self, to: Seq, why: String) {
+        let after = self.end.seq;
+        // One that begins above the end is part of it.
+        let earlier = self.lost.iter().filter(|lost| lost.after >= after).map(|lost| lost.to);
+        let to = earlier.max().map_or(to, |earlier| earlier.max(to));
+        self.lost.retain(|lost| lost.after < after);
+        if after < to {
+            self.lost.push(Lost { after, to, why });
+        }
+    }
+
+    /// The lost stretch that a position lies in.
+    pub fn lost_at(&self, at: Seq) -> Option<&Lost> {
+        self.lost.iter().find(|lost| lost.after < at && at <= lost.to)
+    }
+
     /// Raises the oldest position offered and forgets what lies below it.
     pub fn raise_oldest(&mut self, oldest: Seq, wall_ns: i64) {
         if oldest <= self.oldest {
@@ -285,6 +321,7 @@ impl History {
         self.oldest = oldest;
         self.oldest_wall_ns = wall_ns;
         self.marks.retain(|mark| mark.seq >= oldest);
+        self.lost.retain(|lost| lost.to > oldest);
         let keep = self.terms.partition_point(|start| start.first <= oldest).saturating_sub(1);
         self.terms.drain(..keep);
         for volume in &mut self.volumes {

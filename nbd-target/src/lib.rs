@@ -11,6 +11,7 @@ pub mod catalogue;
 pub mod clock;
 pub mod config;
 pub mod daemon;
+pub mod damage;
 pub mod export;
 pub mod groups;
 pub mod history;
@@ -20,6 +21,7 @@ pub mod points;
 pub mod receiver;
 pub mod replica;
 pub mod retention;
+pub mod scrub;
 pub mod store;
 mod target;
 

@@ -14,10 +14,11 @@ use crate::{
     catalogue::{Catalogue, GroupRow, HistoryRow},
     clock,
     config::{GroupConfig, StoreConfig},
+    damage::{Damages, Place, Spot},
     ledger::Ledger,
     pins::{PinGuard, Pins},
     store::{
-        ReadError,
+        Damage, ReadError, Where,
         base::{Base, Stretch},
         index::Query,
         journal::Journal,
@@ -44,6 +45,7 @@ pub struct Replica {
     pins: Arc<Pins>,
     held: watch::Sender<Option<Arc<str>>>,
     notices: Mutex<Vec<String>>,
+    damages: Damages,
 }
 
 /// How a log of this target is written. That of a replica has a size, and each batch is synced.
@@ -88,7 +90,11 @@ impl Replica {
             .with_context(|| format!("cannot recover the log of group '{name}'"))?;
         if !found.damage.is_empty() {
             let wall_ns = found.segments.last().map_or(0, |last| last.summary().wall_max_ns);
-            ledger.change(|row| row.history.truncate(found.end, wall_ns));
+            let why = found.damage.join("; ");
+            ledger.change(|row| {
+                row.history.truncate(found.end, wall_ns);
+                row.history.lose(vitals.acked.seq, why);
+            });
             ledger.keep_history()?;
         }
         let journal = Journal::new(group.id, &dir.join("log"), caches, found.segments, found.end);
@@ -98,7 +104,7 @@ impl Replica {
             log::new(journal, Arc::clone(&ledger) as _, options, held.subscribe(), found.start);
         let (base, damage) = Base::open(&dir.join("base"), group.id, &row.bases)
             .with_context(|| format!("cannot open the base of group '{name}'"))?;
-        let notices = [found.damage, found.suspect, damage].concat();
+        let notices = [found.damage, damage].concat();
         for sentence in &notices {
             tracing::error!(group = %name, "{sentence}");
         }
@@ -114,7 +120,23 @@ impl Replica {
             pins: Arc::default(),
             held,
             notices: Mutex::new(notices),
+            damages: Damages::open(name, catalogue)?,
         };
+        for (volume, blocks, text) in replica.base.lost() {
+            let place = Place::Base { volume, first: 0, blocks };
+            replica.damages.report(Spot::found(&replica, place, text));
+        }
+        for (number, text) in found.suspect {
+            let known = replica.damages.list();
+            if !known.iter().any(|spot| spot.place.segment() == Some(number)) {
+                replica.damages.report(Spot::found(&replica, Place::End { segment: number }, text));
+            }
+            let segments = replica.journal().segments();
+            let segment = segments.iter().find(|segment| segment.number() == number);
+            if let Some(segment) = segment {
+                replica.damages.suspect(Where::Segment { id: segment.id(), chunk: None });
+            }
+        }
         Ok((replica, owner))
     }
 
@@ -314,15 +336,34 @@ impl Replica {
         }
     }
 
-    /// Tells people of damage that a read met.
+    /// Has damage that a read met looked at, and told.
     pub fn met(&self, error: &ReadError) {
-        if let ReadError::Damaged(place) = error {
-            self.notice(format!("what points read is damaged: {place}"));
+        match error {
+            ReadError::Damaged(Damage { at: Some(place), .. }) if self.has(*place) => {
+                self.damages.suspect(*place);
+            }
+            ReadError::Damaged(damage) => {
+                self.notice(format!("what points read is damaged: {damage}"));
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether a place is in this replica's own log or base.
+    fn has(&self, place: Where) -> bool {
+        match place {
+            Where::Segment { id, .. } => self.journal().segments().iter().any(|s| s.id() == id),
+            Where::Base { .. } => true,
         }
     }
 
     /// What people should know.
     pub fn notices(&self) -> Vec<String> {
         self.notices.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What is damaged of it.
+    pub fn damages(&self) -> &Damages {
+        &self.damages
     }
 }

@@ -4,9 +4,20 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use tidemark_control::config::Bytes;
-use tidemark_journal::Seq;
+use tidemark_journal::{Seq, VolumeId};
 
-use crate::{config::GroupConfig, points::resolve::Scope, replica::Replica, store::base::fold};
+use crate::{
+    config::GroupConfig,
+    damage::{self, Place, Spot},
+    points::resolve::Scope,
+    replica::Replica,
+    store::{
+        Damage, ReadError, Where,
+        base::fold::{self, Folded},
+        check, rebuild,
+        segment::Segment,
+    },
+};
 
 /// What a decision rests on.
 #[derive(Clone, Debug)]
@@ -147,12 +158,8 @@ pub fn fold_oldest(replica: &Replica) -> anyhow::Result<bool> {
         return Ok(false);
     }
     ledger.keep_history()?;
-    let folded = fold::fold(replica.base(), segment, |_| Ok(()))
+    let (folded, unknown) = folded(replica, segment)
         .with_context(|| format!("cannot fold segment {} into the base", segment.number()))?;
-    for sentence in folded.damage {
-        replica
-            .notice(format!("{sentence}; it is unknown in the base, 'tidemark verify' mends it"));
-    }
     ledger.change(|row| {
         row.base = last;
         row.bases.extend(&folded.rows);
@@ -160,11 +167,77 @@ pub fn fold_oldest(replica: &Replica) -> anyhow::Result<bool> {
     });
     ledger.keep(|row| replica.catalogue().fold_history(replica.name(), row))?;
     replica.base().committed(&folded.rows);
+    let gone = |place: &Place| place.segment() == Some(segment.number());
+    replica.damages().replace(gone, Vec::new());
     for removed in replica.journal().remove_through(segment.number()) {
         removed.remove().with_context(|| format!("cannot remove {}", removed.path().display()))?;
     }
+    // Now that the base is asked for it.
+    for (place, text) in unknown {
+        replica.damages().report(Spot::found(replica, place, text));
+    }
     tracing::info!(group = replica.name(), segment = segment.number(), "folded into the base");
     Ok(true)
+}
+
+/// Folds a segment, also one whose index is damaged; and the blocks of the base that are unknown from
+/// now on, because what the segment had of them is damaged.
+fn folded(
+    replica: &Replica,
+    segment: &Arc<Segment>,
+) -> anyhow::Result<(Folded, Vec<(Place, String)>)> {
+    let group = replica.group().id;
+    let (folded, lost) = match fold::fold(replica.base(), segment, |_| Ok(())) {
+        Err(error) if is_index(&error) => {
+            let (stand_in, whole) = rebuild::stand_in(segment, group)?;
+            let ids: Vec<VolumeId> =
+                replica.ledger().history(|h| h.volumes.iter().map(|volume| volume.id).collect());
+            tracing::warn!(group = replica.name(), whole, "folded by its frames: {error:#}");
+            if !whole {
+                // Whatever the damaged frame has changed.
+                replica.base().lose(ids.iter().copied())?;
+            }
+            let lost = if whole { Vec::new() } else { ids };
+            (fold::fold(replica.base(), &stand_in, |_| Ok(()))?, lost)
+        }
+        folded => (folded?, Vec::new()),
+    };
+    let mut unknown = Vec::new();
+    for volume in lost {
+        let text = format!(
+            "segment {} had a damaged frame and a damaged index: what it had changed of volume \
+             {volume}, and all that only the base holds of it, is unknown",
+            segment.number()
+        );
+        unknown.push((Place::Base { volume, first: 0, blocks: u64::MAX }, text));
+    }
+    let number = segment.number();
+    let known = replica.damages().list();
+    let known = known.iter().map(|spot| spot.place).filter(|p| p.segment() == Some(number));
+    let mut places: Vec<Place> = known.collect();
+    if !folded.damage.is_empty() {
+        let found = check::check(segment, group, None, None, &mut |_| Ok(())).unwrap_or_default();
+        places.extend(found.iter().map(|found| Place::of_segment(number, found.what)));
+        places.sort_unstable();
+        places.dedup();
+    }
+    for place in places {
+        for (volume, first, blocks) in damage::unknown_after(replica, segment, &place) {
+            let text = format!(
+                "{blocks} blocks of volume {volume} from {first} on are unknown in the base, since \
+                 segment {number} was damaged"
+            );
+            unknown.push((Place::Base { volume, first, blocks }, text));
+        }
+    }
+    Ok((folded, unknown))
+}
+
+/// Whether an index is damaged: anything else of a segment is met block by block.
+fn is_index(error: &anyhow::Error) -> bool {
+    let damage = error.chain().find_map(|cause| cause.downcast_ref::<ReadError>());
+    let index = |damage: &Damage| matches!(damage.at, Some(Where::Segment { chunk: None, .. }));
+    damage.is_some_and(|error| matches!(error, ReadError::Damaged(damage) if index(damage)))
 }
 
 #[cfg(test)]

@@ -30,6 +30,7 @@ use crate::{
     receiver::driver::Sessions,
     replica::Replica,
     retention,
+    scrub::Scrubs,
     store::log::Owner,
 };
 
@@ -51,6 +52,8 @@ pub struct Target {
     end: watch::Sender<bool>,
     link: Option<JoinHandle<()>>,
     pulse: Arc<Pulse>,
+    scrubs: Arc<Scrubs>,
+    scrubbing: Option<JoinHandle<()>>,
 }
 
 /// When the link's thread last had its turn.
@@ -115,7 +118,9 @@ impl Target {
         }
         let (end, ending) = watch::channel(false);
         let about = api::About { node, nbd_listen: nbd_addr, nbd_unix: config.nbd.unix.clone() };
-        let api = api::Api::new(about, Arc::clone(&groups), Arc::clone(&branches));
+        let scrubs = Scrubs::new(config.scrub, Arc::clone(&groups));
+        let own_scrubs = Arc::clone(&scrubs);
+        let api = api::Api::new(about, Arc::clone(&groups), Arc::clone(&branches), own_scrubs);
         let inside = runtime.enter();
         let socket = tidemark_control::server::Socket::bind(&config.api.socket)?;
         drop(inside);
@@ -162,9 +167,17 @@ impl Target {
             end,
             link: Some(link),
             pulse,
+            scrubs,
+            scrubbing: None,
         };
         match started.recv() {
-            Ok(Ok(())) => Ok(target),
+            Ok(Ok(())) => {
+                let scrubs = Arc::clone(&target.scrubs);
+                let work = move || scrubs.run();
+                let name = "tidemark-scrub".to_owned();
+                target.scrubbing = Some(std::thread::Builder::new().name(name).spawn(work)?);
+                Ok(target)
+            }
             Ok(Err(error)) => {
                 target.stop();
                 Err(error.into())
@@ -201,6 +214,11 @@ impl Target {
         &self.groups
     }
 
+    /// The scrubs.
+    pub fn scrubs(&self) -> &Arc<Scrubs> {
+        &self.scrubs
+    }
+
     /// The branches.
     pub fn branches(&self) -> &Arc<Branches> {
         &self.branches
@@ -214,7 +232,11 @@ impl Target {
 
     fn stop(&mut self) {
         let Some(runtime) = self.runtime.take() else { return };
+        self.scrubs.end();
         runtime.block_on(self.server.shutdown(GRACE));
+        if let Some(scrubbing) = self.scrubbing.take() {
+            let _ = scrubbing.join();
+        }
         self.end.send_replace(true);
         if let Some(link) = self.link.take() {
             let _ = link.join();
@@ -239,6 +261,7 @@ impl Target {
 impl Drop for Target {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
+            self.scrubs.end();
             self.end.send_replace(true);
             runtime.shutdown_background();
         }

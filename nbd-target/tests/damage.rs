@@ -11,6 +11,7 @@ use std::{
 use common::{Lab, eventually, model::difference, run, source::Source};
 use tidemark_journal::{FrameView, GapReason, Seq, VolumeId, segment};
 use tidemark_link::message::Message;
+use tidemark_target::damage::Place;
 
 const MIB: usize = 1 << 20;
 
@@ -122,7 +123,9 @@ fn damage_below_what_was_acknowledged_is_kept_and_reported() {
         assert_eq!(std::fs::read(kept).expect("it is kept"), damaged, "as it was");
         equals(&lab, &source, good).await;
         let refusal = lab.refusal(&format!("shop/disk0@seq:{}", good.0 + 1)).await;
-        assert!(refusal.contains("not been received"), "{refusal}");
+        assert!(refusal.contains("has been lost here") && refusal.contains("damaged"), "{refusal}");
+        let point = format!("@seq:{}", good.0);
+        assert!(refusal.contains(&point), "{refusal}");
         // The source is told the truth, and what it still has goes on from there.
         source.acked = Default::default();
         let welcome = source.connect(&lab).await;
@@ -210,7 +213,7 @@ fn a_damaged_chunk_is_an_error_and_never_wrong_data() {
 }
 
 #[test]
-fn a_sealed_segment_that_was_cut_is_told_at_the_start() {
+fn a_sealed_segment_that_was_cut_is_mended_or_told() {
     run(async || {
         let mut lab = Lab::new("segment = \"1 MiB\"", "");
         let mut source = begin(&lab, 4 * MIB).await;
@@ -227,24 +230,38 @@ fn a_sealed_segment_that_was_cut_is_told_at_the_start() {
         lab.stop();
         let path = first_segment(&lab);
         let bytes = std::fs::metadata(&path).expect("there").len();
+        let whole = std::fs::read(&path).expect("read");
         let file = OpenOptions::new().write(true).open(&path).expect("open");
         file.set_len(bytes - 4096).expect("cut");
         lab.start();
-        let notices = lab.replica().notices();
-        assert!(notices.len() == 1 && notices[0].contains("0000.seg is damaged"), "{notices:?}");
-        // The log goes on where it ended, and what is damaged is not cut off.
+        // The log goes on where it ended, and what was cut off is made again from the frames.
         assert_eq!(lab.replica().journal().progress().durable.seq, last);
-        // A map of what is damaged is refused and told as reading it is.
+        eventually("it is whole", || std::fs::read(&path).is_ok_and(|now| now == whole)).await;
+        eventually("it is said no more", || lab.replica().damages().list().is_empty()).await;
+        // Not so with a frame whose meta is damaged too: a map of it is refused, and told.
+        let (at, _, _) = frames(&path)[3];
+        lab.stop();
+        flip(&path, at + 200);
+        let index_at = index_at(&path);
         let mut broken = std::fs::read(&path).expect("read");
-        let index_at = lab.replica().journal().segments()[0].summary().data_bytes as usize;
         broken[index_at..].fill(0xff);
         std::fs::write(&path, broken).expect("written");
-        lab.restart();
+        lab.start();
         let view = lab.open(&format!("shop/disk0@seq:{last}")).await.expect("it opens");
         view.block_status(0, 4 << 20, false).await.expect_err("damaged");
-        let notices = lab.replica().notices();
-        assert!(notices.iter().any(|notice| notice.contains("what points read")), "{notices:?}");
+        let index = Place::Index { segment: 0 };
+        eventually("it is listed", || {
+            lab.replica().damages().list().iter().any(|spot| spot.place == index)
+        })
+        .await;
     });
+}
+
+/// Where the index of a whole segment begins.
+fn index_at(path: &Path) -> usize {
+    let bytes = std::fs::read(path).expect("read");
+    let end = segment::SegmentEnd::decode(&bytes[bytes.len() - 4096..]).expect("a trailer");
+    end.index_at as usize
 }
 
 #[test]

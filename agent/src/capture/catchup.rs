@@ -11,6 +11,8 @@
 //! The regions to catch up are the dirty map's uncaptured ones. A gap ends when none of its volume
 //! is left; a verify is the same walk over all regions, without a gap.
 
+mod repair;
+
 use std::collections::{BTreeMap, VecDeque};
 
 use tidemark_journal::{

@@ -22,6 +22,7 @@ use std::{
 };
 
 use tidemark_journal::{Ancestry, GapReason, Sector, Seq, VolumeId};
+use tidemark_link::message::RegionRun;
 use tokio::sync::oneshot;
 
 use crate::{
@@ -63,6 +64,8 @@ pub enum Command {
     Verify(Option<VolumeId>),
     /// Go on with the comparison of a volume that had reached this region.
     VerifyFrom(VolumeId, u32),
+    /// Compare these regions: the target has lost what it had of them.
+    Repair(Vec<RegionRun>),
     /// The two sides' memories disagree: the replica ends at this sequence, and its target has
     /// seen this generation.
     Doubt(Seq, u64),

@@ -197,6 +197,11 @@ impl Loop {
                     self.core.verify_from(id, region);
                 }
             }
+            Command::Repair(runs) => {
+                for run in runs {
+                    self.core.compare(run.volume, run.first, run.regions);
+                }
+            }
             Command::Doubt(seq, generation) => {
                 self.doubt = Some((seq, generation));
                 self.outbox.discard();

@@ -11,6 +11,7 @@
 pub mod agent;
 pub mod client;
 pub mod config;
+mod damage;
 pub mod error;
 pub mod server;
 pub mod target;

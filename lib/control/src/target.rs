@@ -5,6 +5,7 @@
 //! | `GET /v1/status` | [`TargetStatus`] |
 //! | `GET /v1/groups/GROUP/points` | [`Points`] |
 //! | `POST /v1/resolve` with [`ResolveRequest`] | [`Resolved`] |
+//! | `POST /v1/groups/GROUP/scrub` | [`ScrubStatus`] |
 //! | `GET /v1/branches` | [`Branches`] |
 //! | `POST /v1/branches` with [`BranchRequest`] | [`BranchStatus`] |
 //! | `DELETE /v1/branches/NAME` | [`Done`] |
@@ -18,6 +19,8 @@ use tidemark_journal::{GroupId, Position, Seq, VolumeId};
 use crate::Done;
 use crate::agent::LinkStatus;
 use crate::client::{Client, ClientError, segment};
+
+pub use crate::damage::{DamagedPoints, ScrubStatus};
 
 /// Where the target listens unless its configuration says otherwise.
 pub const SOCKET: &str = "/run/tidemark/target.sock";
@@ -72,6 +75,12 @@ pub struct ReplicaStatus {
     pub exports: u32,
     /// What went wrong and still matters (no room, a fenced file): a sentence each.
     pub problems: Vec<String>,
+    /// Points at which something cannot be read.
+    #[serde(default)]
+    pub damage: Vec<DamagedPoints>,
+    /// How far the scrub is.
+    #[serde(default)]
+    pub scrub: ScrubStatus,
     /// The volumes.
     pub volumes: Vec<ReplicaVolume>,
 }
@@ -100,6 +109,12 @@ pub struct Points {
     pub marks: Vec<MarkedPoint>,
     /// The same for each volume by itself.
     pub volumes: Vec<VolumePoints>,
+    /// Points among these at which something cannot be read.
+    #[serde(default)]
+    pub damage: Vec<DamagedPoints>,
+    /// The newest point of the group at which everything can be read.
+    #[serde(default)]
+    pub newest_whole: Option<Seq>,
 }
 
 /// A volume's stretches.
@@ -158,6 +173,9 @@ pub struct Resolved {
     pub wall_ns: i64,
     /// The volumes, with the name of the NBD export that shows each at the position.
     pub exports: Vec<ExportName>,
+    /// What cannot be read at the position, as a clause; none if all can.
+    #[serde(default)]
+    pub damage: Option<String>,
 }
 
 /// An NBD export.
@@ -216,6 +234,9 @@ pub struct BranchStatus {
     /// Why it cannot be opened, as a sentence; none when it can.
     #[serde(default)]
     pub problem: Option<String>,
+    /// What cannot be read of its point, as a clause; none if all can.
+    #[serde(default)]
+    pub damage: Option<String>,
     /// Its volumes, with the name of the NBD export of each.
     pub exports: Vec<ExportName>,
 }
@@ -249,6 +270,14 @@ impl TargetClient {
     /// [`ClientError`].
     pub async fn points(&self, group: &str) -> Result<Points, ClientError> {
         self.0.get(&format!("/v1/groups/{}/points", segment(group))).await
+    }
+
+    /// Has everything that is kept of a group read and compared with its checksums, from now on.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn scrub(&self, group: &str) -> Result<ScrubStatus, ClientError> {
+        self.0.post(&format!("/v1/groups/{}/scrub", segment(group)), &()).await
     }
 
     /// Removes all that is kept of a group that is not in the configuration any more.

@@ -8,6 +8,7 @@
 
 mod binary;
 mod greeting;
+mod repair;
 
 use serde::{Serialize, de::DeserializeOwned};
 use tidemark_journal::frame::FRAME_BYTES_MAX;
@@ -21,6 +22,7 @@ pub use greeting::{
     GroupHello, Hello, Notice, ProtocolRange, Refuse, RefuseCode, SENTENCE_CHARS_MAX, Severity,
     VolumeHello, VolumeSize, Welcome,
 };
+pub use repair::{REPAIR_FEATURE, REPAIR_ROWS_MAX, RegionRun, Repair};
 
 /// The newest protocol that this program speaks.
 pub const PROTOCOL_MAX: u16 = 1;
@@ -76,11 +78,13 @@ pub enum MessageKind {
     Notice = 9,
     /// No body, either way.
     Bye = 10,
+    /// [`Repair`], target to source, if both have [`REPAIR_FEATURE`].
+    Repair = 11,
 }
 
 impl MessageKind {
     /// Every kind, in the order of their numbers.
-    pub const ALL: [MessageKind; 10] = [
+    pub const ALL: [MessageKind; 11] = [
         MessageKind::Hello,
         MessageKind::Welcome,
         MessageKind::Refuse,
@@ -91,6 +95,7 @@ impl MessageKind {
         MessageKind::Need,
         MessageKind::Notice,
         MessageKind::Bye,
+        MessageKind::Repair,
     ];
 
     /// The kind with this number, if there is one.
@@ -110,6 +115,7 @@ impl MessageKind {
             MessageKind::Echo => fixed(size_of::<binary::EchoBody>()),
             MessageKind::Need => fixed(size_of::<binary::NeedBody>()),
             MessageKind::Bye => fixed(0),
+            MessageKind::Repair => (repair::ROW_BYTES, REPAIR_ROWS_MAX * repair::ROW_BYTES),
         }
     }
 }
@@ -137,6 +143,8 @@ pub enum Message {
     Notice(Notice),
     /// A planned end.
     Bye,
+    /// What the target has lost and wants to be compared afresh.
+    Repair(Repair),
 }
 
 /// Why bytes are not a message. The connection is of no use after it.
@@ -237,6 +245,7 @@ impl Message {
             Message::Need(_) => MessageKind::Need,
             Message::Notice(_) => MessageKind::Notice,
             Message::Bye => MessageKind::Bye,
+            Message::Repair(_) => MessageKind::Repair,
         }
     }
 
@@ -260,6 +269,7 @@ impl Message {
             Message::Echo(body) => out.extend_from_slice(binary::EchoBody::from(body).as_bytes()),
             Message::Need(body) => out.extend_from_slice(binary::NeedBody::from(body).as_bytes()),
             Message::Bye => {}
+            Message::Repair(body) => body.encode(out),
         }
         match Envelope::new(self.kind(), out.len() - start - ENVELOPE_BYTES) {
             Ok(envelope) => {
@@ -301,6 +311,7 @@ impl Message {
             MessageKind::Echo => Ok(Message::Echo(fixed::<binary::EchoBody>(&body).into())),
             MessageKind::Need => Ok(Message::Need(fixed::<binary::NeedBody>(&body).into())),
             MessageKind::Bye => Ok(Message::Bye),
+            MessageKind::Repair => Repair::decode(&body).map(Message::Repair),
         };
         message.map_err(|why| DecodeError::Body { kind, why })
     }

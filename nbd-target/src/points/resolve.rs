@@ -46,6 +46,7 @@ pub fn resolve(replica: &Replica, volume: Option<&str>, spec: &Spec) -> Result<R
         }),
         Spec::Time(wall_ns) => {
             let seq = time::resolve(replica, &scope, *wall_ns, end)?;
+            not_after_a_loss(replica, seq, *wall_ns)?;
             replica.ledger().history(|history| scope.check(history, seq, end)).map(fixed)
         }
         Spec::Branch(name) => {
@@ -54,6 +55,21 @@ pub fn resolve(replica: &Replica, volume: Option<&str>, spec: &Spec) -> Result<R
             Err(Refusal(format!("{sentence}, and @branch:{name} would be a branch")))
         }
     }
+}
+
+/// Refuses a time that may lie in a lost stretch: the state before it would not be that of the time.
+fn not_after_a_loss(replica: &Replica, seq: Seq, wall_ns: i64) -> Result<(), Refusal> {
+    let lost =
+        replica.ledger().history(|history| history.lost.iter().find(|l| l.after == seq).cloned());
+    let Some(lost) = lost else { return Ok(()) };
+    if time::wall_at(replica, seq)? >= wall_ns {
+        return Ok(());
+    }
+    Err(Refusal(format!(
+        "what was received after @seq:{seq}, up to @seq:{}, has been lost here ({}), and that time \
+         may lie in it; @seq:{seq} is the state before",
+        lost.to, lost.why
+    )))
 }
 
 /// What must be outside its gaps.
@@ -91,6 +107,16 @@ impl Scope {
         if at < history.oldest {
             return Err(self.before_all(history, &format!("@seq:{at} is no longer retained"), end));
         }
+        if let Some(lost) = history.lost_at(at) {
+            let below = self.newest_good(history, lost.after);
+            let hint =
+                below.map_or(String::new(), |seq| format!("; the point before is @seq:{seq}"));
+            return Err(Refusal(format!(
+                "@seq:{at} was received and has been lost here ({}); it is there again if the \
+                 source sends it again{hint}",
+                lost.why
+            )));
+        }
         if at > end {
             let newest = self.newest_good(history, end);
             let hint = newest.map_or(String::new(), |seq| format!("; the newest is @seq:{seq}"));
@@ -113,6 +139,11 @@ impl Scope {
             near(self.newest_good(history, at), "before"),
             near(self.next_good(history, at, end), "after"),
         )))
+    }
+
+    /// Whether a volume is in it.
+    pub fn concerns(&self, volume: VolumeId) -> bool {
+        self.volume.as_ref().is_none_or(|(id, _)| *id == volume)
     }
 
     /// The newest good position at or below `from`.
@@ -173,7 +204,9 @@ impl Scope {
 
     /// Whether something was there at a position, and none of it in a gap.
     fn is_good(&self, history: &History, at: Seq) -> bool {
-        self.volumes(history, at).next().is_some() && self.gap_at(history, at).is_none()
+        self.volumes(history, at).next().is_some()
+            && self.gap_at(history, at).is_none()
+            && history.lost_at(at).is_none()
     }
 
     /// Where positions may begin or cease to be good, in order: between two of these all are alike.
@@ -189,6 +222,8 @@ impl Scope {
                 ends.into_iter().chain(gaps).flatten()
             })
             .collect();
+        let lost = history.lost.iter();
+        changes.extend(lost.flat_map(|lost| [lost.after.next(), lost.to.next()]));
         changes.sort_unstable();
         changes.dedup();
         changes

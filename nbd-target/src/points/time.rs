@@ -103,7 +103,7 @@ fn parse<'m>(
 ) -> Result<FrameView<'m>, ReadError> {
     FrameView::parse_meta(meta).map_err(|error| {
         let number = segment.number();
-        ReadError::Damaged(format!("segment {number}, frame at {}: {error}", row.offset))
+        ReadError::Damaged(format!("segment {number}, frame at {}: {error}", row.offset).into())
     })
 }
 

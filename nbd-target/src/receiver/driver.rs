@@ -30,6 +30,8 @@ const CONNECTIONS_MAX: usize = 256;
 const PENDING_MAX: usize = 64;
 /// How often a stalled target says that it is.
 const STALLED_EVERY: Duration = Duration::from_secs(5);
+/// How often the list of damage is looked at while it does not change and nothing is to be said.
+const ASK_EVERY: Duration = Duration::from_secs(60);
 /// How long a new session waits for what the last one left to become durable.
 const SETTLE: Duration = Duration::from_secs(30);
 
@@ -301,12 +303,21 @@ async fn write(
     let mut progress = replica.journal().watch();
     let mut stalled: Option<Arc<str>> = None;
     progress.mark_changed();
+    let mut damage = replica.damages().watch();
+    damage.mark_changed();
     loop {
         let mut last = false;
         tokio::select! {
             biased;
             () = stop.notified() => last = true,
             changed = progress.changed() => last = changed.is_err(),
+            _ = damage.changed() => loop {
+                let asked = session.borrow_mut().ask(&replica.damages().regions());
+                let Some(repair) = asked else { break };
+                sender.send(&Message::Repair(repair)).await?;
+            },
+            // Asks again for what has not come.
+            () = tokio::time::sleep(ASK_EVERY) => damage.mark_changed(),
             message = outbox.recv() => match message {
                 Some(message) => sender.send(&message).await?,
                 None => last = true,

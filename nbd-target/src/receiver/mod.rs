@@ -4,6 +4,7 @@
 
 pub mod driver;
 pub mod offers;
+mod repairs;
 
 use std::collections::HashMap;
 
@@ -13,13 +14,14 @@ use tidemark_journal::{
 use tidemark_link::{
     hello::{TargetMemory, Verdict, compare},
     message::{
-        Ack, AckFlags, Heartbeat, Hello, Message, ProtocolRange, Refuse, RefuseCode, VolumeSize,
-        Welcome,
+        Ack, AckFlags, Heartbeat, Hello, Message, ProtocolRange, REPAIR_FEATURE, Refuse,
+        RefuseCode, Repair, VolumeSize, Welcome,
     },
 };
 
 use crate::{catalogue::GroupRow, config::GroupConfig, store::journal::Progress};
 use offers::Offer;
+use repairs::Repairs;
 
 /// What this target says of itself in a greeting.
 pub const SOFTWARE: &str = concat!("tidemark-target ", env!("CARGO_PKG_VERSION"));
@@ -76,6 +78,7 @@ pub struct Session {
     /// Nothing may be resumed: the source must come back with a new term.
     doubt: Option<&'static str>,
     acked: Option<Ack>,
+    repairs: Repairs,
 }
 
 /// What to do after a message.
@@ -109,9 +112,10 @@ impl Session {
             Verdict::Doubt { why } => Some(why.sentence()),
             Verdict::Refuse(refuse) => return Err(refuse),
         };
+        let repairs = hello.features.iter().any(|feature| feature == REPAIR_FEATURE);
         let welcome = Welcome {
             protocol,
-            features: Vec::new(),
+            features: repairs.then(|| REPAIR_FEATURE.to_owned()).into_iter().collect(),
             software: SOFTWARE.to_owned(),
             position: memory.position,
             map_generation: memory.map_generation,
@@ -124,6 +128,7 @@ impl Session {
             accepted: memory.position.unwrap_or_default(),
             doubt,
             acked: None,
+            repairs: Repairs::new(repairs),
         };
         Ok((session, welcome))
     }
@@ -168,6 +173,13 @@ impl Session {
         }
         self.acked = Some(ack);
         Some(ack)
+    }
+
+    /// What to ask the source for again, of the regions (volume, first, number) that are damaged.
+    pub fn ask(&mut self, damaged: &[(VolumeId, u64, u64)]) -> Option<Repair> {
+        let known: Vec<(VolumeId, u64, u64)> =
+            damaged.iter().filter(|(id, ..)| self.volumes.contains_key(id)).copied().collect();
+        self.repairs.ask(&known)
     }
 
     /// Has the next acknowledgement made even if nothing has changed.

@@ -2,12 +2,17 @@
 
 pub mod base;
 pub mod cache;
+pub mod check;
 pub mod index;
 pub mod journal;
 pub mod log;
+pub mod place;
 pub mod read;
+pub mod rebuild;
 pub mod recover;
 pub mod segment;
+
+pub use place::{Damage, Where};
 
 /// Why stored content cannot be given.
 #[derive(Debug, thiserror::Error)]
@@ -22,7 +27,7 @@ pub enum ReadError {
     },
     /// The bytes are not those that were written; the text names the place.
     #[error("{0}")]
-    Damaged(String),
+    Damaged(Damage),
     /// Unknown: the source could not read its own disk here, or what it sent was damaged since.
     #[error(
         "sectors {start}..{end} are unknown before this position: the source could not read its \
@@ -43,12 +48,23 @@ pub enum ReadError {
 }
 
 impl ReadError {
+    /// The same, with the place if it is damage and does not name one.
+    #[must_use]
+    pub fn met_at(self, place: Where) -> ReadError {
+        match self {
+            ReadError::Damaged(Damage { text, at: None }) => {
+                ReadError::Damaged(Damage::at(place, text))
+            }
+            other => other,
+        }
+    }
+
     /// An error of the file system, or damage that a checksum showed.
     pub fn io(what: impl Into<String>, error: std::io::Error) -> ReadError {
         match error.kind() {
-            std::io::ErrorKind::InvalidData => ReadError::Damaged(error.to_string()),
+            std::io::ErrorKind::InvalidData => ReadError::Damaged(error.to_string().into()),
             std::io::ErrorKind::UnexpectedEof => {
-                ReadError::Damaged(format!("{} is cut short", what.into()))
+                ReadError::Damaged(format!("{} is cut short", what.into()).into())
             }
             _ => ReadError::Io { what: what.into(), error },
         }

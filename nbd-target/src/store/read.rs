@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tidemark_journal::{SECTOR_BYTES, Seq};
 
 use super::{
-    ReadError,
+    Damage, ReadError, Where,
     index::{Content, Key, Query},
     segment::Segment,
 };
@@ -164,10 +164,11 @@ pub fn fill(pieces: &[Piece], start: u64, out: &mut [u8]) -> Result<(), ReadErro
                 let (Some(source), Some(target)) =
                     (raw.get(from..from + bytes), out.get_mut(at..at + bytes))
                 else {
-                    return Err(ReadError::Damaged(format!(
-                        "the index of segment {} points outside chunk {chunk}",
-                        segment.number()
-                    )));
+                    let place = Where::Segment { id: segment.id(), chunk: None };
+                    let number = segment.number();
+                    let text =
+                        format!("the index of segment {number} points outside chunk {chunk}");
+                    return Err(ReadError::Damaged(Damage::at(place, text)));
                 };
                 target.copy_from_slice(source);
                 last = Some((segment.id(), *chunk, raw));

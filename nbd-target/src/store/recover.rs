@@ -75,9 +75,9 @@ pub struct Recovered {
     pub end: Position,
     /// What was damaged, a sentence each.
     pub damage: Vec<String>,
-    /// Sealed segments that are not as the catalogue knows them, a sentence each. The log does not
-    /// end there: what is good of them can be read.
-    pub suspect: Vec<String>,
+    /// Sealed segments that are not as the catalogue knows them, by number, a sentence each. The log
+    /// does not end there: what is good of them can be read.
+    pub suspect: Vec<(u64, String)>,
 }
 
 /// Finds the log in `dir`, which is created if it is not there. Frames that no known segment holds
@@ -113,7 +113,7 @@ pub fn recover(
         let path = dir.join(file_name(number));
         if let Some(known) = expected.known.get(&number) {
             if let Some(why) = differs(&path, number, expected.group, known)? {
-                found.suspect.push(format!("{} is damaged: {why}", path.display()));
+                found.suspect.push((number, format!("{} is damaged: {why}", path.display())));
             }
             found.end = known.summary.last;
             let (summary, index_at) = (known.summary, known.index_at);

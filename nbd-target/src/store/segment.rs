@@ -14,7 +14,7 @@ use std::{
 use tidemark_journal::{FrameView, Position, Seq, segment::BLOCK_BYTES};
 
 use super::{
-    ReadError,
+    Damage, ReadError, Where,
     cache::Cache,
     index::{
         ChunkRow, Content, FrameRow, Key, MemoryIndex, Query, SealedIndex,
@@ -188,6 +188,11 @@ impl Segment {
         &self.path
     }
 
+    /// What it is read through.
+    pub fn caches(&self) -> &Arc<Caches> {
+        &self.caches
+    }
+
     /// What is known of it.
     pub fn summary(&self) -> Summary {
         self.read().summary
@@ -208,7 +213,7 @@ impl Segment {
                 let reader = self.reader(*index_at)?;
                 self.head(head, reader)
                     .and_then(|head| head.find(reader, query, found))
-                    .map_err(|error| ReadError::io(self.name(), error))?;
+                    .map_err(|error| self.bad_index(error))?;
             }
         }
         Ok(())
@@ -227,7 +232,7 @@ impl Segment {
                 let reader = self.reader(*index_at)?;
                 self.head(head, reader)
                     .and_then(|head| head.for_each(reader, each))
-                    .map_err(|error| ReadError::io(self.name(), error))?;
+                    .map_err(|error| self.bad_index(error))?;
             }
         }
         Ok(())
@@ -246,7 +251,7 @@ impl Segment {
                     .and_then(|head| {
                         (number < head.frames()).then(|| head.frame(reader, number)).transpose()
                     })
-                    .map_err(|error| ReadError::io(self.name(), error))
+                    .map_err(|error| self.bad_index(error))
             }
         }
     }
@@ -262,7 +267,7 @@ impl Segment {
                 let reader = self.reader(*index_at)?;
                 self.head(head, reader)
                     .map(SealedIndex::frames)
-                    .map_err(|error| ReadError::io(self.name(), error))
+                    .map_err(|error| self.bad_index(error))
             }
         }
     }
@@ -304,28 +309,53 @@ impl Segment {
             drop_cached(file, at, bytes);
         }
         outcome.map_err(|error| {
-            ReadError::Damaged(format!(
+            let place = Where::Segment { id: self.id, chunk: Some(number) };
+            let text = format!(
                 "{}, chunk {number} at byte {} ({} bytes): {error}",
                 self.name(),
                 row.offset,
                 row.stored_bytes
-            ))
+            );
+            ReadError::Damaged(Damage::at(place, text))
         })?;
         let raw = Arc::new(raw);
         self.caches.chunks.put((self.id, number), Arc::clone(&raw));
         Ok(raw)
     }
 
-    fn chunk_row(&self, number: u32) -> Result<ChunkRow, ReadError> {
+    /// The number of chunks.
+    ///
+    /// # Errors
+    /// When the index on disk cannot be read or is damaged.
+    pub fn chunks(&self) -> Result<u32, ReadError> {
+        match &self.read().index {
+            Index::Memory(index) => Ok(index.chunks().len() as u32),
+            Index::Sealed { index_at, head } => {
+                let reader = self.reader(*index_at)?;
+                let head = self.head(head, reader).map_err(|error| self.bad_index(error))?;
+                Ok(head.chunks())
+            }
+        }
+    }
+
+    /// A chunk's place.
+    ///
+    /// # Errors
+    /// When the index on disk cannot be read or is damaged, or there is no such chunk.
+    pub fn chunk_row(&self, number: u32) -> Result<ChunkRow, ReadError> {
         let row = match &self.read().index {
             Index::Memory(index) => index.chunk(number).copied(),
             Index::Sealed { index_at, head } => {
                 let reader = self.reader(*index_at)?;
                 let row = self.head(head, reader).and_then(|head| head.chunk(reader, number));
-                Some(row.map_err(|error| ReadError::io(self.name(), error))?)
+                Some(row.map_err(|error| self.bad_index(error))?)
             }
         };
-        row.ok_or_else(|| ReadError::Damaged(format!("{} has no chunk {number}", self.name())))
+        row.ok_or_else(|| {
+            let place = Where::Segment { id: self.id, chunk: None };
+            let text = format!("{} has no chunk {number}", self.name());
+            ReadError::Damaged(Damage::at(place, text))
+        })
     }
 
     fn head<'a>(
@@ -351,7 +381,11 @@ impl Segment {
         })
     }
 
-    fn file(&self) -> io::Result<&File> {
+    fn bad_index(&self, error: io::Error) -> ReadError {
+        ReadError::io(self.name(), error).met_at(Where::Segment { id: self.id, chunk: None })
+    }
+
+    pub(super) fn file(&self) -> io::Result<&File> {
         if let Some(file) = self.file.get() {
             return Ok(file);
         }
@@ -362,7 +396,7 @@ impl Segment {
         }
     }
 
-    fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         format!("segment {} ({})", self.number, self.path.display())
     }
 
@@ -382,7 +416,8 @@ pub fn number_of(name: &str) -> Option<u64> {
     digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok())?
 }
 
-fn drop_cached(file: &File, at: i64, bytes: i64) {
+/// Has the next read of a range ask the disk.
+pub(in crate::store) fn drop_cached(file: &File, at: i64, bytes: i64) {
     // SAFETY: a plain system call on an open descriptor; it touches no memory of ours. Its failure
     // only means that the pages stay.
     unsafe { libc::posix_fadvise(file.as_raw_fd(), at, bytes, libc::POSIX_FADV_DONTNEED) };

@@ -9,8 +9,8 @@ use tidemark_journal::{
 use tidemark_link::{
     conn::{Connection, LinkError, Sender, Timeouts},
     message::{
-        Ack, GroupHello, Heartbeat, Hello, Message, Need, Notice, ProtocolRange, VolumeHello,
-        Welcome,
+        Ack, GroupHello, Heartbeat, Hello, Message, Need, Notice, ProtocolRange, RegionRun,
+        VolumeHello, Welcome,
     },
     pki, seam,
 };
@@ -40,6 +40,8 @@ pub struct Source {
     random: Random,
     /// Without a model of its disks.
     pub plain: bool,
+    /// What it says that it can.
+    pub features: Vec<String>,
     /// The last record in the frame in the making.
     pending: Option<Seq>,
     link: Option<Link>,
@@ -56,6 +58,7 @@ struct Link {
 pub struct Heard {
     pub needs: Vec<Need>,
     pub notices: Vec<Notice>,
+    pub repairs: Vec<RegionRun>,
     pub echoes: u64,
     pub end: Option<String>,
 }
@@ -82,6 +85,7 @@ impl Source {
             frames: VecDeque::new(),
             random: Random(42),
             plain: false,
+            features: Vec::new(),
             pending: None,
             link: None,
         }
@@ -97,7 +101,7 @@ impl Source {
         };
         Hello {
             protocol: ProtocolRange::OWN,
-            features: Vec::new(),
+            features: self.features.clone(),
             software: "a test".to_owned(),
             group: GroupHello { id: self.group, name: self.name.clone() },
             ancestry: self.ancestry.clone(),
@@ -134,6 +138,9 @@ impl Source {
                     }
                     Ok(Some(Message::Need(need))) => listening.borrow_mut().needs.push(need),
                     Ok(Some(Message::Notice(n))) => listening.borrow_mut().notices.push(n),
+                    Ok(Some(Message::Repair(repair))) => {
+                        listening.borrow_mut().repairs.extend(repair.runs);
+                    }
                     Ok(Some(Message::Echo(_))) => listening.borrow_mut().echoes += 1,
                     Ok(Some(Message::Refuse(refuse))) => break refuse.to_string(),
                     Ok(Some(other)) => break format!("{:?}", other.kind()),

@@ -73,6 +73,8 @@ pub enum Command {
     AttachWorker,
     /// Compare all content of a group with the target and mend what differs (on the source).
     Verify(Verify),
+    /// Read all that the target keeps of a group and compare it with its checksums (on the target).
+    Scrub(Scrub),
     /// Look into journal files.
     Journal(Journal),
     /// Look at the configuration.
@@ -365,6 +367,15 @@ pub struct Verify {
     /// GROUP, or GROUP/VOLUME.
     #[arg(value_name = "GROUP[/VOLUME]")]
     pub scope: Scope,
+}
+
+#[derive(Debug, Args)]
+pub struct Scrub {
+    /// The group.
+    pub group: Name,
+    /// Wait until it has ended; exit 1 if anything is damaged.
+    #[arg(long)]
+    pub wait: bool,
 }
 
 #[derive(Debug, Args)]

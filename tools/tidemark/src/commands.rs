@@ -20,6 +20,7 @@ mod journal;
 mod mark;
 mod points;
 mod protect;
+mod scrub;
 mod shell;
 mod status;
 mod unprotect;
@@ -46,6 +47,7 @@ pub fn run(cli: &Cli, output: Output) -> Result<ExitCode> {
         Command::Detach(args) => attach::detach::run(args, global, output),
         Command::AttachWorker => attach::worker::run(),
         Command::Verify(args) => verify::run(args, global, output),
+        Command::Scrub(args) => scrub::run(args, global, output),
         Command::Journal(args) => journal::run(&args.action, output),
         Command::Agent(args) => daemon::agent(&args.action, global),
         Command::Target(args) => daemon::target(&args.action, global),

@@ -57,6 +57,7 @@ const CASES: &[Case] = &[
     case(&["forget"], &["shop", "--yes"], 1, "the target is not running"),
     case(&["attach"], &["shop@latest"], 1, "the target is not running"),
     case(&["detach"], &["no-such-group"], 1, "nothing called 'no-such-group' is attached"),
+    case(&["scrub"], &["shop"], 1, "the target is not running"),
     case(&["verify"], &["shop"], 1, "the agent is not running"),
     case(&["journal", "dump"], &["@/frames"], 0, ""),
     case(&["config", "check"], &[], 1, "'tidemark init' makes certificates"),

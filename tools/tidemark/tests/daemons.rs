@@ -334,6 +334,7 @@ fn branch(request: BranchRequest) -> BranchStatus {
         written_bytes: 3 << 20,
         temporary: request.temporary,
         clients: 0,
+        damage: None,
         problem: None,
         exports: vec![ExportName { volume: "data".into(), export, sectors: 8 }],
     }

@@ -85,7 +85,12 @@ impl Sim {
             }
             960 => {
                 let volume = self.random.below(self.disks.len() as u64) as u16;
-                self.core.verify(VolumeId(volume + 1));
+                if self.random.percent(50) {
+                    self.core.verify(VolumeId(volume + 1));
+                } else {
+                    let (first, regions) = (self.random.below(6), 1 + self.random.below(3));
+                    self.core.compare(VolumeId(volume + 1), first as u32, regions as u32);
+                }
             }
             961 => self.spoil(),
             962 if self.random.percent(40) && !self.doubting => {

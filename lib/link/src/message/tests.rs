@@ -128,6 +128,13 @@ fn golden() -> Vec<(Message, &'static str, &'static str)> {
             r#"{"severity":"warning","sentence":"disk \"a\" is slow"}"#,
         ),
         (Message::Bye, "0a00010000000000", ""),
+        (
+            Message::Repair(Repair {
+                runs: vec![RegionRun { volume: VolumeId(1), first: 2, regions: 3 }],
+            }),
+            "0b0001000c000000",
+            "010000000200000003000000",
+        ),
     ]
 }
 
@@ -179,7 +186,7 @@ fn what_an_envelope_may_say_is_bounded() {
         Envelope { kind, flags, version, body_bytes }.check()
     };
     assert_eq!(check(0, 0, 1, 0), Err(DecodeError::Kind(0)));
-    assert_eq!(check(11, 0, 1, 0), Err(DecodeError::Kind(11)));
+    assert_eq!(check(12, 0, 1, 0), Err(DecodeError::Kind(12)));
     assert!(matches!(check(10, 1, 1, 0), Err(DecodeError::Layout { .. })));
     assert!(matches!(check(10, 0, 2, 0), Err(DecodeError::Layout { version: 2, .. })));
     for kind in MessageKind::ALL {
@@ -373,6 +380,14 @@ fn any_message() -> impl Strategy<Value = Message> {
         "\\PC{0,50}".prop_map(|text| Message::Notice(Notice::new(Severity::Info, text))),
         "\\PC{0,50}".prop_map(|text| Message::Refuse(Refuse::new(RefuseCode::Busy, text))),
         Just(Message::Bye),
+        vec((any::<u16>(), any::<u16>(), 1..1_000_000u32), 1..20).prop_map(|runs| {
+            let run = |(volume, first, regions): (u16, u16, u32)| RegionRun {
+                volume: VolumeId(volume),
+                first: first.into(),
+                regions,
+            };
+            Message::Repair(Repair { runs: runs.into_iter().map(run).collect() })
+        }),
     ]
 }
 
@@ -396,7 +411,7 @@ proptest! {
     }
 
     #[test]
-    fn random_bodies_never_panic(kind in 0usize..10, bytes in vec(any::<u8>(), 0..300)) {
+    fn random_bodies_never_panic(kind in 0usize..MessageKind::ALL.len(), bytes in vec(any::<u8>(), 0..300)) {
         let _ = Message::decode(MessageKind::ALL[kind], bytes);
     }
 

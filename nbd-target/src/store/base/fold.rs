@@ -269,7 +269,7 @@ impl Batch {
     /// What blocks get whose content is damaged. Any other error may pass, and ends the fold.
     fn unknown(&mut self, error: ReadError, blocks: u64) -> Result<NewContent, ReadError> {
         let ReadError::Damaged(text) = error else { return Err(error) };
-        self.name(text);
+        self.name(text.text);
         Ok(NewContent::Unreadable(blocks))
     }
 

@@ -21,6 +21,7 @@
 //! it unknown but what is folded in.
 
 pub mod apply;
+pub mod check;
 pub mod fold;
 pub mod sums;
 pub mod volume;
@@ -35,7 +36,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tidemark_journal::{GroupId, SECTOR_BYTES, VolumeId, checksum::crc64};
 
-use super::ReadError;
+use super::{Damage, ReadError, Where};
 use apply::Redo;
 use sums::{Rest, Seal};
 use volume::BaseVolume;
@@ -198,7 +199,10 @@ impl Base {
         match self.volumes().get(&id) {
             None => Ok(None),
             Some(Place::Here(volume)) => Ok(Some(Arc::clone(volume))),
-            Some(Place::Lost { why, .. }) => Err(ReadError::Damaged(why.to_string())),
+            Some(Place::Lost { why, .. }) => {
+                let place = Where::Base { volume: id, first: 0, blocks: u64::MAX };
+                Err(ReadError::Damaged(Damage::at(place, why.as_ref())))
+            }
         }
     }
 

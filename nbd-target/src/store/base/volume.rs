@@ -17,7 +17,7 @@ use super::{
     sum_of,
     sums::{self, CONTENT, Header, MAP_UNITS, Rest, SECTOR, Seal, UNIT_BLOCKS},
 };
-use crate::store::ReadError;
+use crate::store::{Damage, ReadError, Where};
 
 /// The most units that one look at the allocation reads.
 const LOOK_UNITS_MAX: u64 = 1024;
@@ -26,29 +26,29 @@ const LOOK_UNITS_MAX: u64 = 1024;
 pub struct BaseVolume {
     data_path: PathBuf,
     sums_path: PathBuf,
-    seal: Seal,
-    data: File,
-    sums: File,
+    pub(super) seal: Seal,
+    pub(super) data: File,
+    pub(super) sums: File,
     /// Held for writing while blocks and their sums change together.
     state: RwLock<State>,
 }
 
-struct State {
-    rest: Rest,
+pub(super) struct State {
+    pub(super) rest: Rest,
     /// The maps, a bit for each unit that has been written.
-    maps: Vec<[u8; CONTENT]>,
+    pub(super) maps: Vec<[u8; CONTENT]>,
     /// Maps that the file does not have yet.
-    unwritten: BTreeSet<usize>,
+    pub(super) unwritten: BTreeSet<usize>,
     /// Blocks that the files have room for.
-    blocks: u64,
+    pub(super) blocks: u64,
     /// What the catalogue has.
-    row: BaseRow,
+    pub(super) row: BaseRow,
     /// It has changed since.
-    changed: bool,
+    pub(super) changed: bool,
 }
 
 /// The sums of a unit's blocks.
-type Unit = [u64; UNIT_BLOCKS as usize];
+pub(super) type Unit = [u64; UNIT_BLOCKS as usize];
 
 impl BaseVolume {
     /// Opens the files that the catalogue knows of. Also says what is damaged of them, a sentence
@@ -63,7 +63,8 @@ impl BaseVolume {
     ) -> Result<(BaseVolume, Vec<String>), ReadError> {
         let [data_path, sums_path] = paths(dir, seal);
         let (data, sums) = (open(&data_path)?, open(&sums_path)?);
-        let lost = |why: String| ReadError::Damaged(format!("{}: {why}", sums_path.display()));
+        let lost =
+            |why: String| ReadError::Damaged(format!("{}: {why}", sums_path.display()).into());
         let io = |error| ReadError::io(sums_path.display().to_string(), error);
         let mut sector = [0; SECTOR];
         read_up_to(&sums, &mut sector, 0).map_err(io)?;
@@ -187,11 +188,13 @@ impl BaseVolume {
                 let read = self.data.read_exact_at(&mut block, number * BLOCK_BYTES);
                 read.map_err(|error| ReadError::io(name(), error))?;
                 if sum_of(&block) != sum {
-                    return Err(ReadError::Damaged(format!(
+                    let place = self.place(number, 1);
+                    let text = format!(
                         "{}, block {number} at byte {}: the content does not match its checksum",
                         name(),
                         number * BLOCK_BYTES
-                    )));
+                    );
+                    return Err(ReadError::Damaged(Damage::at(place, text)));
                 }
                 let at = ((from - start) * SECTOR_BYTES) as usize;
                 let skip = ((from - number * BLOCK_SECTORS) * SECTOR_BYTES) as usize;
@@ -367,11 +370,14 @@ impl BaseVolume {
     fn sums(&self, state: &State, unit: u64) -> Result<Unit, ReadError> {
         let io = |error| ReadError::io(self.sums_path.display().to_string(), error);
         let found = self.unit(state, unit).map_err(io)?;
-        found.ok_or_else(|| ReadError::Damaged(self.damaged(unit)))
+        found.ok_or_else(|| {
+            let place = self.place(unit * UNIT_BLOCKS, UNIT_BLOCKS);
+            ReadError::Damaged(Damage::at(place, self.damaged(unit)))
+        })
     }
 
     /// The sums of a unit's blocks; none when they are damaged.
-    fn unit(&self, state: &State, unit: u64) -> io::Result<Option<Unit>> {
+    pub(super) fn unit(&self, state: &State, unit: u64) -> io::Result<Option<Unit>> {
         if !state.has(unit) {
             return Ok(Some([state.rest.sum(); UNIT_BLOCKS as usize]));
         }
@@ -387,7 +393,19 @@ impl BaseVolume {
         }))
     }
 
-    fn damaged(&self, unit: u64) -> String {
+    pub(super) fn place(&self, first: u64, blocks: u64) -> Where {
+        Where::Base { volume: self.seal.volume, first, blocks }
+    }
+
+    pub(super) fn data_path(&self) -> &Path {
+        &self.data_path
+    }
+
+    pub(super) fn sums_path(&self) -> &Path {
+        &self.sums_path
+    }
+
+    pub(super) fn damaged(&self, unit: u64) -> String {
         format!(
             "{}: the sums of blocks {}..{} are damaged",
             self.sums_path.display(),
@@ -396,18 +414,18 @@ impl BaseVolume {
         )
     }
 
-    fn state(&self) -> RwLockReadGuard<'_, State> {
+    pub(super) fn state(&self) -> RwLockReadGuard<'_, State> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
+    pub(super) fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl State {
     /// Whether a unit has been written.
-    fn has(&self, unit: u64) -> bool {
+    pub(super) fn has(&self, unit: u64) -> bool {
         let (stretch, byte, bit) = bit(unit);
         self.maps.get(stretch).is_some_and(|map| map[byte] & bit != 0)
     }
@@ -475,13 +493,15 @@ fn paths(dir: &Path, seal: Seal) -> [PathBuf; 2] {
 
 fn open(path: &Path) -> Result<File, ReadError> {
     OpenOptions::new().read(true).write(true).open(path).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => ReadError::Damaged(format!("{} is missing", path.display())),
+        io::ErrorKind::NotFound => {
+            ReadError::Damaged(format!("{} is missing", path.display()).into())
+        }
         _ => ReadError::io(path.display().to_string(), error),
     })
 }
 
 /// Reads what the file has; what lies beyond its end is zeros, which no checksum takes for content.
-fn read_up_to(file: &File, out: &mut [u8; SECTOR], at: u64) -> io::Result<()> {
+pub(super) fn read_up_to(file: &File, out: &mut [u8; SECTOR], at: u64) -> io::Result<()> {
     out.fill(0);
     let mut have = 0;
     while have < SECTOR {

@@ -88,11 +88,13 @@ pub fn build(index: &MemoryIndex, segment: u64, base: Seq) -> Vec<u8> {
     let tops: Vec<EntryRow> = fences.iter().step_by(ENTRIES_PER_PAGE).copied().collect();
     let chunks: Vec<StoredChunkRow> = index.chunks().iter().map(Into::into).collect();
     let frames: Vec<StoredFrameRow> = index.frames().iter().map(Into::into).collect();
-    let volumes: Vec<VolumeRow> = index
+    let mut volumes: Vec<VolumeRow> = index
         .classes()
         .iter()
         .map(|(id, classes)| VolumeRow { volume: id.0.into(), classes: (*classes).into() })
         .collect();
+    // The same frames always have the same index.
+    volumes.sort_unstable_by_key(|row| row.volume.get());
     let head_bytes = size_of::<HeadStart>()
         + tops.as_slice().as_bytes().len()
         + volumes.as_slice().as_bytes().len();
@@ -242,6 +244,11 @@ impl SealedIndex {
     /// The number of frames.
     pub fn frames(&self) -> u32 {
         self.frames
+    }
+
+    /// The number of chunks.
+    pub fn chunks(&self) -> u32 {
+        self.chunks
     }
 
     /// The number of entries.

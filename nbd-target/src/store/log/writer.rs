@@ -63,6 +63,11 @@ impl LogWriter {
         synced.await.map_err(|_| self.closed())?
     }
 
+    /// Whether frames wait for the owner.
+    pub fn is_busy(&self) -> bool {
+        self.room.available_permits() < QUEUE_BYTES_MAX
+    }
+
     /// Lets the owner end once what was handed over is stored, or at once where it waits for room.
     pub fn end(&self) {
         self.ending.send_replace(true);

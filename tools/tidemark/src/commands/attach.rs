@@ -44,6 +44,8 @@ struct Plan {
     read_only: bool,
     /// The source's clock at the point, where the target tells.
     wall_ns: Option<i64>,
+    /// What cannot be read of it, where the target tells.
+    damage: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -52,6 +54,7 @@ struct Attached {
     wall_ns: Option<i64>,
     temporary_branch: Option<String>,
     read_only: bool,
+    damage: Option<String>,
     devices: Vec<AttachedDevice>,
 }
 
@@ -107,6 +110,7 @@ pub fn run(args: &Attach, global: &Global, output: Output) -> Result<ExitCode> {
         wall_ns: plan.wall_ns,
         temporary_branch: plan.temporary_branch,
         read_only: plan.read_only,
+        damage: plan.damage,
         devices,
     };
     output.answer(&attached, || say(&attached))?;
@@ -121,12 +125,13 @@ fn local(args: &Attach, point: &PointName, target: &TargetClient) -> Result<Plan
             "the target serves no NBD on a Unix socket: set 'unix' in [nbd] of its configuration"
         )
     })?;
-    let plan = |exports, temporary_branch, read_only, wall_ns| Plan {
+    let plan = |exports, temporary_branch, read_only, wall_ns, damage| Plan {
         server: Server::Unix { path: socket },
         exports,
         temporary_branch,
         read_only,
         wall_ns: Some(wall_ns),
+        damage,
     };
     if let Spec::Branch(name) = &point.spec {
         let all = target.client().wait(target.branches())?;
@@ -139,18 +144,18 @@ fn local(args: &Attach, point: &PointName, target: &TargetClient) -> Result<Plan
         if exports.is_empty() {
             bail!("the branch '{name}' has no such volume");
         }
-        return Ok(plan(exports, None, args.read_only, branch.wall_ns));
+        return Ok(plan(exports, None, args.read_only, branch.wall_ns, branch.damage));
     }
     let (group, volume) = (point.group.clone(), point.volume.clone());
     let point = point.spec.to_string();
     if args.read_only {
         let request = ResolveRequest { group, volume, point };
         let resolved = target.client().wait(target.resolve(&request))?;
-        return Ok(plan(resolved.exports, None, true, resolved.wall_ns));
+        return Ok(plan(resolved.exports, None, true, resolved.wall_ns, resolved.damage));
     }
     let request = BranchRequest { name: None, group, volume, point, temporary: true };
     let branch = target.client().wait(target.create_branch(&request))?;
-    Ok(plan(branch.exports, Some(branch.name), false, branch.wall_ns))
+    Ok(plan(branch.exports, Some(branch.name), false, branch.wall_ns, branch.damage))
 }
 
 fn say(attached: &Attached) -> String {
@@ -169,6 +174,9 @@ fn say(attached: &Attached) -> String {
         for hint in device.content.hints(&device.device, &device.volume, attached.read_only) {
             let _ = writeln!(out, "    {hint}");
         }
+    }
+    if let Some(damage) = &attached.damage {
+        let _ = writeln!(out, "WARNING: {damage} is damaged: reads of it fail at this point.");
     }
     let _ = writeln!(out, "Unmount, then 'tidemark detach {}' takes it away.", attached.group);
     out

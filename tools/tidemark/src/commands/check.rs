@@ -11,7 +11,7 @@ use tidemark_control::ClientError;
 use tidemark_control::agent::{AgentStatus, GroupFailure, GroupStatus};
 use tidemark_control::target::{ReplicaStatus, TargetStatus};
 
-use super::status::real_lag_ns;
+use super::{points, status::real_lag_ns};
 use crate::cli::{Check, Global};
 use crate::output::Output;
 use crate::{daemons, words};
@@ -239,6 +239,12 @@ impl Verdict {
         self.find(level, format!("{name}: the newest point received is {age} old"));
         for problem in &group.problems {
             self.find(Level::Critical, format!("{name}: {problem}"));
+        }
+        for damage in &group.damage {
+            // The newest point is among the problems too, if it is concerned.
+            let level = if damage.last_seq.is_none() { Level::Critical } else { Level::Warning };
+            let what = points::damage(name, damage);
+            self.find(level, format!("{name}: damaged points, {what}"));
         }
         for volume in &group.volumes {
             if let Some(reason) = &volume.gap {

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use tidemark_control::target::{PointRange, Points as Answer};
+use tidemark_control::target::{DamagedPoints, PointRange, Points as Answer};
 
 use crate::cli::{Global, Points};
 use crate::output::{Output, Usage};
@@ -54,7 +54,34 @@ fn show(points: &Answer, args: &Points) -> String {
         let _ = writeln!(out, "{}/{} by itself:", points.group, volume.name);
         ranges(&mut out, &volume.ranges);
     }
+    let of_scope = |damage: &&DamagedPoints| {
+        args.scope.volume.as_ref().is_none_or(|volume| volume.as_str() == damage.volume)
+    };
+    let damaged: Vec<&DamagedPoints> = points.damage.iter().filter(of_scope).collect();
+    if !damaged.is_empty() {
+        let _ = writeln!(out, "damaged (reads fail there, all else is right):");
+    }
+    for damage in &damaged {
+        let _ = writeln!(out, "  {}", self::damage(&points.group, damage));
+    }
+    if damaged.iter().any(|damage| damage.last_seq.is_none()) {
+        let _ = match points.newest_whole {
+            Some(seq) => writeln!(out, "the newest point without damage: @seq:{seq}"),
+            None => writeln!(out, "there is no point of the whole group without damage"),
+        };
+    }
     out
+}
+
+/// Damaged points in words.
+pub fn damage(group: &str, damage: &DamagedPoints) -> String {
+    let last = damage.last_seq.map_or("the newest".to_owned(), |seq| format!("@seq:{seq}"));
+    format!(
+        "{} of {group}/{}  @seq:{} to {last}",
+        words::bytes(damage.bytes),
+        damage.volume,
+        damage.first_seq
+    )
 }
 
 fn ranges(out: &mut String, ranges: &[PointRange]) {
@@ -100,6 +127,21 @@ mod tests {
                 VolumePoints { name: "data".into(), ranges: vec![range(5, 90)] },
                 VolumePoints { name: "log".into(), ranges: vec![range(2, 90)] },
             ],
+            damage: vec![
+                DamagedPoints {
+                    volume: "data".into(),
+                    bytes: 8192,
+                    first_seq: Seq(20),
+                    last_seq: Some(Seq(29)),
+                },
+                DamagedPoints {
+                    volume: "log".into(),
+                    bytes: 4096,
+                    first_seq: Seq(80),
+                    last_seq: None,
+                },
+            ],
+            newest_whole: Some(Seq(79)),
         };
         let args = Points { scope: "shop".parse().unwrap() };
         assert_eq!(
@@ -109,7 +151,11 @@ mod tests {
              marks:\n\
              \x20 @mark:m  2026-11-23T09:59:30Z  @seq:3  not recoverable: it lies in a gap\n\
              shop/log by itself:\n\
-             \x20 2026-11-23T09:59:30.001Z to 2026-11-23T10:00:30Z  @seq:2 to @seq:90\n"
+             \x20 2026-11-23T09:59:30.001Z to 2026-11-23T10:00:30Z  @seq:2 to @seq:90\n\
+             damaged (reads fail there, all else is right):\n\
+             \x20 8.00 KiB of shop/data  @seq:20 to @seq:29\n\
+             \x20 4.00 KiB of shop/log  @seq:80 to the newest\n\
+             the newest point without damage: @seq:79\n"
         );
     }
 }

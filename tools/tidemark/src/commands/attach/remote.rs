@@ -56,7 +56,7 @@ pub fn plan(
         .build()?
         .block_on(exports(&address, &options, point))?;
     let read_only = args.read_only;
-    Ok(Plan { server, exports, temporary_branch: None, read_only, wall_ns: None })
+    Ok(Plan { server, exports, temporary_branch: None, read_only, wall_ns: None, damage: None })
 }
 
 /// This node's certificates.

@@ -8,6 +8,7 @@ use tidemark_control::agent::{
 use tidemark_control::target::{ReplicaStatus, ReplicaVolume, TargetStatus};
 use tidemark_journal::SECTOR_BYTES;
 
+use crate::commands::{points, scrub};
 use crate::words;
 
 /// What the agent says.
@@ -187,8 +188,18 @@ fn replica(out: &mut String, group: &ReplicaStatus, now_ns: i64) {
     if group.exports > 0 {
         let _ = writeln!(out, "    {} open", words::count(group.exports as usize, "export"));
     }
+    if group.scrub.running {
+        let _ = writeln!(out, "    scrub  {}", scrub::progress(&group.scrub));
+    } else if group.scrub.finished_wall_ns > 0 {
+        let at = words::time_before(group.scrub.finished_wall_ns);
+        let found = words::count(group.scrub.finished_found as usize, "damaged place");
+        let _ = writeln!(out, "    scrub  last ended {at}, {found} found");
+    }
     for problem in &group.problems {
         let _ = writeln!(out, "    problem: {problem}");
+    }
+    for damage in &group.damage {
+        let _ = writeln!(out, "    damaged: {}", points::damage(&group.name, damage));
     }
     for volume in &group.volumes {
         replica_volume(out, volume);

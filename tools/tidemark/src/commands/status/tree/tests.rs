@@ -1,4 +1,5 @@
 use tidemark_control::agent::{FrontKind, GroupFailure};
+use tidemark_control::target::ScrubStatus;
 use tidemark_journal::{GroupId, Position, Seq, TermId, VolumeId};
 
 use super::*;
@@ -79,6 +80,8 @@ pub fn replica() -> TargetStatus {
         received_bytes_total: 10 << 30,
         exports: 0,
         problems: Vec::new(),
+        damage: Vec::new(),
+        scrub: ScrubStatus::default(),
         volumes: vec![volume],
     };
     TargetStatus {

@@ -1,0 +1,157 @@
+//! Rotted catalogues: a row is right, restored, or refused, and never taken for absent.
+
+use std::{
+    fs::{File, OpenOptions},
+    os::unix::fs::FileExt,
+    path::PathBuf,
+};
+
+use tempfile::TempDir;
+use tidemark_journal::{Term, TermId};
+
+use super::*;
+
+const NAMES: [&str; 3] = ["one", "three", "two"];
+
+/// A catalogue with a group and three branches; where it is, and what is in it.
+fn filled(dir: &TempDir) -> (PathBuf, BTreeMap<String, BranchRow>) {
+    let path = dir.path().join("catalogue.redb");
+    let catalogue = Catalogue::open(&path).expect("made");
+    assert_eq!(catalogue.damage(), [""; 0]);
+    let row = GroupRow {
+        id: GroupId([7; 16]),
+        node: "db1".to_owned(),
+        ancestry: Ancestry::root(TermId([1; 16])),
+        created_ns: 5,
+    };
+    catalogue.put_group("shop", &row, &HistoryRow::default()).expect("kept");
+    for (number, name) in NAMES.into_iter().enumerate() {
+        let branch = BranchRow {
+            term: Term {
+                id: TermId([2; 16]),
+                parent: TermId([1; 16]),
+                fork_seq: tidemark_journal::Seq(number as u64),
+            },
+            volume: None,
+            point: "latest".to_owned(),
+            temporary: false,
+            damage: None,
+            created_ns: 6,
+        };
+        catalogue.put_branch("shop", name, &branch).expect("kept");
+    }
+    let rows = catalogue.branches("shop").expect("read");
+    assert_eq!(rows.keys().collect::<Vec<_>>(), NAMES.iter().collect::<Vec<_>>());
+    assert!(catalogue.verify().expect("all is well") >= 5);
+    (path, rows)
+}
+
+fn flip(path: &Path, at: u64) {
+    let file = OpenOptions::new().read(true).write(true).open(path).expect("open");
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).expect("read");
+    file.write_all_at(&[byte[0] ^ 0x10], at).expect("written");
+}
+
+/// Once, one flipped bit took a branch away in silence: its key's page no longer held it.
+#[test]
+fn no_flipped_bit_takes_a_row_away() {
+    let dir = TempDir::new().expect("a directory");
+    let (path, rows) = filled(&dir);
+    let copy = path.with_extension("copy.redb");
+    let whole = [std::fs::read(&path).expect("read"), std::fs::read(&copy).expect("read")];
+    let used = |bytes: &[u8], at: usize| bytes[at / 512 * 512..].iter().take(512).any(|b| *b != 0);
+    let mut told = 0;
+    for (victim, bytes) in [&path, &copy].into_iter().zip(&whole) {
+        let places = (0..bytes.len()).filter(|at| used(bytes, *at));
+        for at in places.step_by(211) {
+            for name in std::fs::read_dir(dir.path()).expect("listed").flatten() {
+                std::fs::remove_file(name.path()).expect("removed");
+            }
+            std::fs::write(&path, &whole[0]).expect("written");
+            std::fs::write(&copy, &whole[1]).expect("written");
+            flip(victim, at as u64);
+            let catalogue = Catalogue::open(&path).expect("the other copy is good");
+            assert_eq!(catalogue.branches("shop").expect("read"), rows, "byte {at}");
+            assert!(catalogue.group("shop").expect("read").is_some(), "byte {at}");
+            catalogue.verify().expect("both are good again");
+            told += usize::from(!catalogue.damage().is_empty());
+        }
+    }
+    assert!(told > 20, "much of a file counts, and {told} were told");
+}
+
+#[test]
+fn a_damaged_catalogue_is_kept_and_made_anew() {
+    let dir = TempDir::new().expect("a directory");
+    let (path, rows) = filled(&dir);
+    let file = File::options().write(true).open(&path).expect("open");
+    file.write_all_at(&[0xff; 64 << 10], 0).expect("written");
+    let catalogue = Catalogue::open(&path).expect("the copy is good");
+    let said = catalogue.damage();
+    assert!(said.len() == 1 && said[0].contains("made anew from the other"), "{said:?}");
+    assert_eq!(catalogue.branches("shop").expect("read"), rows);
+    assert!(path.with_added_extension("damaged-0").exists());
+    drop(catalogue);
+    assert_eq!(Catalogue::open(&path).expect("good").damage(), [""; 0], "it is over");
+}
+
+#[test]
+fn one_that_is_missing_comes_from_its_copy() {
+    let dir = TempDir::new().expect("a directory");
+    let (path, rows) = filled(&dir);
+    std::fs::remove_file(&path).expect("removed");
+    let catalogue = Catalogue::open(&path).expect("the copy is good");
+    assert!(catalogue.damage()[0].contains("missing"));
+    assert_eq!(catalogue.branches("shop").expect("read"), rows);
+}
+
+#[test]
+fn one_that_has_missed_a_transaction_follows_the_other() {
+    let dir = TempDir::new().expect("a directory");
+    let (path, mut rows) = filled(&dir);
+    let copy = path.with_extension("copy.redb");
+    for behind in [&path, &copy] {
+        let before = std::fs::read(behind).expect("read");
+        let catalogue = Catalogue::open(&path).expect("good");
+        catalogue.drop_branch("shop", rows.keys().next().expect("one")).expect("dropped");
+        rows.pop_first();
+        drop(catalogue);
+        std::fs::write(behind, before).expect("put back");
+        let catalogue = Catalogue::open(&path).expect("good");
+        assert_eq!(catalogue.branches("shop").expect("read"), rows);
+        catalogue.verify().expect("both are alike");
+    }
+}
+
+#[test]
+fn without_a_good_copy_it_is_refused() {
+    let dir = TempDir::new().expect("a directory");
+    let (path, _) = filled(&dir);
+    for victim in [path.clone(), path.with_extension("copy.redb")] {
+        let file = File::options().write(true).open(victim).expect("open");
+        file.write_all_at(&[0xff; 64 << 10], 0).expect("written");
+    }
+    let error = Catalogue::open(&path).err().expect("refused");
+    let text = format!("{error:#}");
+    assert!(text.contains("from a backup") && text.contains("damaged"), "{text}");
+}
+
+#[test]
+fn a_row_that_is_damaged_is_refused() {
+    let dir = TempDir::new().expect("a directory");
+    let (path, _) = filled(&dir);
+    let catalogue = Catalogue::open(&path).expect("good");
+    // As if a page had been changed after redb had checked it.
+    let row = catalogue.group("shop").expect("read").expect("there");
+    let bytes = at(&GROUPS, "another").seal(&row).expect("sealed");
+    catalogue
+        .write(|tx| {
+            tx.open_table(GROUPS)?.insert("shop", bytes.as_slice())?;
+            Ok(())
+        })
+        .expect("written");
+    let error = catalogue.group("shop").expect_err("damaged");
+    assert!(error.to_string().contains("'shop' in the table 'groups'"), "{error}");
+    catalogue.verify().expect_err("damaged");
+}

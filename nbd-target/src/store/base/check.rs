@@ -1,0 +1,211 @@
+//! Checking the base against its sums.
+
+use std::{io, os::unix::fs::FileExt, sync::Arc};
+
+use tidemark_journal::VolumeId;
+
+use super::{
+    BLOCK_BYTES, Base, Place, SUM_UNREADABLE, SUM_ZEROS, sum_of,
+    sums::{self, Header, SECTOR, Seal, UNIT_BLOCKS},
+    volume::{BaseVolume, read_up_to},
+};
+use crate::store::{ReadError, segment::drop_cached};
+
+/// Blocks of a volume's base that cannot be read.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BadBlocks {
+    /// The first.
+    pub first: u64,
+    /// How many.
+    pub blocks: u64,
+    /// Why, as a sentence.
+    pub text: String,
+}
+
+/// What a look at some units has found.
+#[derive(Default, Debug)]
+pub struct Looked {
+    /// Bytes that were read.
+    pub bytes: u64,
+    /// The unit to go on with; none at the end.
+    pub next: Option<u64>,
+    /// What cannot be read.
+    pub bad: Vec<BadBlocks>,
+}
+
+/// Units that are looked at together: about 1 MiB of content.
+const UNITS: u64 = 4;
+/// The most units that are gone through at once, most of which were never written.
+const UNITS_LOOKED_MAX: u64 = 64 << 10;
+
+impl Base {
+    /// Checks a few units of a volume from one on, against its sums. A header or a map that is
+    /// damaged on the disk and known in memory is written again.
+    ///
+    /// # Errors
+    /// When the files cannot be read or written.
+    pub fn check(&self, id: VolumeId, from: u64) -> Result<Looked, ReadError> {
+        let volume = match self.volumes().get(&id).cloned() {
+            None => return Ok(Looked::default()),
+            Some(Place::Here(volume)) => volume,
+            Some(Place::Lost { row, why }) => {
+                let bad = BadBlocks { first: 0, blocks: row.blocks, text: why.to_string() };
+                return Ok(Looked { bad: vec![bad], ..Looked::default() });
+            }
+        };
+        volume.check(from).map_err(|error| ReadError::io(format!("the base of volume {id}"), error))
+    }
+
+    /// The volumes that have a base.
+    pub fn volume_ids(&self) -> Vec<VolumeId> {
+        self.volumes().keys().copied().collect()
+    }
+
+    /// The volumes whose files are lost: the blocks that they had room for, and why.
+    pub fn lost(&self) -> Vec<(VolumeId, u64, String)> {
+        let volumes = self.volumes();
+        let lost = volumes.iter().filter_map(|(id, place)| match place {
+            Place::Lost { row, why } => Some((*id, row.blocks, why.to_string())),
+            Place::Here(_) => None,
+        });
+        lost.collect()
+    }
+
+    /// Has all of the volumes unknown from now on, durably once [`finish`](Self::finish) has made
+    /// them so: something that is lost may have changed any block of them. What is there is kept as
+    /// `*.damaged`.
+    ///
+    /// # Errors
+    /// When the files cannot be made anew.
+    pub fn lose(&self, ids: impl IntoIterator<Item = VolumeId>) -> io::Result<()> {
+        let mut volumes = self.volumes();
+        for id in ids {
+            let row = match volumes.get(&id) {
+                Some(Place::Here(volume)) => volume.state().row,
+                Some(Place::Lost { row, .. }) => *row,
+                None => super::BaseRow::default(),
+            };
+            let seal = Seal { group: self.group, volume: id };
+            let volume = BaseVolume::create(&self.dir, seal, row, sums::Rest::Unknown)?;
+            volumes.insert(id, Place::Here(Arc::new(volume)));
+        }
+        Ok(())
+    }
+}
+
+impl BaseVolume {
+    fn check(&self, from: u64) -> io::Result<Looked> {
+        let mut looked = Looked::default();
+        if from == 0 {
+            self.check_header()?;
+        }
+        let state = self.state();
+        let units = state.blocks.div_ceil(UNIT_BLOCKS);
+        let mut unit = from;
+        // Units that were never written take no time.
+        let last = from.saturating_add(UNITS_LOOKED_MAX).min(units);
+        while unit < last && looked.bytes < UNITS * UNIT_BLOCKS * BLOCK_BYTES {
+            if unit.is_multiple_of(sums::MAP_UNITS) {
+                self.check_map(&state, unit / sums::MAP_UNITS)?;
+            }
+            if state.has(unit) || state.rest == sums::Rest::Unknown {
+                self.check_unit(&state, unit, &mut looked)?;
+            }
+            unit += 1;
+        }
+        looked.next = (unit < units).then_some(unit);
+        Ok(looked)
+    }
+
+    fn check_unit(
+        &self,
+        state: &super::volume::State,
+        unit: u64,
+        looked: &mut Looked,
+    ) -> io::Result<()> {
+        let first = unit * UNIT_BLOCKS;
+        let sector = sums::unit_sector(unit) * SECTOR as u64;
+        drop_cached(&self.sums, sector as i64, SECTOR as i64);
+        let Some(sums) = self.unit(state, unit)? else {
+            looked.find(first, UNIT_BLOCKS, self.damaged(unit));
+            return Ok(());
+        };
+        let at = first * BLOCK_BYTES;
+        drop_cached(&self.data, at as i64, (UNIT_BLOCKS * BLOCK_BYTES) as i64);
+        let mut content = vec![0; BLOCK_BYTES as usize];
+        for (block, sum) in (first..).zip(sums) {
+            match sum {
+                SUM_ZEROS => continue,
+                SUM_UNREADABLE => {
+                    let name = self.data_path().display();
+                    looked.find(block, 1, format!("{name}, block {block} is unknown"));
+                    continue;
+                }
+                _ => {}
+            }
+            looked.bytes += BLOCK_BYTES;
+            let read = self.data.read_exact_at(&mut content, block * BLOCK_BYTES);
+            match read {
+                Ok(()) if sum_of(&content) == sum => {}
+                Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => return Err(error),
+                _ => {
+                    let name = self.data_path().display();
+                    let at = block * BLOCK_BYTES;
+                    let what = "the content does not match its checksum";
+                    looked.find(block, 1, format!("{name}, block {block} at byte {at}: {what}"));
+                }
+            }
+        }
+        drop_cached(&self.data, at as i64, (UNIT_BLOCKS * BLOCK_BYTES) as i64);
+        Ok(())
+    }
+
+    /// Writes the header again if it is damaged. A fold that is under way writes it in any case.
+    fn check_header(&self) -> io::Result<()> {
+        let state = self.state_mut();
+        let mut sector = [0; SECTOR];
+        drop_cached(&self.sums, 0, SECTOR as i64);
+        read_up_to(&self.sums, &mut sector, 0)?;
+        if state.changed || Header::decode(&sector).is_ok() {
+            return Ok(());
+        }
+        let Seal { group, volume } = self.seal;
+        let header = Header { group, volume, generation: state.row.generation, rest: state.rest };
+        self.sums.write_all_at(&header.encode(), 0)?;
+        self.sums.sync_data()?;
+        tracing::warn!(
+            "{}: its header was damaged, and is written again",
+            self.sums_path().display()
+        );
+        Ok(())
+    }
+
+    /// Writes a map again if it is damaged on the disk and known in memory.
+    fn check_map(&self, state: &super::volume::State, stretch: u64) -> io::Result<()> {
+        let number = sums::map_sector(stretch);
+        let mut sector = [0; SECTOR];
+        drop_cached(&self.sums, (number * SECTOR as u64) as i64, SECTOR as i64);
+        read_up_to(&self.sums, &mut sector, number * SECTOR as u64)?;
+        let Some(map) = state.maps.get(stretch as usize) else { return Ok(()) };
+        // One that was damaged when it was opened names every unit.
+        let known = map.iter().any(|byte| *byte != u8::MAX);
+        let pending = state.unwritten.contains(&(stretch as usize));
+        if !known || pending || self.seal.open(&sector, number).is_some() {
+            return Ok(());
+        }
+        self.sums.write_all_at(&self.seal.seal(map, number), number * SECTOR as u64)?;
+        self.sums.sync_data()?;
+        let path = self.sums_path().display();
+        tracing::warn!("{path}: map {stretch} was damaged, and is written again");
+        Ok(())
+    }
+}
+
+impl Looked {
+    fn find(&mut self, first: u64, blocks: u64, text: String) {
+        match self.bad.last_mut() {
+            Some(bad) if bad.first + bad.blocks == first => bad.blocks += blocks,
+            _ => self.bad.push(BadBlocks { first, blocks, text }),
+        }
+    }
+}
