@@ -1,7 +1,8 @@
 //! The encoder: takes captured records out of the ring, in order, and makes frames of them.
 //!
 //! Frames batch by themselves: while the sender is busy with a frame, the next one fills; when it
-//! has nothing to send, whatever is there goes at once.
+//! has nothing to send, whatever is there goes, at once after a rest and else a little later, since
+//! a frame costs about as much as a hundred small writes.
 
 use std::{
     sync::{
@@ -9,19 +10,22 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{JoinHandle, Thread},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tidemark_journal::{Compression, FrameBuilder, FrameMeta, GroupId, Position, Record, TermId};
 
 use crate::{
     capture::ring::RingReader,
+    carriers::Carriers,
     clock::{JournalClock, wall_ns},
     outbox::{FrameFacts, Outbox},
 };
 
 /// Raw bytes at which a frame is closed though the sender is busy.
 const FRAME_RAW_BYTES: u64 = 1 << 20;
+/// The shortest time from one frame that is not full to the next.
+const PAUSE: Duration = Duration::from_millis(4);
 /// The outbox's fill, in thousandths, above which the fastest compression is used.
 const HURRY_ABOVE_PERMILLE: u64 = 500;
 const FASTEST: i32 = -5;
@@ -102,6 +106,7 @@ pub fn start(
     outbox: Arc<Outbox>,
     clock: JournalClock,
     compression: Compression,
+    carriers: Arc<Carriers>,
 ) -> std::io::Result<(Waker, JoinHandle<()>)> {
     let shared = Arc::new(Shared {
         asleep: AtomicBool::new(false),
@@ -120,10 +125,13 @@ pub fn start(
         compression,
         builder: FrameBuilder::new(compression),
         first: None,
+        not_before: Instant::now(),
         shared: shared.clone(),
     };
-    let handle =
-        std::thread::Builder::new().name("tm-encoder".into()).spawn(move || encoder.run())?;
+    let handle = std::thread::Builder::new().name("tm-encoder".into()).spawn(move || {
+        carriers.join();
+        encoder.run();
+    })?;
     Ok((Waker { shared, thread: handle.thread().clone() }, handle))
 }
 
@@ -136,6 +144,8 @@ struct Encoder {
     compression: Compression,
     builder: FrameBuilder,
     first: Option<Record>,
+    /// When the next frame that is not full may be closed.
+    not_before: Instant,
     shared: Arc<Shared>,
 }
 
@@ -146,6 +156,13 @@ impl Encoder {
             let stopping = self.shared.stop.load(Ordering::Acquire);
             let ready = full || stopping || self.outbox.unsent() == 0;
             if !self.builder.is_empty() && ready {
+                let rest = self.not_before.saturating_duration_since(Instant::now());
+                if !full && !stopping && !rest.is_zero() {
+                    // Nobody has to wake it for what comes meanwhile.
+                    std::thread::sleep(rest);
+                    continue;
+                }
+                self.not_before = Instant::now() + PAUSE;
                 if !self.finish() {
                     return;
                 }

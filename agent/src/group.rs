@@ -16,6 +16,7 @@ use crate::{
         core::{self, Core},
         ring::{About, Layout},
     },
+    carriers::Carriers,
     clock::JournalClock,
     config::{GroupConfig, NodeConfig, VolumeConfig},
     dirty::{map::DirtyMap, regions_in},
@@ -183,6 +184,7 @@ impl Group {
             tracing::warn!(group = %config.name, %error, "the ring cannot be kept in memory");
         }
         let outbox = ring.outbox;
+        let carriers = Arc::new(Carriers::default());
         let (encoder, encoder_thread) = encoder::start(
             config.id,
             start.place,
@@ -190,6 +192,7 @@ impl Group {
             outbox.clone(),
             clock,
             config.compression.0,
+            carriers.clone(),
         )?;
         let starts: Vec<core::VolumeStart> = volumes
             .iter()
@@ -232,6 +235,7 @@ impl Group {
             volumes,
             clock,
             encoder: encoder.clone(),
+            carriers: carriers.clone(),
             outbox: outbox.clone(),
             ancestry: start.ancestry.clone(),
             catch_up_bytes_per_s: config.catch_up_bytes_per_s.map(std::num::NonZeroU64::get),
@@ -255,6 +259,7 @@ impl Group {
                 ancestry: start.ancestry,
                 acked: state.acked,
                 outbox: outbox.clone(),
+                carriers,
                 encoder: encoder.clone(),
                 engine: engine.clone(),
                 keeper,

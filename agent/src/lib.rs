@@ -13,6 +13,7 @@
 pub mod agent;
 pub mod api;
 pub mod capture;
+pub mod carriers;
 pub mod clock;
 pub mod config;
 pub mod daemon;

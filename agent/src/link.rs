@@ -34,6 +34,7 @@ use tokio::sync::Notify;
 use self::sending::SendLoop;
 use crate::{
     capture::catchup::Mode,
+    carriers::Carriers,
     clock::JournalClock,
     encoder,
     engine::{Command, Engine},
@@ -73,6 +74,8 @@ pub struct LinkParts {
     pub acked: Position,
     /// The frames.
     pub outbox: Arc<Outbox>,
+    /// The link's thread becomes one of them.
+    pub carriers: Arc<Carriers>,
     /// Woken when a frame is taken.
     pub encoder: encoder::Waker,
     /// Told of acknowledgements and answers.
@@ -204,6 +207,7 @@ impl Link {
         let shared = teller.0;
         let worker = shared.clone();
         let thread = std::thread::Builder::new().name("tm-link".into()).spawn(move || {
+            parts.carriers.join();
             let work = Worker { parts, shared: worker.clone(), greeted: false, doubts: 0 };
             if let Err(error) = seam::run(work.run()) {
                 tracing::error!(%error, "the link cannot run");

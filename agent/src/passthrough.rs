@@ -18,6 +18,7 @@ use crate::{
         core::{Core, VolumeStart},
         ring::{About, Layout, RingMemory, RingReader, RingWriter},
     },
+    carriers::Carriers,
     clock::JournalClock,
     config::{GroupConfig, NodeConfig},
     dirty::{
@@ -103,6 +104,7 @@ impl Passthrough {
         let ring = RingMemory::create(&about, Layout::of(RING_BYTES)).context("memory")?;
         let outbox = Outbox::new(ring.clone());
         let ancestry = Ancestry::root(TermId::random()?);
+        let carriers = Arc::new(Carriers::default());
         let (encoder, encoder_thread) = encoder::start(
             config.id,
             opening(&ancestry),
@@ -110,6 +112,7 @@ impl Passthrough {
             outbox.clone(),
             about.clock,
             config.compression.0,
+            carriers.clone(),
         )?;
         let starts: Vec<VolumeStart> = volumes
             .iter()
@@ -121,6 +124,7 @@ impl Passthrough {
             volumes,
             clock: about.clock,
             encoder: encoder.clone(),
+            carriers,
             outbox: outbox.clone(),
             ancestry,
             catch_up_bytes_per_s: None,

@@ -30,6 +30,7 @@ use crate::{
         catchup::Mode,
         core::{Core, Counters},
     },
+    carriers::Carriers,
     clock::JournalClock,
     encoder, kernel,
     kernel::blockdev::Backing,
@@ -186,6 +187,8 @@ pub struct Parts {
     pub clock: JournalClock,
     /// The encoder, to be woken.
     pub encoder: encoder::Waker,
+    /// Told how full the ring is.
+    pub carriers: Arc<Carriers>,
     /// The encoded frames, for a doubt.
     pub outbox: Arc<Outbox>,
     /// The path of terms.

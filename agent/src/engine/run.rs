@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     capture::{catchup::ReadBack, core::Core},
+    carriers::Carriers,
     clock::{JournalClock, wall_ns},
     dirty::regions_in,
     encoder,
@@ -44,6 +45,7 @@ pub(super) struct Loop {
     pub devices: Devices,
     clock: JournalClock,
     encoder: encoder::Waker,
+    carriers: Arc<Carriers>,
     outbox: Arc<Outbox>,
     pub keeper: Keeper,
     ancestry: Ancestry,
@@ -90,6 +92,7 @@ impl Loop {
             devices: Devices::default(),
             clock: parts.clock,
             encoder: parts.encoder,
+            carriers: parts.carriers,
             outbox: parts.outbox,
             keeper,
             ancestry: parts.ancestry,
@@ -313,6 +316,8 @@ impl Loop {
 
     fn publish(&mut self, now: Instant) {
         self.snapshot_at = now;
+        let frames_permille = self.outbox.backlog().fill_permille;
+        self.carriers.ring_filled(self.core.ring_fill_permille().max(frames_permille));
         let snapshot = self.look();
         *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = snapshot;
     }

@@ -4,6 +4,7 @@
 //! step returns a [`Warning`] for the caller to log.
 
 pub mod fdstore;
+pub mod priority;
 
 use std::fmt;
 use std::io;

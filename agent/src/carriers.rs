@@ -1,0 +1,90 @@
+//! The threads that carry away what was captured: the encoder and the link.
+//!
+//! They let the application and the capture thread go first, which have somebody waiting, and get
+//! their usual share of the processors back before the ring is full: a processor that is short is
+//! paid for in lag, up to a quarter of the ring, and never in a gap.
+
+use std::sync::{Mutex, PoisonError};
+
+use crate::kernel::process::priority::{self, ThreadId};
+
+/// The ring's fill, in thousandths, above which they get their usual share, and below which they
+/// let others go first again.
+const HURRY_ABOVE_PERMILLE: u64 = 250;
+const REST_BELOW_PERMILLE: u64 = 125;
+
+/// A group's threads of that kind.
+#[derive(Debug)]
+pub struct Carriers {
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    threads: Vec<ThreadId>,
+    behind: bool,
+    /// Whether this process may give them their usual share again: if not, they keep it.
+    may_return: bool,
+}
+
+impl Default for Carriers {
+    fn default() -> Carriers {
+        let state = State { threads: Vec::new(), behind: true, may_return: priority::may_return() };
+        Carriers { state: Mutex::new(state) }
+    }
+}
+
+impl Carriers {
+    /// Makes the calling thread one of them.
+    pub fn join(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.threads.push(priority::this_thread());
+        if state.behind {
+            state.apply();
+        }
+    }
+
+    /// To be told now and then how full the ring is.
+    pub fn ring_filled(&self, permille: u64) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let behind = goes_behind(state.behind, permille);
+        if behind != state.behind {
+            state.behind = behind;
+            state.apply();
+        }
+    }
+}
+
+impl State {
+    fn apply(&self) {
+        if !self.may_return {
+            return;
+        }
+        for thread in &self.threads {
+            // Of a thread that has ended there is nothing to say, and all else is as it was.
+            if let Err(error) = priority::let_others_first(*thread, self.behind) {
+                tracing::debug!(%error, "a thread keeps its share of the processors");
+            }
+        }
+    }
+}
+
+fn goes_behind(behind: bool, ring_permille: u64) -> bool {
+    if behind { ring_permille <= HURRY_ABOVE_PERMILLE } else { ring_permille < REST_BELOW_PERMILLE }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::goes_behind;
+
+    #[test]
+    fn a_ring_that_fills_ends_the_rest_until_it_is_emptier_again() {
+        let mut behind = true;
+        let mut seen = Vec::new();
+        for permille in [0, 250, 251, 200, 125, 124, 200] {
+            behind = goes_behind(behind, permille);
+            seen.push(behind);
+        }
+        assert_eq!(seen, [true, true, false, false, false, true, true]);
+    }
+}
