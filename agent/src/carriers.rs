@@ -2,7 +2,7 @@
 //!
 //! They let the application and the capture thread go first, which have somebody waiting, and get
 //! their usual share of the processors back before the ring is full: a processor that is short is
-//! paid for in lag, up to a quarter of the ring, and never in a gap.
+//! paid for in lag, up to half of the ring, and never in a gap.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -10,8 +10,8 @@ use crate::kernel::process::priority::{self, ThreadId};
 
 /// The ring's fill, in thousandths, above which they get their usual share, and below which they
 /// let others go first again.
-const HURRY_ABOVE_PERMILLE: u64 = 250;
-const REST_BELOW_PERMILLE: u64 = 125;
+const HURRY_ABOVE_PERMILLE: u64 = 500;
+const REST_BELOW_PERMILLE: u64 = 250;
 
 /// A group's threads of that kind.
 #[derive(Debug)]
@@ -81,7 +81,7 @@ mod tests {
     fn a_ring_that_fills_ends_the_rest_until_it_is_emptier_again() {
         let mut behind = true;
         let mut seen = Vec::new();
-        for permille in [0, 250, 251, 200, 125, 124, 200] {
+        for permille in [0, 500, 501, 400, 250, 249, 400] {
             behind = goes_behind(behind, permille);
             seen.push(behind);
         }
