@@ -44,6 +44,12 @@ struct Shared {
     next_place: Mutex<Option<Place>>,
 }
 
+impl Shared {
+    fn set_place(&self, place: Place) {
+        *self.next_place.lock().unwrap_or_else(PoisonError::into_inner) = Some(place);
+    }
+}
+
 /// Counters of an encoder.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EncoderCounters {
@@ -78,7 +84,7 @@ impl Waker {
 
     /// The next frame opens a new term. To be called while the ring is drained.
     pub fn set_place(&self, place: Place) {
-        *self.shared.next_place.lock().unwrap_or_else(PoisonError::into_inner) = Some(place);
+        self.shared.set_place(place);
     }
 
     /// The counters.
@@ -103,31 +109,15 @@ pub fn start(
     clock: JournalClock,
     compression: Compression,
 ) -> std::io::Result<(Waker, JoinHandle<()>)> {
-    let shared = Arc::new(Shared {
-        asleep: AtomicBool::new(false),
-        stop: AtomicBool::new(false),
-        frames: AtomicU64::new(0),
-        raw_bytes: AtomicU64::new(0),
-        frame_bytes: AtomicU64::new(0),
-        next_place: Mutex::new(None),
-    });
-    let mut encoder = Encoder {
-        group,
-        place,
-        ring,
-        outbox,
-        clock,
-        compression,
-        builder: FrameBuilder::new(compression),
-        first: None,
-        shared: shared.clone(),
-    };
+    let mut encoder = Encoder::new(group, place, ring, outbox, clock, compression);
+    let shared = encoder.shared.clone();
     let handle =
         std::thread::Builder::new().name("tm-encoder".into()).spawn(move || encoder.run())?;
     Ok((Waker { shared, thread: handle.thread().clone() }, handle))
 }
 
-struct Encoder {
+/// The encoder itself; [`start`] gives it a thread.
+pub struct Encoder {
     group: GroupId,
     place: Place,
     ring: RingReader,
@@ -139,22 +129,78 @@ struct Encoder {
     shared: Arc<Shared>,
 }
 
+/// What a turn of the encoder has come to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Turn {
+    /// A frame is made.
+    Framed,
+    /// There is nothing to do now.
+    Idle,
+    /// The outbox is closed, or a stop was asked for and nothing is left.
+    Ended,
+}
+
 impl Encoder {
+    /// Goes on at `place`.
+    pub fn new(
+        group: GroupId,
+        place: Place,
+        ring: RingReader,
+        outbox: Arc<Outbox>,
+        clock: JournalClock,
+        compression: Compression,
+    ) -> Encoder {
+        let shared = Arc::new(Shared {
+            asleep: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            frames: AtomicU64::new(0),
+            raw_bytes: AtomicU64::new(0),
+            frame_bytes: AtomicU64::new(0),
+            next_place: Mutex::new(None),
+        });
+        let builder = FrameBuilder::new(compression);
+        Encoder {
+            group,
+            place,
+            ring,
+            outbox,
+            clock,
+            compression,
+            builder,
+            first: None,
+            shared,
+        }
+    }
+
     fn run(&mut self) {
         loop {
-            let full = self.fill();
-            let stopping = self.shared.stop.load(Ordering::Acquire);
-            let ready = full || stopping || self.outbox.unsent() == 0;
-            if !self.builder.is_empty() && ready {
-                if !self.finish() {
-                    return;
-                }
-            } else if stopping {
-                return;
-            } else {
-                self.sleep();
+            match self.turn() {
+                Turn::Framed => {}
+                Turn::Idle => self.sleep(),
+                Turn::Ended => return,
             }
         }
+    }
+
+    /// Takes what is committed, and closes a frame if it is time for that. Waits for room in the
+    /// outbox if there is none.
+    pub fn turn(&mut self) -> Turn {
+        let full = self.fill();
+        let stopping = self.shared.stop.load(Ordering::Acquire);
+        let ready = full || stopping || self.outbox.unsent() == 0;
+        if !self.builder.is_empty() && ready {
+            if self.finish() { Turn::Framed } else { Turn::Ended }
+        } else if stopping {
+            Turn::Ended
+        } else {
+            Turn::Idle
+        }
+    }
+
+    /// The next frame opens a new term. To be called while the ring is drained.
+    #[cfg(feature = "simulation")]
+    pub fn set_place(&self, place: Place) {
+        self.shared.set_place(place);
     }
 
     /// Moves committed records into the builder. True when it is as full as it should get.
