@@ -159,17 +159,7 @@ impl Encoder {
             next_place: Mutex::new(None),
         });
         let builder = FrameBuilder::new(compression);
-        Encoder {
-            group,
-            place,
-            ring,
-            outbox,
-            clock,
-            compression,
-            builder,
-            first: None,
-            shared,
-        }
+        Encoder { group, place, ring, outbox, clock, compression, builder, first: None, shared }
     }
 
     fn run(&mut self) {

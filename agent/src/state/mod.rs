@@ -8,10 +8,11 @@
 //!   N.map        the dirty map's bitmap of volume N
 //! ```
 //!
-//! [`block`] is the state block, [`files`] reads and writes the directory, [`keeper`] is the thread
+//! [`block`] is the state block, [`files`] reads and writes the directory on its [`disk`], [`keeper`] is the thread
 //! that does so while the group runs, [`recovery`] decides what a restart means.
 
 pub mod block;
+pub mod disk;
 pub mod files;
 pub mod keeper;
 pub mod recovery;
