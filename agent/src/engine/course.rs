@@ -59,7 +59,7 @@ impl Course {
         core.final_durable(seq);
         let current = self.ancestry.current();
         // A replica that has nothing of this term yet: what was kept before still holds.
-        (seq >= current.fork_seq).then(|| Job::Acked(Position { term: current.id, seq }))
+        (seq >= current.fork_seq).then_some(Job::Acked(Position { term: current.id, seq }))
     }
 
     /// The two sides' memories disagree: the replica ends at `seq`, and its target has seen
