@@ -492,6 +492,8 @@ impl Agent {
 
     /// The encoder takes a turn, if it would not have to wait for room. Whether it made a frame.
     pub fn encode(&mut self) -> bool {
+        // What is encoded may be freed before the next look.
+        self.read_along();
         let largest = FRAME_BYTES_MAX.min(self.site.layout.frame_bytes);
         self.outbox.has_room(largest) && self.encoder.turn() == Turn::Framed
     }

@@ -174,7 +174,9 @@ impl World {
         let (Some(agent), Some(image)) = (&self.agent, &self.replayed) else { return };
         let last = agent.core.last_seq();
         // Something is drawn and not committed yet; or nothing was drawn in this term.
-        if self.own.last().is_none_or(|entry| entry.record.seq != last) {
+        // Writes that are carried out again wait for each other.
+        let redoing = agent.core.redo_count() > 0;
+        if redoing || self.own.last().is_none_or(|entry| entry.record.seq != last) {
             return;
         }
         for (index, (volume, start, _)) in self.hot.iter().enumerate() {
