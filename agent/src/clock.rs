@@ -2,8 +2,35 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+/// Clocks that a simulator sets, for the thread that sets them.
+#[cfg(feature = "simulation")]
+pub mod simulated {
+    use std::cell::Cell;
+
+    thread_local! {
+        static NOW: Cell<Option<(u64, i64)>> = const { Cell::new(None) };
+    }
+
+    /// The boot clock and the wall clock of this thread from now on, nanoseconds.
+    pub fn set(boot_ns: u64, wall_ns: i64) {
+        NOW.set(Some((boot_ns, wall_ns)));
+    }
+
+    pub(super) fn boot_ns() -> Option<u64> {
+        NOW.get().map(|(boot_ns, _)| boot_ns)
+    }
+
+    pub(super) fn wall_ns() -> Option<i64> {
+        NOW.get().map(|(_, wall_ns)| wall_ns)
+    }
+}
+
 /// Nanoseconds on the boot clock, which goes on while the machine sleeps and is never set.
 fn boot_ns() -> u64 {
+    #[cfg(feature = "simulation")]
+    if let Some(boot_ns) = simulated::boot_ns() {
+        return boot_ns;
+    }
     let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME);
     time.map_or(0, |time| Duration::from(time).as_nanos() as u64)
 }
@@ -43,6 +70,10 @@ impl JournalClock {
 
 /// The wall clock, nanoseconds since 1970.
 pub fn wall_ns() -> i64 {
+    #[cfg(feature = "simulation")]
+    if let Some(wall_ns) = simulated::wall_ns() {
+        return wall_ns;
+    }
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }

@@ -10,7 +10,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{JoinHandle, Thread},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tidemark_journal::{Compression, FrameBuilder, FrameMeta, GroupId, Position, Record, TermId};
@@ -25,7 +25,7 @@ use crate::{
 /// Raw bytes at which a frame is closed though the sender is busy.
 const FRAME_RAW_BYTES: u64 = 1 << 20;
 /// The shortest time from one frame that is not full to the next.
-const PAUSE: Duration = Duration::from_millis(4);
+const PAUSE_NS: u64 = 4_000_000;
 /// The outbox's fill, in thousandths, above which the fastest compression is used.
 const HURRY_ABOVE_PERMILLE: u64 = 500;
 const FASTEST: i32 = -5;
@@ -46,6 +46,12 @@ struct Shared {
     raw_bytes: AtomicU64,
     frame_bytes: AtomicU64,
     next_place: Mutex<Option<Place>>,
+}
+
+impl Shared {
+    fn set_place(&self, place: Place) {
+        *self.next_place.lock().unwrap_or_else(PoisonError::into_inner) = Some(place);
+    }
 }
 
 /// Counters of an encoder.
@@ -82,7 +88,7 @@ impl Waker {
 
     /// The next frame opens a new term. To be called while the ring is drained.
     pub fn set_place(&self, place: Place) {
-        *self.shared.next_place.lock().unwrap_or_else(PoisonError::into_inner) = Some(place);
+        self.shared.set_place(place);
     }
 
     /// The counters.
@@ -108,26 +114,8 @@ pub fn start(
     compression: Compression,
     carriers: Arc<Carriers>,
 ) -> std::io::Result<(Waker, JoinHandle<()>)> {
-    let shared = Arc::new(Shared {
-        asleep: AtomicBool::new(false),
-        stop: AtomicBool::new(false),
-        frames: AtomicU64::new(0),
-        raw_bytes: AtomicU64::new(0),
-        frame_bytes: AtomicU64::new(0),
-        next_place: Mutex::new(None),
-    });
-    let mut encoder = Encoder {
-        group,
-        place,
-        ring,
-        outbox,
-        clock,
-        compression,
-        builder: FrameBuilder::new(compression),
-        first: None,
-        not_before: Instant::now(),
-        shared: shared.clone(),
-    };
+    let mut encoder = Encoder::new(group, place, ring, outbox, clock, compression);
+    let shared = encoder.shared.clone();
     let handle = std::thread::Builder::new().name("tm-encoder".into()).spawn(move || {
         carriers.join();
         encoder.run();
@@ -135,7 +123,8 @@ pub fn start(
     Ok((Waker { shared, thread: handle.thread().clone() }, handle))
 }
 
-struct Encoder {
+/// The encoder itself; [`start`] gives it a thread.
+pub struct Encoder {
     group: GroupId,
     place: Place,
     ring: RingReader,
@@ -144,34 +133,93 @@ struct Encoder {
     compression: Compression,
     builder: FrameBuilder,
     first: Option<Record>,
-    /// When the next frame that is not full may be closed.
-    not_before: Instant,
+    /// Journal time at which the next frame that is not full may be closed.
+    not_before_ns: u64,
     shared: Arc<Shared>,
 }
 
+/// What a turn of the encoder has come to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Turn {
+    /// A frame is made.
+    Framed,
+    /// The next frame is to be closed after this time, unless it is full before.
+    Rest(Duration),
+    /// There is nothing to do now.
+    Idle,
+    /// The outbox is closed, or a stop was asked for and nothing is left.
+    Ended,
+}
+
 impl Encoder {
+    /// Goes on at `place`.
+    pub fn new(
+        group: GroupId,
+        place: Place,
+        ring: RingReader,
+        outbox: Arc<Outbox>,
+        clock: JournalClock,
+        compression: Compression,
+    ) -> Encoder {
+        let shared = Arc::new(Shared {
+            asleep: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            frames: AtomicU64::new(0),
+            raw_bytes: AtomicU64::new(0),
+            frame_bytes: AtomicU64::new(0),
+            next_place: Mutex::new(None),
+        });
+        let builder = FrameBuilder::new(compression);
+        Encoder {
+            group,
+            place,
+            ring,
+            outbox,
+            clock,
+            compression,
+            builder,
+            first: None,
+            not_before_ns: 0,
+            shared,
+        }
+    }
+
     fn run(&mut self) {
         loop {
-            let full = self.fill();
-            let stopping = self.shared.stop.load(Ordering::Acquire);
-            let ready = full || stopping || self.outbox.unsent() == 0;
-            if !self.builder.is_empty() && ready {
-                let rest = self.not_before.saturating_duration_since(Instant::now());
-                if !full && !stopping && !rest.is_zero() {
-                    // Nobody has to wake it for what comes meanwhile.
-                    std::thread::sleep(rest);
-                    continue;
-                }
-                self.not_before = Instant::now() + PAUSE;
-                if !self.finish() {
-                    return;
-                }
-            } else if stopping {
-                return;
-            } else {
-                self.sleep();
+            match self.turn() {
+                Turn::Framed => {}
+                // Nobody has to wake it for what comes meanwhile.
+                Turn::Rest(rest) => std::thread::sleep(rest),
+                Turn::Idle => self.sleep(),
+                Turn::Ended => return,
             }
         }
+    }
+
+    /// Takes what is committed, and closes a frame if it is time for that. Waits for room in the
+    /// outbox if there is none.
+    pub fn turn(&mut self) -> Turn {
+        let full = self.fill();
+        let stopping = self.shared.stop.load(Ordering::Acquire);
+        let ready = full || stopping || self.outbox.unsent() == 0;
+        if !self.builder.is_empty() && ready {
+            let now_ns = self.clock.now_ns();
+            if !full && !stopping && now_ns < self.not_before_ns {
+                return Turn::Rest(Duration::from_nanos(self.not_before_ns - now_ns));
+            }
+            self.not_before_ns = now_ns + PAUSE_NS;
+            if self.finish() { Turn::Framed } else { Turn::Ended }
+        } else if stopping {
+            Turn::Ended
+        } else {
+            Turn::Idle
+        }
+    }
+
+    /// The next frame opens a new term. To be called while the ring is drained.
+    #[cfg(feature = "simulation")]
+    pub fn set_place(&self, place: Place) {
+        self.shared.set_place(place);
     }
 
     /// Moves committed records into the builder. True when it is as full as it should get.

@@ -12,14 +12,10 @@ use tidemark_link::message::{GroupHello, VolumeHello};
 use tokio::sync::oneshot;
 
 use crate::{
-    capture::{
-        core::{self, Core},
-        ring::{About, Layout},
-    },
+    capture::ring::Layout,
     carriers::Carriers,
     clock::JournalClock,
     config::{GroupConfig, NodeConfig, VolumeConfig},
-    dirty::{map::DirtyMap, regions_in},
     disks, encoder,
     engine::{self, Command, Engine, EngineVolume, Parts},
     front::Front,
@@ -31,12 +27,14 @@ use crate::{
     state::{
         files::StateFiles,
         keeper::{self, Keeper},
-        recovery::{self, TIME_RESERVE_NS},
     },
     verify::Verifies,
 };
 
 mod handover;
+pub mod opening;
+
+use opening::{Opened, Opening};
 
 /// How long a claim waits for the last write of a dead agent to end.
 const CLAIM_PATIENCE: Duration = Duration::from_secs(30);
@@ -110,99 +108,62 @@ impl Group {
         tls: Arc<ClientConfig>,
         rings: &Rings,
     ) -> anyhow::Result<Group> {
-        let regions: Vec<(VolumeId, u32)> =
-            volumes.iter().map(|volume| (volume.id, regions_in(volume.sectors))).collect();
+        let sizes: Vec<(VolumeId, u64)> =
+            volumes.iter().map(|volume| (volume.id, volume.sectors)).collect();
         let dir = node.state_of(&config.name);
-        let place = disks::Place { dir: &dir, group: config.id, name: config.name.as_str() };
+        let disks_place = disks::Place { dir: &dir, group: config.id, name: config.name.as_str() };
         let backings: Vec<(VolumeId, &Backing)> =
             volumes.iter().map(|volume| (volume.id, &*volume.backing)).collect();
-        let checked = disks::check(place, &backings)?;
-        let (mut files, mut found) = StateFiles::open(&dir, config.id, &regions)?;
+        let checked = disks::check(disks_place, &backings)?;
+        let (files, mut found) = StateFiles::open(&dir, config.id, &opening::regions(&sizes))?;
         let clean = found.state.is_some_and(|state| state.clean.is_some());
         let doubt = checked.doubt(clean).map(str::to_owned).filter(|_| found.state.is_some());
         if let Some(reason) = &doubt {
             tracing::warn!(group = %config.name, reason, "everything is compared with the target");
             found.doubted = true;
         }
-        let mut about = About {
+        let mut fresh = [[0; 16]; 3];
+        for id in &mut fresh {
+            *id = GroupId::random()?.0;
+        }
+        let opening = Opening {
             group: config.id,
-            id: 0,
-            clock: JournalClock::after(0),
-            volumes: volumes.iter().map(|volume| (volume.id, volume.sectors)).collect(),
+            name: config.name.as_str(),
+            volumes: &sizes,
+            layout: Layout::of(config.ring_bytes.get()),
+            rings: rings.take(config.id),
+            fresh,
         };
-        let layout = Layout::of(config.ring_bytes.get());
-        let left = handover::find(rings, config, &found, &mut about, layout);
-        let fresh = [GroupId::random()?.0, GroupId::random()?.0];
-        let said = left.as_ref().map(handover::Left::says);
-        let start = recovery::decide(&dir, config.id, &regions, &found, said.as_ref(), fresh)?;
-        match (&said, start.with_ring) {
-            (Some(said), true) => tracing::info!(
-                group = %config.name,
-                sequence = said.last_seq.0,
-                "going on with the ring of the agent before"
-            ),
-            (Some(_), false) => tracing::warn!(
-                group = %config.name,
-                "the ring of the agent before does not fit the state, and is dropped"
-            ),
-            (None, _) => {}
+        let Opened {
+            files,
+            state,
+            generation_found,
+            ancestry,
+            clock,
+            place,
+            reader,
+            outbox,
+            core,
+            keep_ring,
+            ..
+        } = opening.open(&dir, files, &found)?;
+        checked.record(disks_place)?;
+        if keep_ring {
+            rings.keep(config.id, core.ring_memory());
         }
-        let left = left.filter(|_| start.with_ring);
-        let generation_found = found.state.map_or(0, |state| state.generation);
-        if start.new_term {
-            files.write_terms(&start.ancestry)?;
-        }
-        let mut map =
-            DirtyMap::new(start.state.map_id, start.generation, start.transaction, start.maps);
-        // What recovery found is made durable before anything can be marked on top of it.
-        while let Some(commit) = map.begin_commit(Seq::ZERO, true) {
-            files.write_commit(&commit)?;
-            map.commit_written();
-        }
-        let mut state = start.state;
-        let ring = match left {
-            Some(left) => left.ring(),
-            None => {
-                about.id = handover::random_id()?;
-                about.clock = JournalClock::after(start.time_base_ns);
-                handover::new_ring(&about, layout)?
-            }
-        };
-        let clock = about.clock;
-        state.ring = about.id;
-        state.time_ceiling_ns = state.time_ceiling_ns.max(clock.now_ns() + TIME_RESERVE_NS);
-        files.write_state(&state)?;
-        checked.record(place)?;
-        state.generation = generation_found;
-        let memory = ring.writer.memory().clone();
-        if !start.with_ring {
-            // The state names it now, and none before it.
-            memory.begin_term(state.term, start.last_seq);
-            rings.keep(config.id, &memory);
-        }
-        if let Err(error) = memory.region().lock_in_memory() {
+        if let Err(error) = core.ring_region().lock_in_memory() {
             tracing::warn!(group = %config.name, %error, "the ring cannot be kept in memory");
         }
-        let outbox = ring.outbox;
         let carriers = Arc::new(Carriers::default());
         let (encoder, encoder_thread) = encoder::start(
             config.id,
-            start.place,
-            ring.reader,
+            place,
+            reader,
             outbox.clone(),
             clock,
             config.compression.0,
             carriers.clone(),
         )?;
-        let starts: Vec<core::VolumeStart> = volumes
-            .iter()
-            .zip(&start.gaps)
-            .map(|(volume, (_, gap))| core::VolumeStart {
-                id: volume.id,
-                sectors: volume.sectors,
-                gap: *gap,
-            })
-            .collect();
         let hello_volumes = volumes
             .iter()
             .zip(&config.volumes)
@@ -214,14 +175,8 @@ impl Group {
                 physical_block_bytes: volume.backing.geometry().physical_block_bytes,
             })
             .collect();
-        let mut core = Core::new(&starts, map, ring.writer, start.last_seq, state.ceiling);
-        core.set_now(clock.now_ns());
-        core.take_over(&ring.redo, &ring.failed);
-        if start.new_term {
-            core.open_term();
-        }
-        let teller = TermTeller::new(start.ancestry.clone());
-        let term = Arc::new(std::sync::Mutex::new(start.ancestry.current().id));
+        let teller = TermTeller::new(ancestry.clone());
+        let term = Arc::new(std::sync::Mutex::new(ancestry.current().id));
         let on_term = {
             let (teller, term) = (teller.clone(), term.clone());
             move |ancestry: tidemark_journal::Ancestry, ceiling: Seq| {
@@ -237,7 +192,7 @@ impl Group {
             encoder: encoder.clone(),
             carriers: carriers.clone(),
             outbox: outbox.clone(),
-            ancestry: start.ancestry.clone(),
+            ancestry: ancestry.clone(),
             catch_up_bytes_per_s: config.catch_up_bytes_per_s.map(std::num::NonZeroU64::get),
             on_term: Box::new(on_term),
         };
@@ -256,7 +211,7 @@ impl Group {
                 tls,
                 group: GroupHello { id: config.id, name: config.name.as_str().to_owned() },
                 volumes: hello_volumes,
-                ancestry: start.ancestry,
+                ancestry,
                 acked: state.acked,
                 outbox: outbox.clone(),
                 carriers,

@@ -6,6 +6,7 @@
 //! stream goes on exactly where the replica ends.
 
 mod sending;
+pub mod session;
 
 use std::{
     cell::RefCell,
@@ -20,20 +21,18 @@ use rustls::ClientConfig;
 use tidemark_journal::{Ancestry, Position, Seq};
 use tidemark_link::{
     conn::{Connection, Receiver, Timeouts},
-    hello::{TargetMemory, Verdict, compare},
-    message::{
-        GroupHello, Hello, Message, Notice, ProtocolRange, REPAIR_FEATURE, RefuseCode, Severity,
-        VolumeHello,
-    },
+    message::{GroupHello, Hello, Message, Notice, RefuseCode, Severity, VolumeHello},
     pki::NodeName,
     seam,
     throttle::Schedule,
 };
 use tokio::sync::Notify;
 
-use self::sending::SendLoop;
+use self::{
+    sending::SendLoop,
+    session::{Greeter, Start, acknowledged},
+};
 use crate::{
-    capture::catchup::Mode,
     carriers::Carriers,
     clock::JournalClock,
     encoder,
@@ -208,7 +207,14 @@ impl Link {
         let worker = shared.clone();
         let thread = std::thread::Builder::new().name("tm-link".into()).spawn(move || {
             parts.carriers.join();
-            let work = Worker { parts, shared: worker.clone(), greeted: false, doubts: 0 };
+            let greeter = Greeter {
+                group: parts.group.clone(),
+                volumes: parts.volumes.clone(),
+                acked: parts.acked,
+                generation_found: parts.generation_found,
+                greeted: false,
+            };
+            let work = Worker { parts, shared: worker.clone(), greeter, doubts: 0 };
             if let Err(error) = seam::run(work.run()) {
                 tracing::error!(%error, "the link cannot run");
                 worker.set_state(LinkState::Down, Some(error.to_string()));
@@ -242,8 +248,7 @@ impl Drop for Link {
 struct Worker {
     parts: LinkParts,
     shared: Arc<Shared>,
-    /// A target has been told of the state that was found, and of everything since.
-    greeted: bool,
+    greeter: Greeter,
     /// Doubts one after the other.
     doubts: u32,
 }
@@ -303,35 +308,25 @@ impl Worker {
     }
 
     fn hello(&self) -> Hello {
-        let parts = &self.parts;
-        let snapshot = parts.engine.snapshot();
-        let known = self.shared.status().durable;
-        let acked = if known.seq > Seq::ZERO { known } else { parts.acked };
+        let snapshot = self.parts.engine.snapshot();
+        let durable = self.shared.status().durable;
         let told = Seq(self.shared.ceiling.load(std::sync::atomic::Ordering::Acquire));
-        let generation =
-            if self.greeted { parts.keeper.generation() } else { parts.generation_found };
-        Hello {
-            protocol: ProtocolRange::OWN,
-            features: vec![REPAIR_FEATURE.to_owned()],
-            software: env!("CARGO_PKG_VERSION").to_owned(),
-            group: parts.group.clone(),
-            ancestry: self.shared.ancestry(),
-            volumes: parts.volumes.clone(),
-            acked,
-            ceiling: snapshot.ceiling.max(told),
-            map_generation: generation,
-        }
+        self.greeter.hello(
+            self.shared.ancestry(),
+            durable,
+            snapshot.ceiling.max(told),
+            self.parts.keeper.generation(),
+        )
     }
 
     async fn session(&mut self) -> anyhow::Result<End> {
         let timeouts = Timeouts { idle: Duration::from_secs(10), ..Timeouts::default() };
-        let parts = &mut self.parts;
+        let parts = &self.parts;
         let mut connection =
             Connection::connect(&parts.address, &parts.tls, &parts.target, &timeouts)
                 .await
                 .with_context(|| format!("target {} at {}", parts.target, parts.address))?;
         let hello = self.hello();
-        let parts = &mut self.parts;
         let welcome = match connection.ask(&Message::Hello(hello.clone())).await? {
             Message::Welcome(welcome) => welcome,
             Message::Refuse(refuse) => return Ok(End::Refused(refuse.code, refuse.sentence)),
@@ -339,43 +334,16 @@ impl Worker {
                 return Err(anyhow!("the target answered the greeting with {:?}", other.kind()));
             }
         };
-        let memory = TargetMemory::from(&welcome);
-        let engine = parts.engine.clone();
-        let greeted = &mut self.greeted;
-        let acked = &mut parts.acked;
-        let mut doubt = |why: String| {
-            let at = welcome.position.map_or(Seq::ZERO, |position| position.seq);
-            // The new term's state exceeds both sides', and nothing of it is acknowledged yet.
-            (*greeted, *acked) = (true, Position::default());
-            engine.tell(Command::Doubt(at, welcome.map_generation));
-            Ok(End::Doubt(why))
-        };
-        let (from, mode) = match compare(&hello, &memory) {
-            Verdict::Resume { from } => (from, Mode::Offer),
-            Verdict::Fresh => {
-                let first = hello.ancestry.terms()[0];
-                (Position { term: first.id, seq: first.fork_seq }, Mode::Send)
+        let (from, mode) = match self.greeter.welcomed(&hello, &welcome, &parts.outbox) {
+            Start::Stream { from, mode } => (from, mode),
+            Start::Doubt { why, at, generation } => {
+                parts.engine.tell(Command::Doubt(at, generation));
+                return Ok(End::Doubt(why));
             }
-            Verdict::Doubt { why } => return doubt(why.sentence().to_owned()),
-            Verdict::Refuse(refuse) => return Ok(End::Refused(refuse.code, refuse.sentence)),
+            Start::Refused(refuse) => return Ok(End::Refused(refuse.code, refuse.sentence)),
         };
-        parts.outbox.release(from.seq);
-        let missing = match parts.outbox.first() {
-            None => false,
-            Some(frame) => {
-                let inside = frame.before.seq < from.seq && from.seq < frame.last;
-                !inside && !hello.ancestry.continues(from, frame.before)
-            }
-        };
-        if missing {
-            return doubt("records that the target lacks are no longer kept".into());
-        }
-        parts.outbox.rewind(from.seq);
-        // If it is full still, its next acknowledgement says so.
-        parts.outbox.hold(false);
         parts.engine.tell(Command::Durable(from.seq));
         parts.engine.tell(Command::Link(Some(mode)));
-        self.greeted = true;
         self.doubts = 0;
         {
             let mut status = self.shared.status();
@@ -436,26 +404,25 @@ impl Worker {
         ancestry: &Ancestry,
         beats: &RefCell<Option<(u64, Instant)>>,
     ) -> anyhow::Result<End> {
-        let term = ancestry.current().id;
         while let Some(message) = receiver.recv().await? {
             match message {
-                Message::Ack(ack) if ack.term == term => {
+                Message::Ack(ack) => {
                     let now_ns = self.parts.clock.now_ns();
+                    let outbox = &self.parts.outbox;
                     let mut status = self.shared.status();
-                    status.target_full = ack.flags.full;
-                    self.parts.outbox.hold(ack.flags.full);
-                    if ack.final_durable > status.durable.seq {
-                        status.durable = ancestry.at(ack.final_durable);
-                        for time_ns in self.parts.outbox.times_through(ack.final_durable) {
+                    if ack.term == ancestry.current().id {
+                        status.target_full = ack.flags.full;
+                    }
+                    if let Some(durable) = acknowledged(&ack, ancestry, status.durable, outbox) {
+                        status.durable = durable;
+                        for time_ns in outbox.times_through(durable.seq) {
                             status.lag.add(now_ns.saturating_sub(time_ns));
                         }
                         drop(status);
-                        self.parts.outbox.release(ack.final_durable);
-                        self.parts.engine.tell(Command::Durable(ack.final_durable));
+                        outbox.release(durable.seq);
+                        self.parts.engine.tell(Command::Durable(durable.seq));
                     }
                 }
-                // An acknowledgement of a path that has been left.
-                Message::Ack(_) => {}
                 Message::Need(need) => {
                     let mut bits = [0; 32];
                     for block in need.wanted() {

@@ -138,6 +138,14 @@ impl Outbox {
         true
     }
 
+    /// Whether a frame of so many bytes would be put in at once.
+    #[cfg(feature = "simulation")]
+    pub fn has_room(&self, bytes: u64) -> bool {
+        let state = self.state();
+        let area = self.memory.layout().frame_bytes;
+        state.closed || state.discarding || place(&state, area, bytes).is_some()
+    }
+
     /// Frames that were not handed to the sender yet.
     pub fn unsent(&self) -> usize {
         let state = self.state();

@@ -55,9 +55,15 @@ fn look(region: &Region, job: &Job) -> Result<Hashed, RegionError> {
     // SAFETY: the read that filled the buffer has completed, and the engine starts no other there
     // before it has taken this job's answer.
     let content = unsafe { region.slice(job.offset, job.bytes) }?;
+    let (zeros, hashes) = digest(content, job.hash);
+    Ok(Hashed { op: job.op, zeros, hashes })
+}
+
+/// Whether all of the content is zero and, if that is asked for and it is not, its blocks' hashes.
+pub fn digest(content: &[u8], hash: bool) -> (bool, Vec<u8>) {
     let zeros = is_zero(content);
     let mut hashes = Vec::new();
-    if job.hash {
+    if hash {
         let mut of_zeros = None;
         for block in content.chunks(OFFER_BLOCK_BYTES as usize) {
             let hash = match of_zeros {
@@ -69,7 +75,7 @@ fn look(region: &Region, job: &Job) -> Result<Hashed, RegionError> {
             hashes.extend_from_slice(&hash.as_bytes()[..OFFER_HASH_BYTES]);
         }
     }
-    Ok(Hashed { op: job.op, zeros, hashes })
+    (zeros, hashes)
 }
 
 fn is_zero(content: &[u8]) -> bool {

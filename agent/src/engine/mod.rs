@@ -6,6 +6,7 @@
 //! its effects.
 
 mod buffers;
+pub mod course;
 mod effects;
 mod hasher;
 mod requests;
@@ -38,7 +39,7 @@ use crate::{
     state::keeper::{Done, Keeper},
 };
 
-pub use hasher::Hashed;
+pub use hasher::{Hashed, digest};
 pub use requests::{Answer, FrontAsk, FrontRequest};
 pub use ublk::UblkQueue;
 

@@ -16,7 +16,10 @@ use tidemark_journal::{
 use tokio::sync::oneshot;
 
 use super::{
-    Command, Engine, Parts, Snapshot, VolumeSnapshot, effects::Disk, requests::FrontRequest,
+    Command, Engine, Parts, Snapshot, VolumeSnapshot,
+    course::{Advance, Course},
+    effects::Disk,
+    requests::FrontRequest,
     ublk::Devices,
 };
 use crate::{
@@ -25,19 +28,13 @@ use crate::{
     clock::{JournalClock, wall_ns},
     dirty::regions_in,
     encoder,
-    outbox::Outbox,
-    state::{
-        keeper::{Done, Job, Keeper},
-        recovery::opening,
-    },
+    state::keeper::{Done, Job, Keeper},
 };
 
 /// The longest the loop sleeps: how old a snapshot of an idle group gets.
 const TICK: Duration = Duration::from_millis(200);
 /// How often epochs of dirty bits are closed.
 const MAINTAIN: Duration = Duration::from_secs(5);
-/// Sequences reserved with a new term.
-const TERM_RESERVE: u64 = 1 << 24;
 
 pub(super) struct Loop {
     pub core: Core,
@@ -46,9 +43,8 @@ pub(super) struct Loop {
     clock: JournalClock,
     encoder: encoder::Waker,
     carriers: Arc<Carriers>,
-    outbox: Arc<Outbox>,
     pub keeper: Keeper,
-    ancestry: Ancestry,
+    course: Course,
     on_term: Box<dyn Fn(Ancestry, Seq) + Send>,
     inbox: mpsc::Receiver<Command>,
     pending: Arc<AtomicBool>,
@@ -57,9 +53,6 @@ pub(super) struct Loop {
     maintain_at: Instant,
     catch_up_bytes_per_s: Option<u64>,
     catch_up_at: Instant,
-    tracking_lost: Option<String>,
-    /// A doubt being prepared: where the replica ends, and the generation to exceed.
-    doubt: Option<(Seq, u64)>,
     stop: Option<(bool, oneshot::Sender<bool>)>,
 }
 
@@ -93,9 +86,8 @@ impl Loop {
             clock: parts.clock,
             encoder: parts.encoder,
             carriers: parts.carriers,
-            outbox: parts.outbox,
             keeper,
-            ancestry: parts.ancestry,
+            course: Course::new(parts.ancestry, parts.outbox),
             on_term: parts.on_term,
             inbox,
             pending: engine.pending.clone(),
@@ -104,8 +96,6 @@ impl Loop {
             maintain_at: now + MAINTAIN,
             catch_up_bytes_per_s: parts.catch_up_bytes_per_s,
             catch_up_at: now,
-            tracking_lost: None,
-            doubt: None,
             stop: None,
         };
         work.publish(now);
@@ -173,12 +163,8 @@ impl Loop {
                 self.disk.catch_up_read_ended(op);
             }
             Command::Durable(seq) => {
-                self.core.final_durable(seq);
-                let current = self.ancestry.current();
-                // A replica that has nothing of this term yet: what was kept before still holds.
-                if seq >= current.fork_seq {
-                    let position = tidemark_journal::Position { term: current.id, seq };
-                    self.keeper.ask(Job::Acked(position));
+                if let Some(job) = self.course.durable(&mut self.core, seq) {
+                    self.keeper.ask(job);
                 }
             }
             Command::Link(mode) => self.core.link(mode.filter(|_| self.stop.is_none())),
@@ -206,9 +192,7 @@ impl Loop {
                 }
             }
             Command::Doubt(seq, generation) => {
-                self.doubt = Some((seq, generation));
-                self.outbox.discard();
-                self.core.begin_doubt();
+                self.course.doubt(&mut self.core, seq, generation);
                 self.encoder.wake();
             }
             Command::Report(answer) => {
@@ -240,24 +224,9 @@ impl Loop {
     }
 
     fn kept(&mut self, done: Done) {
-        match done {
-            Done::Committed => self.core.map_committed(),
-            Done::Reserved(seq) => self.core.ceiling_reserved(seq),
-            Done::Failed(sentence) => {
-                // What the state disk was to say cannot be relied on after a restart.
-                self.core.ring_memory().end_term();
-                self.tracking_lost = Some(sentence);
-            }
-            Done::Term(ancestry, ceiling) => {
-                let fork_seq = ancestry.current().fork_seq;
-                self.encoder.set_place(opening(&ancestry));
-                self.outbox.rewind(fork_seq);
-                self.outbox.resume();
-                self.core.end_doubt(ancestry.current().id, fork_seq, ceiling);
-                self.ancestry = ancestry.clone();
-                self.doubt = None;
-                (self.on_term)(ancestry, ceiling);
-            }
+        if let Some(term) = self.course.kept(&mut self.core, done) {
+            self.encoder.set_place(term.place);
+            (self.on_term)(term.ancestry, term.ceiling);
         }
     }
 
@@ -270,22 +239,11 @@ impl Loop {
         self.core.mark(&payload)
     }
 
-    /// A doubt goes on when nothing captured is on its way and every region is durably marked: a
-    /// new term is begun, in which everything is compared.
     fn advance_doubt(&mut self) {
-        let Some((seq, generation)) = self.doubt else { return };
-        if !self.core.is_ready_for_term() {
-            self.encoder.wake();
-            self.core.maintain();
-            return;
-        }
-        let fork_seq = self.core.last_seq().max(seq);
-        let next = TermId::random().ok().and_then(|id| self.ancestry.fork(id, fork_seq).ok());
-        if let Some(ancestry) = next {
-            let ceiling = Seq(fork_seq.0 + TERM_RESERVE);
-            self.keeper.ask(Job::Term(ancestry, ceiling, generation));
-            // Not again: the answer ends the doubt.
-            self.doubt = None;
+        match self.course.advance(&mut self.core, || TermId::random().ok()) {
+            Advance::Nothing => {}
+            Advance::Waits => self.encoder.wake(),
+            Advance::Write(job) => self.keeper.ask(job),
         }
     }
 
@@ -299,7 +257,7 @@ impl Loop {
                 self.core.gap(*id).is_some() || self.core.map().uncaptured(*id).count() > 0
             });
         let settled = sent && !catching_up && self.core.settle_for_stop();
-        let clean = settled && self.tracking_lost.is_none();
+        let clean = settled && self.course.tracking_lost().is_none();
         let through = settled || (sent && catching_up) || *at_once;
         if !through {
             return false;
@@ -344,7 +302,7 @@ impl Loop {
             overflow: self.core.is_overflowing(),
             active_regions: active as u64,
             dirty_regions: dirty,
-            tracking_lost: self.tracking_lost.clone(),
+            tracking_lost: self.course.tracking_lost().map(str::to_owned),
             requests: self.disk.requests_under_way() as u64,
             redone_writes_left: self.core.redo_count() as u64,
             volumes: volumes.collect(),

@@ -1,19 +1,17 @@
 //! The ring with which a group starts: the one that was left behind for it, or a new one.
 
-use std::sync::Arc;
+use std::{os::fd::OwnedFd, sync::Arc};
 
 use anyhow::Context;
-use tidemark_journal::{GroupId, Record};
+use tidemark_journal::Record;
 
 use crate::{
     capture::ring::{
         self, About, Inherited, Layout, NotOurs, RingMemory, RingReader, RingWriter, SlotRef,
     },
     clock::JournalClock,
-    config::GroupConfig,
     dirty::RegionId,
     outbox::{self, Kept, Outbox},
-    rings::Rings,
     state::{files::Found, recovery::LeftRing},
 };
 
@@ -36,21 +34,19 @@ pub(super) struct ReadyRing {
 /// The ring that was left behind for a group, if it is the one of which its state speaks. `about`
 /// then says what it is. One that is not is told in the log.
 pub(super) fn find(
-    rings: &Rings,
-    config: &GroupConfig,
+    passed: Vec<OwnedFd>,
+    group: &str,
     found: &Found,
     about: &mut About,
     layout: Layout,
 ) -> Option<Left> {
-    let passed = rings.take(config.id);
     let state = found.state?;
     let fork_seq = found.ancestry.as_ref()?.current().fork_seq;
-    let several = passed.len() > 1;
     for fd in passed {
         let wanted = About { id: state.ring, ..about.clone() };
         let adopt = || -> Result<(Left, JournalClock), NotOurs> {
             let (memory, clock) = RingMemory::adopt(fd, &wanted, layout, state.term)?;
-            let frames = outbox::kept(&memory, config.id, state.term)?;
+            let frames = outbox::kept(&memory, about.group, state.term)?;
             let term = fork_seq..=state.ceiling;
             let inherited = ring::inherit(memory, &about.volumes, frames.last(), term)?;
             Ok((Left { inherited, frames }, clock))
@@ -58,13 +54,10 @@ pub(super) fn find(
         match adopt() {
             Ok((left, clock)) => {
                 *about = About { clock, ..wanted };
-                if several {
-                    rings.keep(config.id, left.inherited.memory());
-                }
                 return Some(left);
             }
             Err(error) => tracing::warn!(
-                group = %config.name,
+                group,
                 %error,
                 "the ring of the agent before is dropped, and what may differ is compared"
             ),
@@ -111,10 +104,4 @@ pub(super) fn new_ring(about: &About, layout: Layout) -> anyhow::Result<ReadyRin
         redo: Vec::new(),
         failed: Vec::new(),
     })
-}
-
-/// An id for a new ring.
-pub(super) fn random_id() -> std::io::Result<u64> {
-    let random = u128::from_le_bytes(GroupId::random()?.0);
-    Ok(random as u64)
 }

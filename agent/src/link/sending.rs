@@ -3,14 +3,14 @@
 use std::{cell::RefCell, rc::Rc, sync::Arc, time::Instant};
 
 use anyhow::Context;
-use tidemark_journal::{Ancestry, FrameView, Position, cut};
+use tidemark_journal::{Ancestry, Position};
 use tidemark_link::{
     conn::Sender,
     message::{Heartbeat, Message},
     throttle::{Schedule, Throttle},
 };
 
-use super::{HEARTBEAT, Shared};
+use super::{HEARTBEAT, Shared, session::to_send};
 use crate::{encoder, engine::Engine, outbox::Outbox, state::keeper::Keeper};
 
 /// What sends, while a session lasts.
@@ -54,26 +54,14 @@ impl SendLoop {
                 }
                 let Some(frame) = outbox.lend() else { break };
                 self.encoder.wake();
-                let sent = if frame.info().before.seq < self.from.seq {
-                    self.send_tail(&frame).await?
-                } else {
-                    self.sender.send_frame(&[&frame]).await?;
-                    frame.len() as u64
-                };
-                drop(frame);
-                self.shared.status().sent_bytes += sent;
+                let bytes = to_send(&frame, self.from).context("a frame of our own is damaged")?;
+                let Some(bytes) = bytes else { continue };
+                self.sender.send_frame(&[&bytes]).await?;
+                self.shared.status().sent_bytes += bytes.len() as u64;
             }
             self.encoder.wake();
             self.sender.flush().await?;
         }
-    }
-
-    /// The first frame may begin before the position at which the replica ends.
-    async fn send_tail(&mut self, frame: &[u8]) -> anyhow::Result<u64> {
-        let view = FrameView::parse(frame).context("a frame of our own is damaged")?;
-        let Some(tail) = cut::tail(&view, self.from.seq) else { return Ok(0) };
-        self.sender.send_frame(&[&tail]).await?;
-        Ok(tail.len() as u64)
     }
 
     async fn heartbeat(&mut self, number: u64, vouch: &mut Heartbeat) -> anyhow::Result<()> {

@@ -84,10 +84,10 @@ pub fn start(
     let (sender, jobs) = channel();
     let generation = Arc::new(AtomicU64::new(state.generation));
     let keeper = Keeper { jobs: sender, generation: generation.clone() };
-    let mut thread = Thread { files, state, clock, generation, failed: false, stale: false };
+    let mut books = Books::new(files, state, clock, generation);
     let handle = std::thread::Builder::new()
         .name("tm-keeper".into())
-        .spawn(move || thread.run(&jobs, &answer))?;
+        .spawn(move || run(&mut books, &jobs, &answer))?;
     Ok((keeper, handle))
 }
 
@@ -113,7 +113,30 @@ pub fn without_disk(
     Ok((keeper, handle))
 }
 
-struct Thread {
+fn run(books: &mut Books, jobs: &Receiver<Job>, answer: &dyn Fn(Done)) {
+    let mut lazily = Instant::now() + LAZY;
+    loop {
+        let wait = lazily.saturating_duration_since(Instant::now());
+        match jobs.recv_timeout(wait) {
+            Ok(job) => {
+                let stop = matches!(job, Job::Stop(_));
+                books.work(job, answer);
+                if stop {
+                    return;
+                }
+            }
+            Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => return,
+            Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
+        }
+        if Instant::now() >= lazily {
+            lazily = Instant::now() + LAZY;
+            books.work_lazily(answer);
+        }
+    }
+}
+
+/// What the keeper writes, and when; it waits for nothing but the state disk.
+pub struct Books {
     files: StateFiles,
     state: GroupState,
     clock: JournalClock,
@@ -122,37 +145,31 @@ struct Thread {
     stale: bool,
 }
 
-impl Thread {
-    fn run(&mut self, jobs: &Receiver<Job>, answer: &dyn Fn(Done)) {
-        let mut lazily = Instant::now() + LAZY;
-        loop {
-            let wait = lazily.saturating_duration_since(Instant::now());
-            match jobs.recv_timeout(wait) {
-                Ok(job) => {
-                    let stop = matches!(job, Job::Stop(_));
-                    self.work(job, answer);
-                    if stop {
-                        return;
-                    }
-                }
-                Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => return,
-                Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
-            }
-            if Instant::now() >= lazily {
-                lazily = Instant::now() + LAZY;
-                if self.clock.now_ns() + TIME_RESERVE_NS / 2 > self.state.time_ceiling_ns {
-                    self.state.time_ceiling_ns = self.clock.now_ns() + TIME_RESERVE_NS;
-                    self.stale = true;
-                }
-                if std::mem::take(&mut self.stale) {
-                    let written = self.write_state();
-                    self.check(written, answer);
-                }
-            }
+impl Books {
+    /// Goes on with what has just been written. `generation` is told of each further writing.
+    pub fn new(
+        files: StateFiles,
+        state: GroupState,
+        clock: JournalClock,
+        generation: Arc<AtomicU64>,
+    ) -> Books {
+        Books { files, state, clock, generation, failed: false, stale: false }
+    }
+
+    /// Writes what is not urgent. To be called every few seconds.
+    pub fn work_lazily(&mut self, answer: &dyn Fn(Done)) {
+        if self.clock.now_ns() + TIME_RESERVE_NS / 2 > self.state.time_ceiling_ns {
+            self.state.time_ceiling_ns = self.clock.now_ns() + TIME_RESERVE_NS;
+            self.stale = true;
+        }
+        if std::mem::take(&mut self.stale) {
+            let written = self.write_state();
+            self.check(written, answer);
         }
     }
 
-    fn work(&mut self, job: Job, answer: &dyn Fn(Done)) {
+    /// Does a job, and gives its answer.
+    pub fn work(&mut self, job: Job, answer: &dyn Fn(Done)) {
         let (written, done) = match job {
             Job::Commit(commit) => (self.commit(&commit), Some(Done::Committed)),
             Job::Reserve(seq) => {

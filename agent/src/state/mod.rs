@@ -10,11 +10,12 @@
 //!   verify.json  the last verify and the one under way (see [`crate::verify`]), replaced as a whole
 //! ```
 //!
-//! [`block`] is the state block, [`files`] reads and writes the directory, [`keeper`] is the thread
-//! that does so while the group runs, [`recovery`] decides what a restart means, [`replace`] replaces
-//! small files.
+//! [`block`] is the state block, [`files`] reads and writes the directory on its [`disk`], [`keeper`] is
+//! the thread that does so while the group runs, [`recovery`] decides what a restart means, [`replace`]
+//! replaces small files.
 
 pub mod block;
+pub mod disk;
 pub mod files;
 pub mod keeper;
 pub mod recovery;

@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 mod deny;
 mod process;
 mod setup;
+mod simulate;
 mod spdx;
 mod test;
 
@@ -28,12 +29,17 @@ enum Task {
         #[arg(value_enum)]
         stages: Vec<test::Stage>,
     },
+    /// Play the agent and the target together on simulated disks, network and clocks.
+    Simulate(simulate::Options),
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().task {
         Task::Setup => setup::ensure_and_say().map(|()| ExitCode::SUCCESS),
         Task::Test { stages } => test::run(&stages),
+        Task::Simulate(options) => {
+            test::workspace_root().and_then(|root| simulate::run(&root, &options))
+        }
     };
     result.unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");

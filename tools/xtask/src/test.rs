@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use crate::{deny, process, setup};
+use crate::{deny, process, setup, simulate};
 
 mod runner;
 
@@ -31,6 +31,8 @@ pub enum Stage {
     Host,
     /// Real NBD clients against the servers.
     Conformance,
+    /// 200 seeds of the joint simulator.
+    Simulate,
     /// Tests in emulated machines with real kernels.
     Guests,
     /// `tidemark demo` as an unprivileged user with nothing in its environment.
@@ -46,6 +48,7 @@ const USUAL: &[Stage] = &[
     Stage::Demo,
     Stage::Host,
     Stage::Conformance,
+    Stage::Simulate,
     Stage::Guests,
 ];
 
@@ -125,6 +128,10 @@ impl Stage {
             }
             Stage::Host => tests(root, runner::Selection::Host),
             Stage::Conformance => tests(root, runner::Selection::Conformance),
+            Stage::Simulate => {
+                let code = simulate::run(root, &simulate::Options::seeds(200))?;
+                Ok(if code == ExitCode::SUCCESS { Count::PASSED } else { Count::FAILED })
+            }
             Stage::Guests => tests(root, runner::Selection::Guests),
             Stage::Demo => demo(root),
         }
@@ -177,7 +184,7 @@ fn demo(root: &Path) -> Result<Count> {
     Ok(Count::PASSED)
 }
 
-fn workspace_root() -> Result<PathBuf> {
+pub fn workspace_root() -> Result<PathBuf> {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
     let root = manifest.ancestors().nth(2).context("xtask is not in tools/xtask of a workspace")?;
     Ok(root.to_owned())

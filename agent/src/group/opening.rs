@@ -1,0 +1,159 @@
+//! How a group is opened: from what its state directory and a ring that was left behind say, to
+//! everything that then runs, but for threads, disks and the network.
+
+use std::{os::fd::OwnedFd, path::Path, sync::Arc};
+
+use anyhow::Context;
+use tidemark_journal::{GroupId, Seq, VolumeId};
+
+use super::handover::{self, Left};
+use crate::{
+    capture::{
+        core::{Core, VolumeStart},
+        ring::{About, Layout, RingReader},
+    },
+    clock::JournalClock,
+    dirty::{map::DirtyMap, regions_in},
+    encoder::Place,
+    outbox::Outbox,
+    state::{
+        block::GroupState,
+        files::{Found, StateFiles},
+        recovery::{self, TIME_RESERVE_NS},
+    },
+};
+
+/// What is to be opened.
+pub struct Opening<'a> {
+    /// The group.
+    pub group: GroupId,
+    /// Its name, for people.
+    pub name: &'a str,
+    /// Its volumes and their sectors.
+    pub volumes: &'a [(VolumeId, u64)],
+    /// How a ring's memory is divided.
+    pub layout: Layout,
+    /// Rings that were left behind.
+    pub rings: Vec<OwnedFd>,
+    /// Ids for what has to be made: a term, a map, a ring.
+    pub fresh: [[u8; 16]; 3],
+}
+
+/// A group that can run.
+pub struct Opened {
+    /// The state's files.
+    pub files: StateFiles,
+    /// What was written there just now.
+    pub state: GroupState,
+    /// The generation of the state that was found.
+    pub generation_found: u64,
+    /// The path of terms.
+    pub ancestry: tidemark_journal::Ancestry,
+    /// Journal time.
+    pub clock: JournalClock,
+    /// Where encoded history goes on.
+    pub place: Place,
+    /// The encoder's end of the ring.
+    pub reader: RingReader,
+    /// The frames.
+    pub outbox: Arc<Outbox>,
+    /// The capture core, which has taken over what another agent was in the middle of.
+    pub core: Core,
+    /// Whether a ring that was left behind is gone on with.
+    pub with_ring: bool,
+    /// Whether the ring in use is to be kept instead of all others.
+    pub keep_ring: bool,
+}
+
+/// The regions of volumes with so many sectors.
+pub fn regions(volumes: &[(VolumeId, u64)]) -> Vec<(VolumeId, u32)> {
+    volumes.iter().map(|(id, sectors)| (*id, regions_in(*sectors))).collect()
+}
+
+impl Opening<'_> {
+    /// Decides how the group goes on, makes that durable, and makes the parts ready.
+    ///
+    /// # Errors
+    /// The state cannot be written or contradicts itself; there is no memory for a ring.
+    pub fn open(self, dir: &Path, mut files: StateFiles, found: &Found) -> anyhow::Result<Opened> {
+        let regions = regions(self.volumes);
+        let mut about = About {
+            group: self.group,
+            id: 0,
+            clock: JournalClock::after(0),
+            volumes: self.volumes.to_vec(),
+        };
+        let several = self.rings.len() > 1;
+        let left = handover::find(self.rings, self.name, found, &mut about, self.layout);
+        let fresh = [self.fresh[0], self.fresh[1]];
+        let said = left.as_ref().map(Left::says);
+        let start = recovery::decide(dir, self.group, &regions, found, said.as_ref(), fresh)?;
+        match (&said, start.with_ring) {
+            (Some(said), true) => tracing::info!(
+                group = self.name,
+                sequence = said.last_seq.0,
+                "going on with the ring of the agent before"
+            ),
+            (Some(_), false) => tracing::warn!(
+                group = self.name,
+                "the ring of the agent before does not fit the state, and is dropped"
+            ),
+            (None, _) => {}
+        }
+        let left = left.filter(|_| start.with_ring);
+        let generation_found = found.state.map_or(0, |state| state.generation);
+        if start.new_term {
+            files.write_terms(&start.ancestry)?;
+        }
+        let mut map =
+            DirtyMap::new(start.state.map_id, start.generation, start.transaction, start.maps);
+        // What recovery found is made durable before anything can be marked on top of it.
+        while let Some(commit) = map.begin_commit(Seq::ZERO, true) {
+            files.write_commit(&commit)?;
+            map.commit_written();
+        }
+        let mut state = start.state;
+        let ring = match left {
+            Some(left) => left.ring(),
+            None => {
+                about.id = u128::from_le_bytes(self.fresh[2]) as u64;
+                about.clock = JournalClock::after(start.time_base_ns);
+                handover::new_ring(&about, self.layout)?
+            }
+        };
+        let clock = about.clock;
+        state.ring = about.id;
+        state.time_ceiling_ns = state.time_ceiling_ns.max(clock.now_ns() + TIME_RESERVE_NS);
+        files.write_state(&state).context("the group's state")?;
+        state.generation = generation_found;
+        if !start.with_ring {
+            // The state names it now, and none before it.
+            ring.writer.memory().begin_term(state.term, start.last_seq);
+        }
+        let starts: Vec<VolumeStart> = self
+            .volumes
+            .iter()
+            .zip(&start.gaps)
+            .map(|((id, sectors), (_, gap))| VolumeStart { id: *id, sectors: *sectors, gap: *gap })
+            .collect();
+        let mut core = Core::new(&starts, map, ring.writer, start.last_seq, state.ceiling);
+        core.set_now(clock.now_ns());
+        core.take_over(&ring.redo, &ring.failed);
+        if start.new_term {
+            core.open_term();
+        }
+        Ok(Opened {
+            files,
+            state,
+            generation_found,
+            ancestry: start.ancestry,
+            clock,
+            place: start.place,
+            reader: ring.reader,
+            outbox: ring.outbox,
+            core,
+            with_ring: start.with_ring,
+            keep_ring: several || !start.with_ring,
+        })
+    }
+}

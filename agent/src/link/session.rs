@@ -1,0 +1,147 @@
+//! What the link decides, without I/O: what to greet with, what a welcome means, what follows from an
+//! acknowledgement, and which bytes of a frame are sent.
+
+use std::borrow::Cow;
+
+use tidemark_journal::{Ancestry, FrameError, FrameView, Position, Seq, cut};
+use tidemark_link::{
+    hello::{TargetMemory, Verdict, compare},
+    message::{
+        Ack, GroupHello, Hello, ProtocolRange, REPAIR_FEATURE, Refuse, VolumeHello, Welcome,
+    },
+};
+
+use crate::{
+    capture::catchup::Mode,
+    outbox::{Loan, Outbox},
+};
+
+/// What the source says of itself, from one session to the next.
+pub struct Greeter {
+    /// The group, as the target knows it.
+    pub group: GroupHello,
+    /// Its volumes.
+    pub volumes: Vec<VolumeHello>,
+    /// What is known to be final-durable from an earlier life.
+    pub acked: Position,
+    /// The generation of the state when it was opened.
+    pub generation_found: u64,
+    /// A target has been told of the state that was found, and of everything since.
+    pub greeted: bool,
+}
+
+/// What a welcome means.
+#[derive(Debug)]
+pub enum Start {
+    /// Everything up to `from` is final-durable, and frames go on after it.
+    Stream {
+        /// The durable end of the replica.
+        from: Position,
+        /// How catch-up sends content.
+        mode: Mode,
+    },
+    /// The two sides' memories disagree.
+    Doubt {
+        /// What disagrees, for people.
+        why: String,
+        /// The end of the replica.
+        at: Seq,
+        /// The generation that the target has seen.
+        generation: u64,
+    },
+    /// Nothing may be sent.
+    Refused(Refuse),
+}
+
+impl Greeter {
+    /// The greeting. `durable` is the highest position known to be final-durable in this life (or
+    /// none), `generation` that of the durable state.
+    pub fn hello(
+        &self,
+        ancestry: Ancestry,
+        durable: Position,
+        ceiling: Seq,
+        generation: u64,
+    ) -> Hello {
+        Hello {
+            protocol: ProtocolRange::OWN,
+            features: vec![REPAIR_FEATURE.to_owned()],
+            software: env!("CARGO_PKG_VERSION").to_owned(),
+            group: self.group.clone(),
+            ancestry,
+            volumes: self.volumes.clone(),
+            acked: if durable.seq > Seq::ZERO { durable } else { self.acked },
+            ceiling,
+            map_generation: if self.greeted { generation } else { self.generation_found },
+        }
+    }
+
+    /// Decides what follows from the answer to `hello`, and makes the outbox ready for it.
+    pub fn welcomed(&mut self, hello: &Hello, welcome: &Welcome, outbox: &Outbox) -> Start {
+        let (from, mode) = match compare(hello, &TargetMemory::from(welcome)) {
+            Verdict::Resume { from } => (from, Mode::Offer),
+            Verdict::Fresh => {
+                let first = hello.ancestry.terms()[0];
+                (Position { term: first.id, seq: first.fork_seq }, Mode::Send)
+            }
+            Verdict::Doubt { why } => return self.doubt(why.sentence().to_owned(), welcome),
+            Verdict::Refuse(refuse) => return Start::Refused(refuse),
+        };
+        outbox.release(from.seq);
+        let missing = match outbox.first() {
+            None => false,
+            Some(frame) => {
+                let inside = frame.before.seq < from.seq && from.seq < frame.last;
+                !inside && !hello.ancestry.continues(from, frame.before)
+            }
+        };
+        if missing {
+            let why = "records that the target lacks are no longer kept";
+            return self.doubt(why.to_owned(), welcome);
+        }
+        outbox.rewind(from.seq);
+        // If it is full still, its next acknowledgement says so.
+        outbox.hold(false);
+        self.greeted = true;
+        Start::Stream { from, mode }
+    }
+
+    fn doubt(&mut self, why: String, welcome: &Welcome) -> Start {
+        // The new term's state exceeds both sides', and nothing of it is acknowledged yet.
+        (self.greeted, self.acked) = (true, Position::default());
+        let at = welcome.position.map_or(Seq::ZERO, |position| position.seq);
+        Start::Doubt { why, at, generation: welcome.map_generation }
+    }
+}
+
+/// Takes an acknowledgement in. Returns the new final-durable position, if it is higher than
+/// `durable`; [`Outbox::release`] is for the caller, who may look at the frames before.
+pub fn acknowledged(
+    ack: &Ack,
+    ancestry: &Ancestry,
+    durable: Position,
+    outbox: &Outbox,
+) -> Option<Position> {
+    // Else it is of a path that has been left.
+    if ack.term != ancestry.current().id {
+        return None;
+    }
+    outbox.hold(ack.flags.full);
+    (ack.final_durable > durable.seq).then(|| ancestry.at(ack.final_durable))
+}
+
+/// The bytes of a frame to be sent to a replica that ended at `from` when the session began: the
+/// first frame may begin before that. None if nothing of it is left.
+///
+/// # Errors
+/// The frame is damaged.
+pub fn to_send<'a>(
+    frame: &'a Loan<'_>,
+    from: Position,
+) -> Result<Option<Cow<'a, [u8]>>, FrameError> {
+    if frame.info().before.seq >= from.seq {
+        return Ok(Some(Cow::Borrowed(frame)));
+    }
+    let view = FrameView::parse(frame)?;
+    Ok(cut::tail(&view, from.seq).map(Cow::Owned))
+}

@@ -1,0 +1,363 @@
+//! What must be so.
+//!
+//! - A request is answered once; each record of a write is one that was asked for, with its own
+//!   bytes, after all that had been answered when it was asked, and before its answer (invariant 1).
+//! - Each sector of a disk holds what was written last, or after a power cut since the last flush.
+//! - The disk equals the journal applied to its end, where no write is under way and nothing waits
+//!   for catch-up.
+//! - After a power cut whatever differs between the disk and the target waits for catch-up
+//!   (invariant 2).
+//! - The target never ends before what it acknowledged (invariant 4), and each of its points has the
+//!   content that the records up to it say (invariant 3).
+//! - At rest, disks and replica are equal.
+
+use tidemark_agent::capture::{Ask, LocalIo, RequestId};
+use tidemark_journal::{Kind, Position, Seq};
+
+use crate::{
+    agent::Task,
+    content::{Entry, Image, Stamp, stamps},
+    world::{World, stamp, touched},
+};
+
+impl World {
+    /// Looks at what the last step has done.
+    pub(crate) fn look(&mut self) {
+        self.trace = self.trace.rotate_left(5) ^ self.site.disk.fingerprint();
+        if self.site.state.is_off() {
+            return;
+        }
+        let Some(agent) = &mut self.agent else { return };
+        let term = agent.ancestry().current().id;
+        let last = agent.core.last_seq();
+        self.trace = (self.trace ^ last.0).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let answered = std::mem::take(&mut agent.answered);
+        let committed = std::mem::take(&mut agent.committed);
+        if term != self.term {
+            self.term = term;
+            self.own.clear();
+            self.replayed = None;
+        }
+        let any = !committed.is_empty();
+        for entry in committed {
+            self.tell(|| format!("record: {:?} {:x?}", entry.record, entry.content.first()));
+            self.check_record(&entry);
+            if let Some(image) = &mut self.replayed {
+                if entry.record.kind == Kind::Mark {
+                    assert!(!image.in_gap.contains(&true), "a mark inside a gap: {entry:?}");
+                }
+                image.apply(&entry);
+            }
+            self.own.push(entry);
+            self.counts.records += 1;
+        }
+        self.settle(answered);
+        if any || self.counts.steps.is_multiple_of(8) {
+            self.check_disk(false);
+            self.check_journal();
+        }
+        if self.counts.steps.is_multiple_of(16) {
+            self.check_a_point();
+        }
+    }
+
+    pub(crate) fn settle(&mut self, answered: Vec<(RequestId, Result<(), i32>)>) {
+        let last = self.agent.as_ref().map_or(Seq(u64::MAX), |agent| agent.core.last_seq());
+        for (id, result) in answered {
+            let asked = &mut self.asked[id.0 as usize];
+            assert!(asked.answered.is_none() && !asked.lost, "{id:?} is answered twice");
+            asked.answered = Some(last);
+            if self.tell {
+                println!("{:>6} answered: {id:?} {result:?}", self.counts.steps);
+            }
+            let (request, submitted) = (asked.request, asked.submitted);
+            let now = self.counts.steps;
+            match request.ask {
+                Ask::Flush if result.is_ok() => {
+                    for ((volume, ..), stretch) in self.hot.iter().zip(&mut self.sectors) {
+                        if *volume == usize::from(request.volume.0) - 1 {
+                            stretch.iter_mut().for_each(|sector| sector.flushed(submitted));
+                        }
+                    }
+                }
+                Ask::Flush => {}
+                ask => {
+                    let fua = matches!(ask, Ask::Write { fua: true } | Ask::Zero { fua: true, .. });
+                    for (sector, _) in touched(&self.hot, &mut self.sectors, &request) {
+                        sector.answered(submitted, result.is_ok(), fua, now);
+                    }
+                }
+            }
+        }
+    }
+
+    fn check_record(&self, entry: &Entry) {
+        let record = &entry.record;
+        if let Some(before) = self.own.last() {
+            assert!(before.record.seq < record.seq, "the order goes back: {record:?}");
+        }
+        let number = match record.kind {
+            Kind::Write => (entry.content[0] >> 16) - 1,
+            Kind::Zero | Kind::Discard => {
+                let covers = self.asked.iter().any(|asked| {
+                    let request = &asked.request;
+                    let kind = match request.ask {
+                        Ask::Zero { .. } => Kind::Zero,
+                        Ask::Discard => Kind::Discard,
+                        _ => return false,
+                    };
+                    kind == record.kind
+                        && request.volume == record.volume
+                        && request.start <= record.start
+                        && record.end().0 <= request.start.0 + request.sectors
+                        && asked.after < record.seq
+                        && asked.answered.is_none_or(|at| record.seq <= at)
+                });
+                assert!(covers, "nobody has asked for {record:?}");
+                return;
+            }
+            _ => return,
+        };
+        for (at, content) in (record.start.0..).zip(&entry.content) {
+            assert_eq!(*content, stamp(number, at), "not the bytes of the request: {record:?}");
+        }
+        let asked = &self.asked[number as usize];
+        assert_eq!(asked.request.volume, record.volume, "another volume");
+        assert!(
+            record.seq > asked.after,
+            "{record:?} is before what was answered before {asked:?}"
+        );
+        assert!(
+            asked.answered.is_none_or(|at| record.seq <= at),
+            "{record:?} is after its answer, {asked:?}"
+        );
+        // A request is recorded once.
+        let twice = self.own.iter().any(|other| {
+            other.record.kind == Kind::Write
+                && other.content[0] >> 16 == number + 1
+                && other.record.start < record.end()
+                && record.start < other.record.end()
+        });
+        assert!(!twice, "{record:?} is there twice");
+    }
+
+    fn stretch(&self, stretch: usize) -> Vec<Stamp> {
+        let (volume, start, length) = self.hot[stretch];
+        let mut content = vec![0; (length * 512) as usize];
+        // Not a read of the agent's, so no fault of its is met here.
+        let image = self.site.disk.peek(&format!("/{}", volume + 1), &mut content, start * 512);
+        image.expect("a volume's disk");
+        stamps(&content)
+    }
+
+    /// The disk holds what was written.
+    pub(crate) fn check_disk(&mut self, after_cut: bool) {
+        for index in 0..self.hot.len() {
+            let (volume, start, _) = self.hot[index];
+            let content = self.stretch(index);
+            let now = self.counts.steps;
+            for ((at, found), sector) in (start..).zip(content).zip(&mut self.sectors[index]) {
+                assert!(
+                    sector.may_hold(found, after_cut),
+                    "sector {at} of volume {volume} holds {found:x}, but may hold {}",
+                    sector.describe()
+                );
+                if after_cut {
+                    *sector = crate::requests::Sector::new(found, now);
+                }
+            }
+        }
+    }
+
+    /// The disk equals the journal.
+    fn check_journal(&self) {
+        let (Some(agent), Some(image)) = (&self.agent, &self.replayed) else { return };
+        let last = agent.core.last_seq();
+        // Something is drawn and not committed yet; or nothing was drawn in this term.
+        // Writes that are carried out again wait for each other.
+        let redoing = agent.core.redo_count() > 0;
+        if redoing || self.own.last().is_none_or(|entry| entry.record.seq != last) {
+            return;
+        }
+        for (index, (volume, start, _)) in self.hot.iter().enumerate() {
+            for (at, found) in (*start..).zip(self.stretch(index)) {
+                let busy = agent.tasks.iter().any(|task| match task {
+                    Task::Local { volume: of, io, start, sectors, .. } => {
+                        let writes = matches!(io, LocalIo::Write { .. } | LocalIo::Zero { .. });
+                        writes && of == volume && (*start..start + sectors).contains(&at)
+                    }
+                    Task::Copy { .. } => false,
+                });
+                let recorded = image.volumes[*volume][at as usize];
+                assert!(
+                    busy || recorded == found
+                        || image.unknown[*volume][at as usize]
+                        || agent.is_uncaptured(*volume, at),
+                    "sector {at} of volume {volume} is {found:x}, and {recorded:x} in the journal \
+                     at {last}"
+                );
+            }
+        }
+    }
+
+    /// The agent has started.
+    pub(crate) fn started(&mut self) {
+        let Some(agent) = &self.agent else { return };
+        if agent.with_ring || self.suspect {
+            return;
+        }
+        let durable = self.image_at(self.target.position());
+        for (index, (volume, start, _)) in self.hot.iter().enumerate() {
+            for (at, found) in (*start..).zip(self.stretch(index)) {
+                let there = durable.volumes[*volume][at as usize];
+                assert!(
+                    found == there
+                        || durable.unknown[*volume][at as usize]
+                        || agent.is_uncaptured(*volume, at),
+                    "sector {at} of volume {volume} is {found:x} here and {there:x} at the target, \
+                     and is not marked"
+                );
+            }
+        }
+    }
+
+    /// What the records up to a position of the target say.
+    fn image_at(&self, position: Position) -> Image {
+        let mut image = Image::new(&self.site.sizes);
+        let entries = self.fed.iter().flat_map(|(_, entries)| entries);
+        for entry in entries.take_while(|entry| entry.record.seq <= position.seq) {
+            image.apply(entry);
+        }
+        image
+    }
+
+    /// Frames that the target turned out not to have are forgotten.
+    fn cut_fed(&mut self, position: Position) {
+        if position == Position::default() {
+            return self.fed.clear();
+        }
+        let end = self.fed.iter().rposition(|(last, _)| *last == position);
+        let end =
+            end.unwrap_or_else(|| panic!("the target ends at {position}, where nothing ends"));
+        self.fed.truncate(end + 1);
+    }
+
+    /// The stream goes on after `from`.
+    pub(crate) fn resumed(&mut self, from: Position, end: Option<Position>) {
+        self.tell(|| format!("resumed after {from}, the target ends at {end:?}"));
+        self.check_promise(end.unwrap_or_default());
+        self.cut_fed(end.unwrap_or_default());
+        let mut image = self.image_at(from);
+        for entry in self.own.iter().filter(|entry| entry.record.seq > from.seq) {
+            image.apply(entry);
+        }
+        self.replayed = Some(image);
+    }
+
+    fn check_promise(&self, end: Position) {
+        assert!(
+            end.seq >= self.promised.seq,
+            "the target ends at {end} and has acknowledged {}",
+            self.promised
+        );
+    }
+
+    /// The target has recovered.
+    pub(crate) fn check_target(&mut self) {
+        let end = self.target.position();
+        self.check_promise(end);
+        self.cut_fed(end);
+        self.check_points();
+    }
+
+    /// Every point that is offered.
+    pub(crate) fn check_points(&mut self) {
+        let points = self.target.points();
+        let mut image = Image::new(&self.site.sizes);
+        let mut checked = 0;
+        for entry in self.fed.iter().flat_map(|(_, entries)| entries) {
+            image.apply(entry);
+            let seq = entry.record.seq;
+            if !points.iter().any(|(first, last)| *first <= seq && seq <= *last) {
+                continue;
+            }
+            assert!(!image.in_gap.contains(&true), "a point inside a gap is offered: {seq}");
+            checked += 1;
+            for stretch in 0..self.hot.len() {
+                self.check_content(&image, seq, stretch);
+            }
+        }
+        self.counts.points += checked;
+    }
+
+    fn check_content(&self, image: &Image, seq: Seq, stretch: usize) {
+        let (volume, start, length) = self.hot[stretch];
+        let range = start as usize..(start + length) as usize;
+        if image.unknown[volume][range.clone()].contains(&true) {
+            return;
+        }
+        let found = self.target.read(volume, seq, start, length);
+        let found = found.unwrap_or_else(|why| panic!("the point {seq} cannot be read: {why}"));
+        assert_eq!(
+            found, image.volumes[volume][range],
+            "volume {volume} from sector {start} on, at the point {seq}"
+        );
+    }
+
+    /// One point, any.
+    fn check_a_point(&mut self) {
+        let points = self.target.points();
+        if points.is_empty() {
+            return;
+        }
+        let (first, last) = points[self.rng.below(points.len() as u64) as usize];
+        let seqs: Vec<Seq> = self
+            .fed
+            .iter()
+            .flat_map(|(_, entries)| entries)
+            .map(|entry| entry.record.seq)
+            .filter(|seq| first <= *seq && *seq <= last)
+            .collect();
+        if seqs.is_empty() {
+            return;
+        }
+        let seq = seqs[self.rng.below(seqs.len() as u64) as usize];
+        let position = Position { term: self.term, seq };
+        let image = self.image_at(position);
+        let stretch = self.rng.below(self.hot.len() as u64) as usize;
+        self.counts.points += 1;
+        self.check_content(&image, seq, stretch);
+    }
+
+    /// Everything is at rest: all is equal.
+    pub(crate) fn check_at_rest(&mut self) {
+        self.check_promise(self.target.position());
+        self.check_points();
+        let latest = self.target.position();
+        let image = self.image_at(latest);
+        let offered = self.target.points();
+        assert!(
+            offered.last().is_some_and(|(_, last)| *last == latest.seq),
+            "the newest position, {latest}, is not offered: {offered:?}"
+        );
+        for (volume, sectors) in self.site.sizes.clone().into_iter().enumerate() {
+            let mut content = vec![0; (sectors * 512) as usize];
+            let read = self.site.disk.peek(&format!("/{}", volume + 1), &mut content, 0);
+            read.expect("a volume's disk");
+            let there = self.target.read(volume, latest.seq, 0, sectors);
+            let there = there.unwrap_or_else(|why| panic!("{latest} cannot be read: {why}"));
+            for (at, found) in stamps(&content).into_iter().enumerate() {
+                assert!(
+                    found == there[at] || image.unknown[volume][at],
+                    "sector {at} of volume {volume} is {found:x} here and {:x} at the target",
+                    there[at]
+                );
+            }
+        }
+    }
+
+    /// After a power cut: what was captured and is not at the target is lost with the ring.
+    pub(crate) fn forget_what_was_lost(&mut self) {
+        self.own.clear();
+    }
+}
