@@ -140,10 +140,12 @@ impl Replay {
         &self.gaps[volume]
     }
 
-    /// Whether a volume is inside a gap at a position.
+    /// Whether a volume is inside a gap at a position. Before its first gap, the first sync, nothing of it is known,
+    /// which is no better: other volumes' gaps may begin some sequences earlier.
     pub fn in_gap(&self, volume: usize, at: Seq) -> bool {
+        let gaps = &self.gaps[volume];
         let holds = |gap: &Gap| gap.begin <= at && gap.end.is_none_or(|end| at < end);
-        self.gaps[volume].iter().any(holds)
+        gaps.first().is_some_and(|first| at < first.begin) || gaps.iter().any(holds)
     }
 
     /// Goes on to a position, which is not before the last one, and gives the volumes' contents there.

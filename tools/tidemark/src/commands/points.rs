@@ -153,8 +153,8 @@ mod tests {
              shop/log by itself:\n\
              \x20 2026-11-23T09:59:30.001Z to 2026-11-23T10:00:30Z  @seq:2 to @seq:90\n\
              damaged (reads fail there, all else is right):\n\
-             \x20 8.00 KiB of shop/data  @seq:20 to @seq:29\n\
-             \x20 4.00 KiB of shop/log  @seq:80 to the newest\n\
+             \x20 8.0 KiB of shop/data  @seq:20 to @seq:29\n\
+             \x20 4.0 KiB of shop/log  @seq:80 to the newest\n\
              the newest point without damage: @seq:79\n"
         );
     }
