@@ -107,7 +107,7 @@ impl Pair {
     }
 
     fn boot(lab: &Lab, plan: Plan) -> Result<Pair> {
-        let [source_end, target_end] = lab.network().ends();
+        let [source_end, target_end] = lab.network()?.ends();
         let packages = [
             package(lab, "source", &["tidemark", "tidemark-agent", "workload"])?,
             package(lab, "target", &["tidemark", "tidemark-target"])?,

@@ -15,6 +15,7 @@ mod emulator;
 mod guest;
 mod hardware;
 mod initramfs;
+mod network;
 pub mod protocol;
 mod slots;
 
@@ -28,7 +29,8 @@ use tempfile::TempDir;
 use xtask::cache::{Cache, Kernel};
 
 pub use guest::{Guest, GuestBuilder, Job};
-pub use hardware::{Disk, Hardware, Network, NetworkEnd};
+pub use hardware::{Disk, Hardware};
+pub use network::{Network, NetworkEnd};
 pub use protocol::Output;
 use slots::Slots;
 
@@ -87,8 +89,8 @@ impl Lab {
     }
 
     /// A network of two ends.
-    pub fn network(&self) -> Network {
-        Network::new(self.sockets.path(), self.networks.fetch_add(1, Ordering::Relaxed))
+    pub fn network(&self) -> Result<Network> {
+        Network::new(self.networks.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Makes a sparse file for a disk.

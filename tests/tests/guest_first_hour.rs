@@ -31,7 +31,7 @@ fn the_commands_of_the_first_hour_do_what_they_say() -> Result<()> {
         ensure!(blocks.iter().any(|block| block.place == place), "no block for {place}");
     }
     Lab::run("first-hour", 2, |lab| {
-        let [source_end, target_end] = lab.network().ends();
+        let [source_end, target_end] = lab.network()?.ends();
         let programs = ["tidemark", "tidemark-agent", "tidemark-target"];
         let archives = [archive(lab, "source", &programs)?, archive(lab, "target", &programs)?];
         let data = lab.disk_file("data.img", 96 * MIB)?;

@@ -129,7 +129,7 @@ fn a_debian_guest_runs_systemd_and_keeps_its_disk_over_restarts() -> Result<()> 
 #[test]
 fn two_guests_reach_each_other_and_survive_each_others_restarts() -> Result<()> {
     Lab::run("harness-pair", 2, |lab| {
-        let [left, right] = lab.network().ends();
+        let [left, right] = lab.network()?.ends();
         let start = Instant::now();
         let (one, mut two) =
             boot_both(lab.guest("one").network(&left), lab.guest("two").network(&right))?;
@@ -153,7 +153,7 @@ fn two_guests_reach_each_other_and_survive_each_others_restarts() -> Result<()> 
 #[test]
 fn vmware_hardware_has_its_disks_and_its_network() -> Result<()> {
     Lab::run("harness-vmware", 2, |lab| {
-        let [left, right] = lab.network().ends();
+        let [left, right] = lab.network()?.ends();
         let data = lab.disk_file("data.img", 64 * MIB)?;
         fs::OpenOptions::new().write(true).open(&data)?.write_all_at(b"from outside", MIB)?;
         let vmware = lab

@@ -1,18 +1,20 @@
 //! One guest: configured, booted, asked to do things, cut off from power.
 
 use std::fs;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
 use super::channel::{Channel, Pending};
-use super::hardware::{Disk, Hardware, NetworkEnd};
+use super::hardware::{Disk, Hardware};
+use super::network::NetworkEnd;
 use super::protocol::{Bytes, FromGuest, Output, PIECE_BYTES_MAX, ToGuest};
 use super::{Lab, emulator, initramfs, tail};
 
@@ -158,8 +160,14 @@ impl<'a> GuestBuilder<'a> {
             "virtserialport,chardev=server,name=server".to_owned(),
         ];
         arguments.extend(self.hardware.arguments(&disks, &self.ends));
-        let mut guest =
-            Guest { name: self.name, debian: self.debian, arguments, console, machine: None };
+        let mut guest = Guest {
+            name: self.name,
+            debian: self.debian,
+            arguments,
+            taps: self.ends.iter().map(NetworkEnd::tap).collect(),
+            console,
+            machine: None,
+        };
         guest.power_on()?;
         Ok(guest)
     }
@@ -184,6 +192,8 @@ pub struct Guest {
     name: String,
     debian: bool,
     arguments: Vec<String>,
+    /// What its network cards are plugged into.
+    taps: Vec<Arc<OwnedFd>>,
     console: PathBuf,
     machine: Option<Machine>,
 }
@@ -224,7 +234,9 @@ impl Guest {
             .args(["-chardev", &format!("socket,id=server,fd={}", theirs.as_raw_fd())])
             .stdin(Stdio::null())
             .stdout(Stdio::null());
-        let process = emulator::start(command, theirs.into())
+        let mut keep = self.taps.clone();
+        keep.push(Arc::new(theirs.into()));
+        let process = emulator::start(command, keep)
             .context("cannot start qemu-system-x86_64: run `cargo xtask setup`")?;
         self.machine = Some(Machine { process, channel: Channel::new(ours)? });
         self.wait_up(0)

@@ -1,6 +1,8 @@
 //! A guest's hardware, as QEMU arguments.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use super::network::NetworkEnd;
 
 /// The kind of a guest's disks and network cards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,61 +41,6 @@ impl Disk {
     pub(super) fn overlay(path: &Path) -> Disk {
         let source = format!("file={},format=qcow2,cache=unsafe,discard=unmap", path.display());
         Disk { source, serial: "root".to_owned() }
-    }
-}
-
-/// A cable between two guests. Each end's address is fixed; nothing else is reachable.
-#[derive(Clone, Debug)]
-pub struct Network {
-    number: u8,
-    directory: PathBuf,
-}
-
-/// One end of a [`Network`], to be given to one guest.
-#[derive(Clone, Debug)]
-pub struct NetworkEnd {
-    network: Network,
-    end: u8,
-}
-
-impl Network {
-    pub(super) fn new(directory: &Path, number: u8) -> Network {
-        Network { number, directory: directory.to_owned() }
-    }
-
-    /// The two ends.
-    pub fn ends(&self) -> [NetworkEnd; 2] {
-        [1, 2].map(|end| NetworkEnd { network: self.clone(), end })
-    }
-}
-
-impl NetworkEnd {
-    /// The IPv4 address of the guest at this end.
-    pub fn address(&self) -> String {
-        format!("10.88.{}.{}", self.network.number, self.end)
-    }
-
-    fn mac(&self) -> String {
-        format!("52:54:00:88:{:02x}:{:02x}", self.network.number, self.end)
-    }
-
-    /// The kernel argument by which the guest's first program sets the address.
-    pub(super) fn kernel_argument(&self) -> String {
-        format!("tidemark.net={},{}/24", self.mac(), self.address())
-    }
-
-    fn socket(&self, end: u8) -> PathBuf {
-        self.network.directory.join(format!("net{}-{end}", self.network.number))
-    }
-
-    /// Datagram sockets: either guest may come and go, in any order.
-    fn backend(&self, id: &str) -> String {
-        let (local, remote) = (self.socket(self.end), self.socket(3 - self.end));
-        format!(
-            "dgram,id={id},local.type=unix,local.path={},remote.type=unix,remote.path={}",
-            local.display(),
-            remote.display()
-        )
     }
 }
 
