@@ -28,6 +28,7 @@ use crate::{
     config::GroupConfig,
     groups::Groups,
     history::History,
+    machine::Machine,
     points::{
         Refusal, Spec,
         resolve::{Scope, resolve},
@@ -95,7 +96,7 @@ impl Api {
 async fn off<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Reply<T> {
-    let done = blocking(move || Ok(work())).await;
+    let done = blocking(&Machine::Real, move || Ok(work())).await;
     done.map_err(|error| ApiError::internal(format!("{error:#}")))?.map(Answer)
 }
 

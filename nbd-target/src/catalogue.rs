@@ -19,6 +19,7 @@ use tidemark_journal::{Ancestry, GroupId, Position, Term, VolumeId};
 
 use crate::{
     history::History,
+    machine::Machine,
     store::{
         base::BaseRow,
         recover::KnownSegment,
@@ -38,6 +39,7 @@ const SCHEMA: u64 = 2;
 
 /// The target's catalogue.
 pub struct Catalogue {
+    machine: Machine,
     path: PathBuf,
     /// None only while it is opened again.
     db: RwLock<Option<Database>>,
@@ -124,10 +126,15 @@ impl Catalogue {
     ///
     /// # Errors
     /// When it cannot be opened, or is of a later version.
-    pub fn open(path: &Path) -> anyhow::Result<Catalogue> {
+    pub fn open(machine: &Machine, path: &Path) -> anyhow::Result<Catalogue> {
         let what = || format!("cannot open the catalogue {}", path.display());
-        let db = RwLock::new(Some(Database::create(path).with_context(what)?));
-        let catalogue = Catalogue { path: path.to_owned(), db, failed: AtomicBool::new(false) };
+        let db = RwLock::new(Some(machine.open_database(path).with_context(what)?));
+        let catalogue = Catalogue {
+            machine: machine.clone(),
+            path: path.to_owned(),
+            db,
+            failed: AtomicBool::new(false),
+        };
         let version = catalogue.write(|tx| {
             tx.open_table(GROUPS)?;
             tx.open_table(HISTORIES)?;
@@ -145,9 +152,14 @@ impl Catalogue {
         anyhow::ensure!(
             version == SCHEMA,
             "the catalogue {} has version {version}; this program reads version {SCHEMA}",
-            path.display()
+            catalogue.path.display()
         );
         Ok(catalogue)
+    }
+
+    /// The machine that it is kept on.
+    pub fn machine(&self) -> &Machine {
+        &self.machine
     }
 
     /// A group's row.
@@ -401,7 +413,8 @@ impl Catalogue {
             let mut db = self.db.write().unwrap_or_else(poisoned);
             if self.failed.load(Ordering::Acquire) {
                 *db = None;
-                *db = Some(Database::create(&self.path).context("open the catalogue again")?);
+                let opened = self.machine.open_database(&self.path);
+                *db = Some(opened.context("open the catalogue again")?);
                 self.failed.store(false, Ordering::Release);
             }
         }

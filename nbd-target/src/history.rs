@@ -29,6 +29,11 @@ pub struct History {
     pub oldest: Seq,
     /// The wall clock at the oldest position.
     pub oldest_wall_ns: i64,
+    /// The last sequence before some that never came, or were lost here, while the gaps are taken in
+    /// with which the source went on after them: they begin where the missing ones do, since nothing
+    /// is known of what those held.
+    #[serde(default)]
+    pub skipped: Option<Seq>,
 }
 
 /// A term's first sequence in the log.
@@ -206,11 +211,17 @@ impl History {
         if last.seq <= self.end.seq {
             return;
         }
+        if header.before().seq > self.end.seq {
+            self.skipped = Some(self.end.seq);
+        }
         if self.terms.last().is_none_or(|start| start.term != last.term) {
             let first = Seq(header.first_seq.get());
             self.terms.push(TermStart { term: last.term, first });
         }
         for (index, record) in frame.records().enumerate() {
+            if record.kind != Kind::GapBegin {
+                self.skipped = None;
+            }
             match record.kind {
                 Kind::GapBegin | Kind::GapEnd | Kind::Resize | Kind::Unreadable => {
                     self.extend_volume(&record);
@@ -236,7 +247,8 @@ impl History {
         };
         match record.kind {
             Kind::GapBegin if volume.open_gap().is_none() => {
-                volume.gaps.push(Gap { begin: record.seq, end: None, reason: record.flags });
+                let begin = self.skipped.map_or(record.seq, Seq::next);
+                volume.gaps.push(Gap { begin, end: None, reason: record.flags });
             }
             Kind::GapEnd => {
                 if let Some(gap) = volume.gaps.last_mut().filter(|gap| gap.end.is_none()) {

@@ -15,11 +15,14 @@ pub mod export;
 pub mod groups;
 pub mod history;
 pub mod ledger;
+pub mod machine;
 pub mod pins;
 pub mod points;
 pub mod receiver;
 pub mod replica;
 pub mod retention;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 pub mod store;
 mod target;
 

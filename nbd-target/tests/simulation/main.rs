@@ -1,0 +1,4 @@
+//! A target that is played on a simulated disk, and a source that knows what every position holds.
+
+mod random;
+mod source;
