@@ -202,7 +202,7 @@ impl SimTarget {
             const STEP: Duration = Duration::from_millis(1);
             self.advance(STEP);
             waited += STEP;
-            if let Some(answer) = self.session.as_mut()?.outbox.try_recv().ok() {
+            if let Ok(answer) = self.session.as_mut()?.outbox.try_recv() {
                 return Some(answer).filter(|_| !self.machine.disk.is_off());
             }
         }
@@ -340,7 +340,7 @@ impl SimTarget {
         self.branches.end();
         // Owners need no longer to store what they have, or to give up.
         self.advance(Duration::from_secs(5));
-        let _inside = self.runtime.enter();
+        let inside = self.runtime.enter();
         for replica in self.groups.replicas() {
             let kept =
                 replica.ledger().keep_vitals().and_then(|()| replica.ledger().keep_history());
@@ -348,7 +348,7 @@ impl SimTarget {
                 tracing::error!(group = replica.name(), "{error:#}");
             }
         }
-        drop(_inside);
+        drop(inside);
         let disk = self.machine.disk.clone();
         drop(self);
         disk.kill();

@@ -348,6 +348,9 @@ impl SimDisk {
         let mut state = self.state();
         state.tree.clone_from(&image.tree);
         state.files.clone_from(&image.files);
+        // The image may be another disk's.
+        let next = image.files.last_key_value().map_or(0, |(number, _)| number + 1);
+        state.next_file = state.next_file.max(next);
         state.next_life();
     }
 

@@ -222,6 +222,10 @@ fn an_image_rolls_back() {
     disk.restore(&image);
     assert_eq!(read(&disk, "/a"), b"old");
     assert!(!disk.exists(path("/b")));
+    let other = SimDisk::new(2);
+    other.restore(&image);
+    drop(other.open(path("/b"), How::New).expect("made"));
+    assert_eq!(read(&other, "/a"), b"old", "a new file is not one of the image's");
 }
 
 #[test]
