@@ -3,7 +3,7 @@
 //!
 //! What a daemon has around the code is left out: sockets, TLS, NBD and the local interface. Sessions,
 //! the owners of logs, branches, housekeeping and recovery are the real ones. The same calls with the
-//! same seeds give the same effects on the disk, one by one, and the same messages.
+//! same seeds give the same decisions; reads of the disk may still come in another order.
 //!
 //! Nothing happens but in [`SimTarget::advance`] and the calls that say so. When the disk's power has
 //! gone ([`SimDisk::is_off`]), [`SimTarget::crash`] is what is left to do.

@@ -30,7 +30,7 @@ enum Mode {
 }
 
 /// What a seed's life has come to, to see that something happened.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, Copy, Default, Debug)]
 struct Tally {
     crashes: u64,
     points: u64,
@@ -470,10 +470,4 @@ fn whatever_happens_nothing_acknowledged_is_lost_and_nothing_is_wrong() {
     assert!(sum(|t| t.crashes) > 2 * seeds && sum(|t| t.points) > 100 * seeds);
     assert!(sum(|t| t.folded) > 0, "history left");
     assert!(sum(|t| t.refused_damaged) > 0, "damage was met");
-}
-
-#[test]
-fn the_same_seed_is_the_same_life() {
-    let seed = 4;
-    assert_eq!(run(seed), run(seed));
 }
