@@ -29,6 +29,7 @@ use crate::{
     config::GroupConfig,
     groups::Groups,
     history::History,
+    machine::Machine,
     points::{
         Refusal, Spec,
         resolve::{Scope, resolve},
@@ -104,7 +105,7 @@ impl Api {
 async fn off<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Reply<T> {
-    let done = blocking(move || Ok(work())).await;
+    let done = blocking(&Machine::Real, move || Ok(work())).await;
     done.map_err(|error| ApiError::internal(format!("{error:#}")))?.map(Answer)
 }
 

@@ -12,17 +12,21 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::Context;
 use tidemark_journal::{FrameView, Position, Seq, VolumeId, segment::SegmentEnd};
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 
 use crate::{
     catalogue::{BranchRow, Catalogue, Vitals},
     config::StoreConfig,
     pins::PinGuard,
+    points::{Spec, resolve::resolve},
     replica::{Replica, log_options},
     store::{
         ReadError,
@@ -85,6 +89,10 @@ impl Branch {
         }
         let pin = parent.pin(at, format!("the branch '{name}'")).map_err(|oldest| {
             anyhow::anyhow!("@seq:{at} of branch '{name}' is gone; the oldest is @seq:{oldest}")
+        })?;
+        // What the parent has lost since would be read as what was before it.
+        resolve(parent, row.volume.as_deref(), &Spec::Seq(at)).map_err(|refusal| {
+            anyhow::anyhow!("the point of the branch '{name}' cannot be had any more: {refusal}")
         })?;
         let dir = branch_dir(parent, name);
         let options = log_options(store, None);

@@ -20,6 +20,7 @@ use row::RowPlace;
 use crate::{
     damage::DamageRow,
     history::History,
+    machine::Machine,
     scrub::ScrubRow,
     store::{
         base::BaseRow,
@@ -43,6 +44,7 @@ const SCHEMA: u64 = 3;
 
 /// The target's catalogue.
 pub struct Catalogue {
+    machine: Machine,
     pair: Pair,
     /// What was damaged when it was opened, a sentence each.
     damage: Vec<String>,
@@ -127,11 +129,11 @@ impl Catalogue {
     ///
     /// # Errors
     /// When it cannot be opened, or is of a later version.
-    pub fn open(path: &Path) -> anyhow::Result<Catalogue> {
+    pub fn open(machine: &Machine, path: &Path) -> anyhow::Result<Catalogue> {
         let what = || format!("cannot open the catalogue {}", path.display());
-        let (pair, damage) = Pair::open(path)?;
+        let (pair, damage) = Pair::open(machine, path)?;
         damage.iter().for_each(|sentence| tracing::error!("{sentence}"));
-        let catalogue = Catalogue { pair, damage };
+        let catalogue = Catalogue { machine: machine.clone(), pair, damage };
         let version = catalogue.write(|tx| {
             tx.open_table(GROUPS)?;
             tx.open_table(HISTORIES)?;
@@ -151,7 +153,7 @@ impl Catalogue {
         anyhow::ensure!(
             version == SCHEMA,
             "the catalogue {} has version {version}; this program reads version {SCHEMA}",
-            path.display()
+            catalogue.path.display()
         );
         Ok(catalogue)
     }
@@ -159,6 +161,11 @@ impl Catalogue {
     /// What was damaged of it when it was opened, and is whole again: a sentence each.
     pub fn damage(&self) -> &[String] {
         &self.damage
+    }
+
+    /// The machine that it is kept on.
+    pub fn machine(&self) -> &Machine {
+        &self.machine
     }
 
     /// A group's row.

@@ -319,7 +319,7 @@ impl Damages {
             row.unlisted += 1;
             return;
         }
-        spot.found_wall_ns = clock::wall_ns();
+        spot.found_wall_ns = self.catalogue.machine().wall_ns();
         row.spots.push(spot);
     }
 

@@ -4,17 +4,19 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
 };
 
 use anyhow::Context;
 use tidemark_link::message::{Heartbeat, Hello};
-use tokio::sync::{Notify, mpsc};
+use tokio::{
+    sync::{Notify, mpsc},
+    time::Instant,
+};
 
 use crate::{
     catalogue::{Catalogue, GroupRow},
-    clock,
     config::{GroupConfig, StoreConfig},
+    machine::Machine,
     receiver::driver::blocking,
     replica::Replica,
     store::{log::Owner, segment::Caches},
@@ -81,7 +83,7 @@ impl Groups {
             store,
             dir: dir.to_owned(),
             catalogue: Arc::clone(catalogue),
-            caches: Caches::new(pages as usize, chunks as usize),
+            caches: Caches::on(catalogue.machine(), pages as usize, chunks as usize),
             owners,
             attention: Arc::default(),
             table: Mutex::default(),
@@ -117,6 +119,11 @@ impl Groups {
     /// The catalogue.
     pub fn catalogue(&self) -> &Arc<Catalogue> {
         &self.catalogue
+    }
+
+    /// The machine that everything is kept on.
+    pub fn machine(&self) -> &Machine {
+        self.catalogue.machine()
     }
 
     /// How logs are kept.
@@ -189,7 +196,7 @@ impl Groups {
             anyhow::bail!("{why}");
         }
         let (groups, name, hello) = (Arc::clone(self), name.to_owned(), hello.clone());
-        blocking(move || {
+        blocking(&self.machine().clone(), move || {
             let config = groups.configs.iter().find(|config| config.name.as_str() == name);
             let config = config.context("the group is not configured")?;
             if groups.row(&name)?.is_none() {
@@ -223,12 +230,8 @@ impl Groups {
             return Ok(false);
         }
         let dir = self.dir.join(name);
-        match std::fs::remove_dir_all(&dir) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("cannot remove {}", dir.display()));
-            }
-            _ => {}
-        }
+        let removed = self.machine().remove_dir_all(&dir);
+        removed.with_context(|| format!("cannot remove {}", dir.display()))?;
         self.catalogue.forget(name)?;
         tracing::info!(group = name, "forgotten");
         Ok(true)
@@ -241,8 +244,11 @@ impl Groups {
 
     /// A source's session has begun.
     pub fn connected(&self, name: &str) {
-        let status =
-            SessionStatus { since_wall_ns: clock::wall_ns(), heard: None, clock_ahead_ns: 0 };
+        let status = SessionStatus {
+            since_wall_ns: self.machine().wall_ns(),
+            heard: None,
+            clock_ahead_ns: 0,
+        };
         self.table().entry(name.to_owned()).or_default().session = Some(status);
     }
 

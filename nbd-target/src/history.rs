@@ -32,6 +32,11 @@ pub struct History {
     /// Stretches that were acknowledged and have been lost here.
     #[serde(default)]
     pub lost: Vec<Lost>,
+    /// The last sequence before some that never came, or were lost here, while the gaps are taken in
+    /// with which the source went on after them: they begin where the missing ones do, since nothing
+    /// is known of what those held.
+    #[serde(default)]
+    pub skipped: Option<Seq>,
 }
 
 /// A stretch that was acknowledged and has been lost here: the source has not sent it again.
@@ -226,10 +231,16 @@ impl History {
             lost.after = last.seq;
         }
         self.lost.retain(|lost| lost.after < lost.to);
+        if header.before().seq > self.end.seq {
+            self.skipped = Some(self.end.seq);
+        }
         if self.terms.last().is_none_or(|start| start.term != last.term) {
             self.terms.push(TermStart { term: last.term, first });
         }
         for (index, record) in frame.records().enumerate() {
+            if record.kind != Kind::GapBegin {
+                self.skipped = None;
+            }
             match record.kind {
                 Kind::GapBegin | Kind::GapEnd | Kind::Resize | Kind::Unreadable => {
                     self.extend_volume(&record);
@@ -255,7 +266,8 @@ impl History {
         };
         match record.kind {
             Kind::GapBegin if volume.open_gap().is_none() => {
-                volume.gaps.push(Gap { begin: record.seq, end: None, reason: record.flags });
+                let begin = self.skipped.map_or(record.seq, Seq::next);
+                volume.gaps.push(Gap { begin, end: None, reason: record.flags });
             }
             Kind::GapEnd => {
                 if let Some(gap) = volume.gaps.last_mut().filter(|gap| gap.end.is_none()) {

@@ -2,12 +2,12 @@
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tidemark_journal::{FrameView, segment::SegmentEnd};
 use tidemark_link::message::Heartbeat;
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 use crate::{
     catalogue::{Catalogue, HistoryRow, Vitals},

@@ -16,12 +16,15 @@ pub mod export;
 pub mod groups;
 pub mod history;
 pub mod ledger;
+pub mod machine;
 pub mod pins;
 pub mod points;
 pub mod receiver;
 pub mod replica;
 pub mod retention;
 pub mod scrub;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 pub mod store;
 mod target;
 

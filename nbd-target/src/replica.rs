@@ -12,7 +12,6 @@ use tokio::sync::{Notify, watch};
 
 use crate::{
     catalogue::{Catalogue, GroupRow, HistoryRow},
-    clock,
     config::{GroupConfig, StoreConfig},
     damage::{Damages, Place, Spot},
     ledger::Ledger,
@@ -102,8 +101,9 @@ impl Replica {
         let held = watch::Sender::new(None);
         let (writer, owner) =
             log::new(journal, Arc::clone(&ledger) as _, options, held.subscribe(), found.start);
-        let (base, damage) = Base::open(&dir.join("base"), group.id, &row.bases)
-            .with_context(|| format!("cannot open the base of group '{name}'"))?;
+        let (base, damage) =
+            Base::open(catalogue.machine(), &dir.join("base"), group.id, &row.bases)
+                .with_context(|| format!("cannot open the base of group '{name}'"))?;
         let notices = [found.damage, damage].concat();
         for sentence in &notices {
             tracing::error!(group = %name, "{sentence}");
@@ -153,7 +153,7 @@ impl Replica {
             id: hello.group.id,
             node: config.node.to_string(),
             ancestry: hello.ancestry.clone(),
-            created_ns: clock::wall_ns(),
+            created_ns: catalogue.machine().wall_ns(),
         };
         catalogue.put_group(config.name.as_str(), &row, &HistoryRow::default())
     }

@@ -294,7 +294,7 @@ impl Scrubs {
         let scrub = state.entry(replica.name().to_owned()).or_default();
         if scrub.row.pass.is_none() && (scrub.asked || self.is_due(replica, &scrub.row)) {
             tracing::info!(group = replica.name(), "a scrub begins");
-            let started_wall_ns = clock::wall_ns();
+            let started_wall_ns = replica.catalogue().machine().wall_ns();
             let at = Cursor::Segment(0);
             scrub.row.pass = Some(Pass { started_wall_ns, bytes: 0, found: 0, at });
             replica.catalogue().put_scrub(replica.name(), &scrub.row)?;
@@ -318,7 +318,7 @@ impl Scrubs {
             replica.group().created_ns
         };
         // A clock that was set back must not keep it from beginning for ever.
-        let age = clock::wall_ns().abs_diff(last);
+        let age = replica.catalogue().machine().wall_ns().abs_diff(last);
         !interval.is_zero() && u128::from(age) >= interval.as_nanos()
     }
 
@@ -330,7 +330,7 @@ impl Scrubs {
             None => {
                 let Pass { bytes, found, .. } = pass;
                 tracing::info!(group = replica.name(), bytes, found, "the scrub has ended");
-                let finished_wall_ns = clock::wall_ns();
+                let finished_wall_ns = replica.catalogue().machine().wall_ns();
                 let mended_total = scrub.row.mended_total;
                 scrub.row = ScrubRow {
                     pass: None,

@@ -26,6 +26,7 @@ use crate::{
     catalogue::Catalogue,
     export::{Served, TargetExports},
     groups::Groups,
+    machine::Machine,
     points::latest::LatestTable,
     receiver::driver::Sessions,
     replica::Replica,
@@ -82,9 +83,9 @@ impl Target {
     /// A sentence that says what cannot be opened, read or listened on.
     pub fn start(config: &Config) -> anyhow::Result<Target> {
         let dir = config.data_dir.clone();
-        std::fs::create_dir_all(&dir)
-            .with_context(|| format!("cannot create {}", dir.display()))?;
-        let catalogue = Arc::new(Catalogue::open(&dir.join("catalogue.redb"))?);
+        let machine = Machine::Real;
+        machine.create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        let catalogue = Arc::new(Catalogue::open(&machine, &dir.join("catalogue.redb"))?);
         let (owners, new_owners) = mpsc::unbounded_channel();
         let groups =
             Groups::open(&config.groups, config.store, &dir.join("groups"), &catalogue, owners);
@@ -302,17 +303,18 @@ async fn link_thread(
 
 /// Once a second `every_tick` is done and vitals are kept; then, and whenever a log has grown by a segment or waits, the
 /// windows are looked at. Folding goes on beside it, since time must go on meanwhile.
-async fn housekeeping(
+pub(crate) async fn housekeeping(
     groups: Arc<Groups>,
     every_tick: impl Fn() + Clone + Send + 'static,
     mut ending: watch::Receiver<bool>,
 ) {
-    let segment = groups.store().segment;
+    let (segment, machine) = (groups.store().segment, groups.machine().clone());
     let mut folding: HashMap<String, tokio::task::JoinHandle<()>> = HashMap::new();
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let in_time = tokio::select! {
+            biased;
             _ = ending.wait_for(|ending| *ending) => return,
             _ = ticks.tick() => true,
             () = groups.attention() => false,
@@ -334,7 +336,7 @@ async fn housekeeping(
             };
             groups.replicas().into_iter().filter(look).collect::<Vec<_>>()
         };
-        let to_fold = match tokio::task::spawn_blocking(tick).await {
+        let to_fold = match machine.spawn_blocking(tick).await {
             Ok(to_fold) => to_fold,
             Err(error) => {
                 tracing::error!("housekeeping failed: {error}");
@@ -344,7 +346,7 @@ async fn housekeeping(
         folding.retain(|_, fold| !fold.is_finished());
         for replica in to_fold {
             folding.entry(replica.name().to_owned()).or_insert_with(|| {
-                tokio::task::spawn_blocking(move || {
+                machine.spawn_blocking(move || {
                     // As many as leave the window now, so that folding keeps up.
                     loop {
                         match retention::fold_oldest(&replica) {

@@ -9,13 +9,12 @@ use std::{
 
 use anyhow::Context;
 use tidemark_control::config::Name;
-use tidemark_journal::{Term, TermId};
+use tidemark_journal::Term;
 use tokio::runtime::Handle;
 
 use super::Branch;
 use crate::{
     catalogue::BranchRow,
-    clock,
     groups::Groups,
     points::{
         Refusal, Spec,
@@ -139,9 +138,10 @@ impl Branches {
         }
         let seq = resolve(&replica, new.volume.as_deref(), &new.spec)?.seq;
         let parent = replica.ledger().history(|history| history.position(seq));
+        let machine = self.groups.machine();
         let row = BranchRow {
             term: Term {
-                id: TermId::random().map_err(anyhow::Error::from)?,
+                id: machine.new_term().map_err(anyhow::Error::from)?,
                 parent: parent.term,
                 fork_seq: seq,
             },
@@ -149,7 +149,7 @@ impl Branches {
             point: new.spec.to_string(),
             temporary: new.temporary,
             damage: None,
-            created_ns: clock::wall_ns(),
+            created_ns: machine.wall_ns(),
         };
         self.groups.catalogue().put_branch(&new.group, &name, &row)?;
         let branch = self.run(&name, row, &replica)?;
@@ -168,13 +168,8 @@ impl Branches {
             self.groups.catalogue().drop_branch(parent.name(), name)?;
             let dir = super::branch_dir(parent, name);
             broken.remove(name);
-            return match std::fs::remove_dir_all(&dir) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    let text = format!("cannot remove {}", dir.display());
-                    Err(anyhow::Error::from(error).context(text).into())
-                }
-                _ => Ok(()),
-            };
+            let removed = self.groups.machine().remove_dir_all(&dir);
+            return Ok(removed.with_context(|| format!("cannot remove {}", dir.display()))?);
         }
         let branch = table
             .get(name)
@@ -188,8 +183,8 @@ impl Branches {
         self.groups.catalogue().drop_branch(branch.parent().name(), name)?;
         if let Some(branch) = table.remove(name) {
             branch.end();
-            std::fs::remove_dir_all(branch.dir())
-                .with_context(|| format!("cannot remove {}", branch.dir().display()))?;
+            let removed = self.groups.machine().remove_dir_all(branch.dir());
+            removed.with_context(|| format!("cannot remove {}", branch.dir().display()))?;
         }
         Ok(())
     }
@@ -249,11 +244,13 @@ impl Branches {
     /// Removes what dropped branches have left.
     fn remove_remains(&self, replica: &Replica) -> anyhow::Result<()> {
         let known = self.groups.catalogue().branches(replica.name())?;
-        let Ok(entries) = std::fs::read_dir(replica.dir().join("branches")) else { return Ok(()) };
-        for entry in entries {
-            let entry = entry?;
-            if !entry.file_name().to_str().is_some_and(|name| known.contains_key(name)) {
-                std::fs::remove_dir_all(entry.path())?;
+        let (machine, dir) = (self.groups.machine(), replica.dir().join("branches"));
+        if !machine.exists(&dir) {
+            return Ok(());
+        }
+        for entry in machine.list(&dir)? {
+            if !known.contains_key(&entry.name) {
+                machine.remove_dir_all(&dir.join(entry.name))?;
             }
         }
         Ok(())

@@ -7,7 +7,7 @@ use tidemark_journal::{
 };
 use tokio::sync::{mpsc, oneshot};
 
-use crate::{clock, store::log::LogWriter};
+use crate::store::log::LogWriter;
 
 /// The most bytes gathered into one frame.
 const FRAME_PAYLOAD_MAX: u64 = 4 << 20;
@@ -70,7 +70,7 @@ pub(super) async fn run(
     end: Position,
     mut queue: mpsc::Receiver<Request>,
 ) {
-    let started = std::time::Instant::now();
+    let started = tokio::time::Instant::now();
     let mut writer = Writer {
         log,
         builder: FrameBuilder::new(Compression::Zstd(1)),
@@ -143,7 +143,7 @@ impl Writer {
         if self.builder.is_empty() {
             return Ok(());
         }
-        let wall_ns = clock::wall_ns();
+        let wall_ns = self.log.journal().machine().wall_ns();
         let meta = FrameMeta { group: self.group, term: self.term, before: self.before, wall_ns };
         let frame = self.builder.finish(&meta);
         let (bytes, last) = (frame.to_vec(), frame.last);

@@ -16,7 +16,6 @@
 //! | missing | missing | a new, empty catalogue |
 
 use std::{
-    fs::File,
     io,
     path::{Path, PathBuf},
     sync::{
@@ -30,12 +29,15 @@ use redb::{
     Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
 };
 
+use crate::machine::{How, Machine, free_name};
+
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 /// Where the transactions are counted.
 const COMMITS: &str = "commits";
 
 /// Two copies of a database.
 pub struct Pair {
+    machine: Machine,
     paths: [PathBuf; 2],
     /// None only while it is opened again.
     copies: RwLock<Option<[Database; 2]>>,
@@ -56,11 +58,11 @@ impl Pair {
     ///
     /// # Errors
     /// When neither is good, or they cannot be read or written.
-    pub fn open(path: &Path) -> anyhow::Result<(Pair, Vec<String>)> {
+    pub fn open(machine: &Machine, path: &Path) -> anyhow::Result<(Pair, Vec<String>)> {
         let paths = [path.to_owned(), path.with_extension("copy.redb")];
-        let (copies, damage) = open_both(&paths)?;
-        let pair =
-            Pair { paths, copies: RwLock::new(Some(copies)), failed: AtomicBool::new(false) };
+        let (copies, damage) = open_both(machine, &paths)?;
+        let (copies, failed) = (RwLock::new(Some(copies)), AtomicBool::new(false));
+        let pair = Pair { machine: machine.clone(), paths, copies, failed };
         Ok((pair, damage))
     }
 
@@ -106,7 +108,7 @@ impl Pair {
             if self.failed.load(Ordering::Acquire) {
                 *copies = None;
                 let (opened, damage) =
-                    open_both(&self.paths).context("open the catalogue again")?;
+                    open_both(&self.machine, &self.paths).context("open the catalogue again")?;
                 damage.iter().for_each(|sentence| tracing::error!("{sentence}"));
                 *copies = Some(opened);
                 self.failed.store(false, Ordering::Release);
@@ -134,8 +136,8 @@ fn commit<T>(
     Ok(value)
 }
 
-fn open_both(paths: &[PathBuf; 2]) -> anyhow::Result<([Database; 2], Vec<String>)> {
-    let [first, second] = [look(&paths[0])?, look(&paths[1])?];
+fn open_both(machine: &Machine, paths: &[PathBuf; 2]) -> anyhow::Result<([Database; 2], Vec<String>)> {
+    let [first, second] = [look(machine, &paths[0])?, look(machine, &paths[1])?];
     let mut said = Vec::new();
     for (path, copy) in paths.iter().zip([&first, &second]) {
         if let Copy::Damaged(why) = copy {
@@ -143,7 +145,7 @@ fn open_both(paths: &[PathBuf; 2]) -> anyhow::Result<([Database; 2], Vec<String>
         }
     }
     let better = match (&first, &second) {
-        (Copy::Missing, Copy::Missing) => return Ok((create_both(paths)?, said)),
+        (Copy::Missing, Copy::Missing) => return Ok((create_both(machine, paths)?, said)),
         (Copy::Good(_, one), Copy::Good(_, other)) if one == other => None,
         (Copy::Good(_, one), Copy::Good(_, other)) if other > one => {
             said.push(format!("the catalogue {} is older than its copy", paths[0].display()));
@@ -168,13 +170,13 @@ fn open_both(paths: &[PathBuf; 2]) -> anyhow::Result<([Database; 2], Vec<String>
         let damaged = matches!([&first, &second][1 - better], Copy::Damaged(_));
         // The files are copied while nobody has them open.
         drop((first, second));
-        make_anew(from, to, damaged)
+        make_anew(machine, from, to, damaged)
             .with_context(|| format!("cannot make {} anew from its copy", to.display()))?;
         said = said
             .into_iter()
             .map(|sentence| format!("{sentence}: made anew from the other"))
             .collect();
-        let open = |path: &PathBuf| match look(path)? {
+        let open = |path: &PathBuf| match look(machine, path)? {
             Copy::Good(database, _) => Ok(database),
             _ => bail!("the catalogue {} was good and is not any more", path.display()),
         };
@@ -187,11 +189,11 @@ fn open_both(paths: &[PathBuf; 2]) -> anyhow::Result<([Database; 2], Vec<String>
 }
 
 /// Opens a copy, verifying all of it.
-fn look(path: &Path) -> anyhow::Result<Copy> {
-    if !path.try_exists().with_context(|| path.display().to_string())? {
+fn look(machine: &Machine, path: &Path) -> anyhow::Result<Copy> {
+    if !machine.exists(path) {
         return Ok(Copy::Missing);
     }
-    match open_file(path).and_then(|database| Ok((count(&database)?, database))) {
+    match machine.open_database(path).and_then(|database| Ok((count(&database)?, database))) {
         // One that has no transaction was cut short when it was made.
         Ok((0, _)) => Ok(Copy::Missing),
         Ok((commits, database)) => Ok(Copy::Good(database, commits)),
@@ -210,21 +212,17 @@ fn count(database: &Database) -> Result<u64, redb::Error> {
     Ok(table.get(COMMITS)?.map_or(0, |commits| commits.value()))
 }
 
-fn create_both(paths: &[PathBuf; 2]) -> anyhow::Result<[Database; 2]> {
+fn create_both(machine: &Machine, paths: &[PathBuf; 2]) -> anyhow::Result<[Database; 2]> {
     let make = |path: &PathBuf| {
         // What is left of a making that was cut short.
-        let database = open_file(path)?;
+        let database = machine.open_database(path)?;
         commit(&database, &|_| Ok(()))?;
         Ok::<_, redb::Error>(database)
     };
     let made = make(&paths[0]).and_then(|first| Ok([first, make(&paths[1])?]));
     let made = made.with_context(|| format!("cannot make the catalogue {}", paths[0].display()))?;
-    sync_dir(&paths[0])?;
+    machine.sync_parent(&paths[0])?;
     Ok(made)
-}
-
-fn open_file(path: &Path) -> Result<Database, redb::Error> {
-    Ok(Database::builder().set_check_integrity_on_open(true).create(path)?)
 }
 
 /// Whether an error speaks of the content, not of the file system or of who else has it open.
@@ -238,20 +236,22 @@ fn is_damage(error: &redb::Error) -> bool {
     }
 }
 
-fn make_anew(from: &Path, to: &Path, keep: bool) -> anyhow::Result<()> {
+fn make_anew(machine: &Machine, from: &Path, to: &Path, keep: bool) -> anyhow::Result<()> {
     if keep {
-        let names = (0..).map(|number| to.with_added_extension(format!("damaged-{number}")));
-        if let Some(free) = names.into_iter().find(|name| !name.exists()) {
-            std::fs::rename(to, free)?;
-        }
+        machine.rename(to, &free_name(machine, to, "redb.damaged"))?;
     }
     let new = to.with_added_extension("new");
-    std::fs::copy(from, &new)?;
-    File::open(&new)?.sync_all()?;
-    std::fs::rename(&new, to)?;
-    sync_dir(to)
-}
-
-fn sync_dir(path: &Path) -> anyhow::Result<()> {
-    path.parent().map_or(Ok(()), |dir| Ok(File::open(dir)?.sync_all()?))
+    let (source, made) = (machine.open(from, How::Read)?, machine.open(&new, How::Truncate)?);
+    let bytes = source.length()?;
+    let mut piece = vec![0; 1 << 20];
+    let mut at = 0;
+    while at < bytes {
+        let step = (bytes - at).min(piece.len() as u64) as usize;
+        source.read_exact_at(&mut piece[..step], at)?;
+        made.write_all_at(&piece[..step], at)?;
+        at += step as u64;
+    }
+    made.sync_all()?;
+    machine.rename(&new, to)?;
+    Ok(machine.sync_parent(to)?)
 }

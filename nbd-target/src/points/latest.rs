@@ -3,11 +3,12 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tidemark_journal::Seq;
 use tidemark_nbd::{ClientInfo, Origin};
+use tokio::time::Instant;
 
 use super::{
     name::Spec,

@@ -18,7 +18,7 @@ use tidemark_link::{
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::{Session, Step, admit, offers::Offer, sizes};
-use crate::{clock, groups::Groups, replica::Replica};
+use crate::{groups::Groups, machine::Machine, replica::Replica};
 
 /// Messages waiting to be sent to a source.
 const OUT_MAX: usize = 1024;
@@ -34,6 +34,36 @@ const STALLED_EVERY: Duration = Duration::from_secs(5);
 const ASK_EVERY: Duration = Duration::from_secs(60);
 /// How long a new session waits for what the last one left to become durable.
 const SETTLE: Duration = Duration::from_secs(30);
+
+/// What a source says, in order.
+pub(crate) trait Incoming {
+    /// The next message; none when the source has ended in order.
+    async fn recv(&mut self) -> Result<Option<Message>, LinkError>;
+}
+
+/// What is said to a source.
+pub(crate) trait Outgoing {
+    /// Hands a message over.
+    async fn send(&mut self, message: &Message) -> Result<(), LinkError>;
+    /// Sees to it that what was handed over is on its way.
+    async fn flush(&mut self) -> Result<(), LinkError>;
+}
+
+impl Incoming for Receiver {
+    async fn recv(&mut self) -> Result<Option<Message>, LinkError> {
+        Receiver::recv(self).await
+    }
+}
+
+impl Outgoing for Sender {
+    async fn send(&mut self, message: &Message) -> Result<(), LinkError> {
+        Sender::send(self, message).await
+    }
+
+    async fn flush(&mut self) -> Result<(), LinkError> {
+        Sender::flush(self).await
+    }
+}
 
 /// The sessions of a target; lives on the link's thread.
 pub struct Sessions {
@@ -177,13 +207,14 @@ impl Sessions {
         Place { number, cancel, ended }
     }
 
-    async fn session(
+    /// A session of a source that was admitted, from the answer to its greeting to its end.
+    pub(crate) async fn session(
         &self,
         name: &str,
         protocol: u16,
         hello: &Hello,
-        sender: &mut Sender,
-        receiver: &mut Receiver,
+        sender: &mut impl Outgoing,
+        receiver: &mut impl Incoming,
     ) -> Result<Option<Refuse>, LinkError> {
         let replica = match self.groups.take_on(name, hello).await {
             Ok(replica) => replica,
@@ -210,7 +241,7 @@ impl Sessions {
             Err(refusal) => return Ok(Some(refusal)),
         };
         let (copy, greeting) = (Arc::clone(&replica), hello.clone());
-        let announced = blocking(move || {
+        let announced = blocking(self.groups.machine(), move || {
             copy.ledger().keep_vitals()?;
             copy.announce(&greeting)
         });
@@ -230,8 +261,8 @@ impl Sessions {
         &self,
         replica: &Arc<Replica>,
         session: Session,
-        sender: &mut Sender,
-        receiver: &mut Receiver,
+        sender: &mut impl Outgoing,
+        receiver: &mut impl Incoming,
     ) -> Result<Option<Refuse>, LinkError> {
         let session = RefCell::new(session);
         let (out, outbox) = mpsc::channel(OUT_MAX);
@@ -243,6 +274,7 @@ impl Sessions {
         let mut comparing = true;
         let ended = loop {
             tokio::select! {
+                biased;
                 ended = &mut read => break ended,
                 written = &mut write => return written.map(|()| None),
                 () = &mut compare, if comparing => comparing = false,
@@ -257,7 +289,7 @@ impl Sessions {
         &self,
         replica: &Arc<Replica>,
         session: &RefCell<Session>,
-        receiver: &mut Receiver,
+        receiver: &mut impl Incoming,
         out: mpsc::Sender<Message>,
         offers: mpsc::Sender<Offer>,
     ) -> Result<Option<Refuse>, LinkError> {
@@ -276,7 +308,7 @@ impl Sessions {
                     }
                 }
                 Ok(Step::Heartbeat(heartbeat)) => {
-                    let received_wall_ns = clock::wall_ns();
+                    let received_wall_ns = self.groups.machine().wall_ns();
                     replica.ledger().heard(&heartbeat);
                     self.groups.heard(replica.name(), &heartbeat, received_wall_ns);
                     let echo = Echo { number: heartbeat.number, received_wall_ns };
@@ -296,7 +328,7 @@ impl Sessions {
 async fn write(
     replica: &Replica,
     session: &RefCell<Session>,
-    sender: &mut Sender,
+    sender: &mut impl Outgoing,
     mut outbox: mpsc::Receiver<Message>,
     stop: &Notify,
 ) -> Result<(), LinkError> {
@@ -362,7 +394,8 @@ async fn compare(
             return;
         }
         let replica = Arc::clone(replica);
-        let compared = tokio::task::spawn_blocking(move || offer.compare(&replica)).await;
+        let machine = replica.catalogue().machine().clone();
+        let compared = machine.spawn_blocking(move || offer.compare(&replica)).await;
         let Ok(need) = compared else { return };
         if out.send(Message::Need(need)).await.is_err() {
             return;
@@ -397,7 +430,8 @@ async fn send_last(mut sender: Sender, message: Message) -> Result<(), LinkError
 
 /// Runs what blocks on a thread of its own.
 pub async fn blocking<T: Send + 'static>(
+    machine: &Machine,
     work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
 ) -> anyhow::Result<T> {
-    tokio::task::spawn_blocking(work).await?
+    machine.spawn_blocking(work).await?
 }

@@ -17,9 +17,9 @@ use tidemark_journal::{
 use super::{
     ReadError,
     index::{ChunkRow, FrameRow},
-    rebuild::{self, read},
+    rebuild,
     recover::KnownSegment,
-    segment::{Segment, drop_cached},
+    segment::Segment,
 };
 
 /// Bytes that are read at once.
@@ -208,9 +208,9 @@ impl Check<'_> {
     fn fresh(&mut self, at: u64, out: &mut [u8]) -> Result<(), ReadError> {
         self.io(|segment| {
             let file = segment.file()?;
-            drop_cached(file, at as i64, out.len() as i64);
-            read(file, out, at)?;
-            drop_cached(file, at as i64, out.len() as i64);
+            file.drop_cached(at, out.len() as u64);
+            file.read_up_to(out, at)?;
+            file.drop_cached(at, out.len() as u64);
             Ok(())
         })?;
         (self.pace)(out.len() as u64).map_err(|error| ReadError::io("the scrub", error))

@@ -12,6 +12,7 @@ use tidemark_journal::{FrameView, GroupId, Position};
 use tokio::sync::watch;
 
 use super::segment::{Caches, Segment};
+use crate::machine::Machine;
 
 /// How far a log has come.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -99,6 +100,11 @@ impl Journal {
     /// The caches its segments read through.
     pub fn caches(&self) -> &Arc<Caches> {
         &self.caches
+    }
+
+    /// The machine that it is kept on.
+    pub fn machine(&self) -> &Machine {
+        &self.caches.machine
     }
 
     /// The segments from the oldest to the newest, as they are now.

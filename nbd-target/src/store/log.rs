@@ -17,7 +17,7 @@ use tidemark_journal::{
     FrameView, Position,
     segment::{BLOCK_BYTES, SegmentEnd, SegmentStart, padding},
 };
-use tidemark_link::seam::{self, AlignedBuf, File, How};
+use tidemark_link::seam::{AlignedBuf, How};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 
 use super::{
@@ -26,6 +26,7 @@ use super::{
     segment::{Segment, Summary, file_name},
 };
 
+use crate::machine::log::{LogFile, sync_dir};
 pub use seal::seal;
 use writer::Request;
 pub use writer::{Closed, LogWriter, QUEUE_BYTES_MAX};
@@ -101,7 +102,7 @@ pub fn new(
 
 /// The segment that is being written.
 struct Active {
-    file: File,
+    file: LogFile,
     segment: Arc<Segment>,
     end: u64,
     file_bytes: u64,
@@ -116,7 +117,7 @@ struct Active {
 
 /// A file that has its room and no content yet.
 struct Spare {
-    file: File,
+    file: LogFile,
     path: PathBuf,
     number: u64,
     bytes: u64,
@@ -196,7 +197,7 @@ impl Owner {
                     number: open.segment.number(),
                     group: self.journal.group(),
                     before: open.segment.summary().before,
-                    created_ns: crate::clock::wall_ns(),
+                    created_ns: self.journal.machine().wall_ns(),
                     chain_before: open.chain_before,
                 };
                 buffer.extend(&start.encode()).map_err(io::Error::other)?;
@@ -280,6 +281,7 @@ impl Owner {
             let text = format!("the log has reached its size of {} and {why}", Bytes(max));
             self.journal.advance(|progress| progress.stalled = Some(text.into()));
             tokio::select! {
+                biased;
                 () = ended(&mut self.ending) => return Err(io::Error::other(Ended)),
                 changed = self.held.changed() => changed.map_err(io::Error::other)?,
                 changed = bytes.changed() => changed.map_err(io::Error::other)?,
@@ -311,7 +313,9 @@ impl Owner {
     async fn reopen(&mut self, tail: Box<Tail>) -> io::Result<Active> {
         let tail = *tail;
         let file = loop {
-            match File::open(tail.segment.path(), How::WRITE_DIRECT).await {
+            match LogFile::open(self.journal.machine(), tail.segment.path(), How::WRITE_DIRECT)
+                .await
+            {
                 Ok(file) => break file,
                 Err(error) if passing(&error) => self.stall(&error.to_string()).await?,
                 Err(error) => return Err(error),
@@ -341,13 +345,14 @@ impl Owner {
     /// Makes a file with its room set aside.
     async fn prepare(&self, number: u64, bytes: u64) -> io::Result<Spare> {
         let path = self.journal.dir().join(file_name(number));
-        let file = File::open(&path, How::NEW_DIRECT).await?;
+        let machine = self.journal.machine();
+        let file = LogFile::open(machine, &path, How::NEW_DIRECT).await?;
         let made = match file.preallocate(0, bytes).await {
-            Ok(_) => seam::sync_dir(self.journal.dir()).await.map_err(final_sync),
+            Ok(_) => sync_dir(machine, self.journal.dir()).await.map_err(final_sync),
             Err(error) => Err(error),
         };
         if let Err(error) = made {
-            let _ = std::fs::remove_file(&path);
+            let _ = machine.remove_file(&path);
             return Err(error);
         }
         Ok(Spare { file, path, number, bytes })
@@ -382,7 +387,8 @@ impl Owner {
                         format!("another segment cannot be begun at present: {error}")
                     };
                     self.stall(&text).await?;
-                    let _ = std::fs::remove_file(self.journal.dir().join(file_name(number)));
+                    let path = self.journal.dir().join(file_name(number));
+                    let _ = self.journal.machine().remove_file(&path);
                 }
                 Err(error) => return Err(error),
             }
@@ -434,6 +440,7 @@ impl Owner {
         }
         self.journal.advance(|progress| progress.stalled = Some(stalled));
         tokio::select! {
+            biased;
             () = ended(&mut self.ending) => Err(io::Error::other(Ended)),
             () = tokio::time::sleep(RETRY) => Ok(()),
         }
@@ -496,7 +503,7 @@ impl Owner {
                 sealed => return sealed,
             }
         };
-        *sealing = Some(tokio::task::spawn_blocking(seal));
+        *sealing = Some(self.journal.machine().spawn_blocking(seal));
         Ok(chain)
     }
 }

@@ -4,7 +4,7 @@
 //! index of a segment whose frames' metas are whole can be made again, whatever has happened to the
 //! index on disk or to the chunks.
 
-use std::{fs::OpenOptions, io, os::unix::fs::FileExt, sync::Arc};
+use std::sync::Arc;
 
 use tidemark_journal::{
     FrameView, GroupId,
@@ -19,6 +19,7 @@ use super::{
     recover::KnownSegment,
     segment::Segment,
 };
+use crate::machine::How;
 
 /// What the frames of a segment say.
 pub struct Scanned {
@@ -125,11 +126,11 @@ pub fn mend(segment: &Segment, group: GroupId, known: &KnownSegment) -> Result<b
     }
     let io = |error| ReadError::io(segment.name(), error);
     let index = sealed::build(&scanned.index, segment.number(), known.summary.before.seq);
-    let file = OpenOptions::new().read(true).write(true).open(segment.path()).map_err(io)?;
-    let bytes = file.metadata().map_err(io)?.len();
+    let file = segment.machine().open(segment.path(), How::Write).map_err(io)?;
+    let bytes = file.length().map_err(io)?;
     let end_at = known.index_at + index.len() as u64;
     let mut block = vec![0; BLOCK_BYTES as usize];
-    read(&file, &mut block, bytes.saturating_sub(BLOCK_BYTES)).map_err(io)?;
+    file.read_up_to(&mut block, bytes.saturating_sub(BLOCK_BYTES)).map_err(io)?;
     let old = SegmentEnd::decode(&block).ok().filter(|end| {
         (end.number, end.chain, end.index_at) == (segment.number(), known.chain, known.index_at)
     });
@@ -162,7 +163,7 @@ fn data_hash(segment: &Segment, known: &KnownSegment) -> Result<Option<[u8; 32]>
     let io = |error| ReadError::io(segment.name(), error);
     let file = segment.file().map_err(io)?;
     let mut block = vec![0; 1 << 20];
-    read(file, &mut block[..BLOCK_BYTES as usize], 0).map_err(io)?;
+    file.read_up_to(&mut block[..BLOCK_BYTES as usize], 0).map_err(io)?;
     let Ok(start) = tidemark_journal::segment::SegmentStart::decode(&block) else {
         return Ok(None);
     };
@@ -170,25 +171,10 @@ fn data_hash(segment: &Segment, known: &KnownSegment) -> Result<Option<[u8; 32]>
     let mut at = 0;
     while at < known.index_at {
         let step = (known.index_at - at).min(block.len() as u64) as usize;
-        read(file, &mut block[..step], at).map_err(io)?;
+        file.read_up_to(&mut block[..step], at).map_err(io)?;
         hasher.update(&block[..step]);
         at += step as u64;
     }
     let hash = *hasher.finalize().as_bytes();
     Ok((SegmentEnd::chain_hash(&start.chain_before, &hash) == known.chain).then_some(hash))
-}
-
-/// Reads what the file has; what lies beyond its end is zeros, which no checksum takes for content.
-pub(super) fn read(file: &std::fs::File, out: &mut [u8], at: u64) -> io::Result<()> {
-    let mut have = 0;
-    while have < out.len() {
-        match file.read_at(&mut out[have..], at + have as u64) {
-            Ok(0) => break,
-            Ok(bytes) => have += bytes,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    out[have..].fill(0);
-    Ok(())
 }

@@ -15,19 +15,12 @@
 //! is damaged is never cut off (invariant 8): the file is kept under another name, and the log ends
 //! before the damage, so that the source sends again what it has or compares everything.
 
-use std::{
-    collections::BTreeMap,
-    fs::{self, File, OpenOptions},
-    io,
-    os::{fd::AsRawFd, unix::fs::FileExt},
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, io, path::Path, sync::Arc};
 
 use anyhow::{Context, bail};
 use tidemark_journal::{
     FrameView, GroupId, Position, Seq,
-    frame::HEADER_BYTES,
+    frame::{FrameHeader, HEADER_BYTES},
     segment::{BLOCK_BYTES, Next, SegmentEnd, SegmentStart, next},
 };
 
@@ -37,6 +30,7 @@ use super::{
     log::{LogOptions, Start, Tail, pad, seal},
     segment::{Caches, Segment, Summary, file_name, number_of},
 };
+use crate::machine::{File, How, Machine, free_name};
 
 /// What the catalogue knows of a sealed segment.
 #[derive(Clone, Copy, Debug)]
@@ -92,8 +86,9 @@ pub fn recover(
     expected: &Expected<'_>,
     follower: &dyn Follower,
 ) -> anyhow::Result<Recovered> {
-    fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    let numbers = list(dir, expected.first)?;
+    let machine = &caches.machine;
+    machine.create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    let numbers = list(machine, dir, expected.first)?;
     for known in expected.known.keys().filter(|number| **number >= expected.first) {
         if !numbers.contains(known) {
             bail!("segment {known} of {} is missing", dir.display());
@@ -112,7 +107,7 @@ pub fn recover(
     for number in numbers {
         let path = dir.join(file_name(number));
         if let Some(known) = expected.known.get(&number) {
-            if let Some(why) = differs(&path, number, expected.group, known)? {
+            if let Some(why) = differs(machine, &path, number, expected.group, known)? {
                 found.suspect.push((number, format!("{} is damaged: {why}", path.display())));
             }
             found.end = known.summary.last;
@@ -122,17 +117,22 @@ pub fn recover(
             continue;
         }
         if !found.damage.is_empty() || number != next_number {
-            set_aside(&path, &mut found.damage, "it follows what is damaged")?;
+            set_aside(machine, &path, &mut found.damage, "it follows what is damaged")?;
             continue;
         }
-        let scan = scan(&path, number, expected, found.end, follower)
+        let scan = scan(machine, &path, number, expected, found.end, follower)
             .with_context(|| format!("cannot scan {}", path.display()))?;
         if scan.nothing {
             if scan.foreign || (scan.frames_further_on && options.sync_batches) {
-                set_aside(&path, &mut found.damage, "it does not follow the segment before")?;
+                set_aside(
+                    machine,
+                    &path,
+                    &mut found.damage,
+                    "it does not follow the segment before",
+                )?;
             } else {
                 // Room set aside ahead of need, or a first batch that was never acknowledged.
-                fs::remove_file(&path)?;
+                machine.remove_file(&path)?;
             }
             continue;
         }
@@ -142,12 +142,14 @@ pub fn recover(
         }
         found.end = scan.summary.last;
         next_number = number + 1;
-        let short = found.end.seq < expected.acked && !begun(dir, next_number)?;
+        let short = found.end.seq < expected.acked && !begun(machine, dir, next_number)?;
         if (scan.frames_further_on && options.sync_batches) || (scan.bad && short) {
-            repair(&path, &scan, &mut found.damage)?;
+            repair(machine, &path, &scan, &mut found.damage)?;
         } else if scan.bad {
             tracing::info!(segment = number, at = scan.end, "an unacknowledged tail is cut off");
         }
+        write_anew(machine, &path, &scan, expected.acked)
+            .with_context(|| format!("cannot write {}", path.display()))?;
         let mut scan = scan;
         let segment = match scan.sealed {
             Some(end) => {
@@ -158,7 +160,7 @@ pub fn recover(
                 segment
             }
             None => {
-                cut(&path, scan.end, options.segment_bytes)?;
+                cut(machine, &path, scan.end, options.segment_bytes)?;
                 let index = std::mem::take(&mut scan.index);
                 Arc::new(Segment::open(path, number, scan.summary, index, caches))
             }
@@ -179,7 +181,7 @@ pub fn recover(
     found.start = match unsealed {
         Some((scan, segment)) => Start::Tail(Box::new(Tail {
             end: scan.end + pad(scan.end),
-            file_bytes: fs::metadata(segment.path())?.len(),
+            file_bytes: machine.open(segment.path(), How::Read)?.length()?,
             hasher: scan.hasher,
             chain_before: scan.chain_before,
             segment,
@@ -214,14 +216,15 @@ struct Scan {
 }
 
 fn scan(
+    machine: &Machine,
     path: &Path,
     number: u64,
     expected: &Expected<'_>,
     before: Position,
     follower: &dyn Follower,
 ) -> anyhow::Result<Scan> {
-    let file = File::open(path)?;
-    let bytes = file.metadata()?.len();
+    let file = machine.open(path, How::Read)?;
+    let bytes = file.length()?;
     let mut block = vec![0; BLOCK_BYTES as usize];
     let mut result = Scan {
         summary: Summary::empty(before),
@@ -235,7 +238,7 @@ fn scan(
         bad: false,
         frames_further_on: false,
     };
-    read_up_to(&file, &mut block, 0)?;
+    file.read_up_to(&mut block, 0)?;
     match SegmentStart::decode(&block) {
         Ok(start)
             if (start.number, start.group, start.before) == (number, expected.group, before) =>
@@ -254,23 +257,24 @@ fn scan(
         }
     }
     if bytes >= 2 * BLOCK_BYTES {
-        read_up_to(&file, &mut block, bytes - BLOCK_BYTES)?;
+        file.read_up_to(&mut block, bytes - BLOCK_BYTES)?;
         let trailer = SegmentEnd::decode(&block).ok().filter(|end| end.number == number);
         result.sealed = trailer.filter(|end| end.index_at + end.index_bytes + BLOCK_BYTES == bytes);
     }
-    read_up_to(&file, &mut block, 0)?;
+    file.read_up_to(&mut block, 0)?;
     result.hasher.update(&block);
     let limit = result.sealed.map_or(bytes, |end| end.index_at);
     let mut at = BLOCK_BYTES;
     let mut header = vec![0; HEADER_BYTES];
     let mut frame = Vec::new();
+    let mut missing = false;
     while at < limit {
-        let have = read_up_to(&file, &mut header, at)?;
+        let have = file.read_up_to(&mut header, at)?;
         match next(at, &header[..have]) {
             Next::Pad(further) => at = further,
             Next::Frame(frame_bytes) if at + frame_bytes as u64 <= limit => {
                 frame.resize(frame_bytes, 0);
-                read_up_to(&file, &mut frame, at)?;
+                file.read_up_to(&mut frame, at)?;
                 let good = FrameView::parse(&frame).ok().filter(|view| {
                     view.verify_chunks().is_ok()
                         && view.header().group() == expected.group
@@ -280,6 +284,11 @@ fn scan(
                     result.bad = true;
                     break;
                 };
+                if !follows(view.header(), result.summary.last) {
+                    // A frame that stood between them is missing, and zeros look like padding.
+                    (result.bad, missing) = (true, true);
+                    break;
+                }
                 // What is between the frames is zeros.
                 result.hasher.update(&ZEROS[..(at - result.end) as usize]);
                 result.hasher.update(&frame);
@@ -295,7 +304,7 @@ fn scan(
                 break;
             }
             Next::End(_) => {
-                let have = read_up_to(&file, &mut block, at)?;
+                let have = file.read_up_to(&mut block, at)?;
                 result.bad = block[..have].iter().any(|byte| *byte != 0);
                 break;
             }
@@ -309,9 +318,40 @@ fn scan(
             result.sealed = None;
         }
     } else {
-        result.frames_further_on = frames_further_on(&file, at, bytes, expected, last)?;
+        result.frames_further_on = missing || frames_further_on(&file, at, bytes, expected, last)?;
     }
     Ok(result)
+}
+
+/// Whether a frame may stand after this position: inside a term exactly. A new term may begin above
+/// what has been kept of the one before.
+fn follows(header: &FrameHeader, last: Position) -> bool {
+    let before = header.before();
+    before == last || (header.last().term != last.term && before.seq >= last.seq)
+}
+
+/// Writes anew what was not known to be durable: from the first frame above `acked` to the end. An
+/// earlier life may have ended with a failed sync, after which the kernel shows what the disk does
+/// not have, and says of the next sync that all is well.
+fn write_anew(machine: &Machine, path: &Path, scan: &Scan, acked: Seq) -> io::Result<()> {
+    let file = machine.open(path, How::Write)?;
+    let end = if scan.sealed.is_some() { file.length()? } else { scan.end };
+    let rows = scan.index.frames();
+    let kept = rows.partition_point(|row| row.last <= acked);
+    // With the first frame came the header; what ends the segment came after the last.
+    let mut at = match rows.get(kept) {
+        Some(_) if kept == 0 => 0,
+        Some(row) => u64::from(row.offset) / BLOCK_BYTES * BLOCK_BYTES,
+        None => scan.end / BLOCK_BYTES * BLOCK_BYTES,
+    };
+    let mut part = vec![0; 1 << 20];
+    while at < end {
+        let bytes = (end - at).min(part.len() as u64) as usize;
+        file.read_exact_at(&mut part[..bytes], at)?;
+        file.write_all_at(&part[..bytes], at)?;
+        at += bytes as u64;
+    }
+    file.sync_all()
 }
 
 /// Whether a whole frame above `seq` begins at a multiple of 4096 after `from`.
@@ -329,11 +369,11 @@ fn frames_further_on(
         at += BLOCK_BYTES;
     }
     while at < to {
-        let have = read_up_to(file, &mut step, at)?;
+        let have = file.read_up_to(&mut step, at)?;
         for (place, block) in step[..have].chunks(BLOCK_BYTES as usize).enumerate() {
             let Ok(header) = tidemark_journal::frame::FrameHeader::peek(block) else { continue };
             let mut meta = vec![0; header.meta_bytes.get() as usize];
-            read_up_to(file, &mut meta, at + place as u64 * BLOCK_BYTES)?;
+            file.read_up_to(&mut meta, at + place as u64 * BLOCK_BYTES)?;
             let whole = FrameView::parse_meta(&meta).is_ok_and(|view| {
                 view.header().group() == expected.group && view.header().last_seq.get() > seq.0
             });
@@ -350,18 +390,16 @@ fn frames_further_on(
 }
 
 /// Cuts off what follows the frames and sets the room aside anew, durably.
-fn cut(path: &Path, end: u64, segment_bytes: u64) -> anyhow::Result<()> {
-    let file = OpenOptions::new().read(true).write(true).open(path)?;
+fn cut(machine: &Machine, path: &Path, end: u64, segment_bytes: u64) -> anyhow::Result<()> {
+    let file = machine.open(path, How::Write)?;
     let whole = segment_bytes.max((end + pad(end)) * 2);
-    if file.metadata()?.len() != whole || !zeros_after(&file, end)? {
+    if file.length()? != whole || !zeros_after(&file, end)? {
         file.set_len(end)?;
         file.set_len(end + pad(end))?;
     }
-    // SAFETY: a plain system call on an open descriptor; it touches no memory of ours.
-    let failed = unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, whole as libc::off_t) } != 0;
-    if failed {
+    if let Err(error) = file.preallocate(whole) {
         // Without room the segment is full as it is, and the next one waits for room.
-        tracing::warn!(path = %path.display(), "no room to go on: {}", io::Error::last_os_error());
+        tracing::warn!(path = %path.display(), "no room to go on: {error}");
     }
     file.sync_all()?;
     Ok(())
@@ -369,7 +407,7 @@ fn cut(path: &Path, end: u64, segment_bytes: u64) -> anyhow::Result<()> {
 
 fn zeros_after(file: &File, end: u64) -> io::Result<bool> {
     let mut block = vec![0; (pad(end) + BLOCK_BYTES) as usize];
-    let have = read_up_to(file, &mut block, end)?;
+    let have = file.read_up_to(&mut block, end)?;
     Ok(block[..have].iter().all(|byte| *byte == 0))
 }
 
@@ -383,10 +421,22 @@ fn seal_found(scan: &Scan, segment: &Segment, follower: &dyn Follower) -> anyhow
 }
 
 /// Keeps a damaged segment under another name and puts its good part in its place.
-fn repair(path: &Path, scan: &Scan, damage: &mut Vec<String>) -> anyhow::Result<()> {
+fn repair(
+    machine: &Machine,
+    path: &Path,
+    scan: &Scan,
+    damage: &mut Vec<String>,
+) -> anyhow::Result<()> {
     let copy = path.with_extension("part");
-    let (mut from, mut to) = (File::open(path)?, File::create(&copy)?);
-    io::copy(&mut io::Read::take(&mut from, scan.end), &mut to)?;
+    let (from, to) = (machine.open(path, How::Read)?, machine.open(&copy, How::Truncate)?);
+    let mut part = vec![0; 1 << 20];
+    let mut done = 0;
+    while done < scan.end {
+        let bytes = (scan.end - done).min(part.len() as u64) as usize;
+        from.read_exact_at(&mut part[..bytes], done)?;
+        to.write_all_at(&part[..bytes], done)?;
+        done += bytes as u64;
+    }
     to.sync_all()?;
     let reason = format!(
         "{} is damaged at byte {}, below what was acknowledged; records after {} are lost here",
@@ -394,47 +444,43 @@ fn repair(path: &Path, scan: &Scan, damage: &mut Vec<String>) -> anyhow::Result<
         scan.end,
         scan.summary.last.seq
     );
-    fs::rename(path, free_name(path))?;
-    fs::rename(&copy, path)?;
-    sync_parent(path)?;
+    machine.rename(path, &free_name(machine, path, "damaged"))?;
+    machine.rename(&copy, path)?;
+    machine.sync_parent(path)?;
     damage.push(reason);
     Ok(())
 }
 
-fn set_aside(path: &Path, damage: &mut Vec<String>, why: &str) -> anyhow::Result<()> {
-    fs::rename(path, free_name(path))?;
-    sync_parent(path)?;
+fn set_aside(
+    machine: &Machine,
+    path: &Path,
+    damage: &mut Vec<String>,
+    why: &str,
+) -> anyhow::Result<()> {
+    machine.rename(path, &free_name(machine, path, "damaged"))?;
+    machine.sync_parent(path)?;
     damage.push(format!("{} is set aside: {why}", path.display()));
     Ok(())
 }
 
-fn free_name(path: &Path) -> PathBuf {
-    let names = (0..).map(|n| path.with_extension(format!("damaged-{n}")));
-    let mut free = names.filter(|name| !name.exists());
-    free.next().unwrap_or_else(|| path.with_extension("damaged"))
-}
-
-fn sync_parent(path: &Path) -> io::Result<()> {
-    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
-}
-
 /// What of a sealed segment's size, header and trailer is not as the catalogue knows it, as a clause.
 fn differs(
+    machine: &Machine,
     path: &Path,
     number: u64,
     group: GroupId,
     known: &KnownSegment,
 ) -> io::Result<Option<String>> {
-    let file = File::open(path)?;
-    let bytes = file.metadata()?.len();
+    let file = machine.open(path, How::Read)?;
+    let bytes = file.length()?;
     let mut block = vec![0; BLOCK_BYTES as usize];
-    read_up_to(&file, &mut block, 0)?;
+    file.read_up_to(&mut block, 0)?;
     let start = SegmentStart::decode(&block).ok();
     let begins = (number, group, known.summary.before);
     if start.is_none_or(|start| (start.number, start.group, start.before) != begins) {
         return Ok(Some("its header is not the one that belongs here".to_owned()));
     }
-    read_up_to(&file, &mut block, bytes.saturating_sub(BLOCK_BYTES))?;
+    file.read_up_to(&mut block, bytes.saturating_sub(BLOCK_BYTES))?;
     let end = SegmentEnd::decode(&block).ok();
     let ends = (number, known.index_at, known.summary.last, known.chain);
     let good = end.filter(|end| (end.number, end.index_at, end.last, end.chain) == ends);
@@ -446,10 +492,10 @@ fn differs(
 }
 
 /// Whether the segment of this number has been begun: it has its header.
-fn begun(dir: &Path, number: u64) -> anyhow::Result<bool> {
+fn begun(machine: &Machine, dir: &Path, number: u64) -> anyhow::Result<bool> {
     let mut block = vec![0; BLOCK_BYTES as usize];
-    match File::open(dir.join(file_name(number))) {
-        Ok(file) => read_up_to(&file, &mut block, 0)?,
+    match machine.open(&dir.join(file_name(number)), How::Read) {
+        Ok(file) => file.read_up_to(&mut block, 0)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error.into()),
     };
@@ -457,32 +503,16 @@ fn begun(dir: &Path, number: u64) -> anyhow::Result<bool> {
 }
 
 /// The numbers of the segments in a directory from `first` on; files below it are removed.
-fn list(dir: &Path, first: u64) -> anyhow::Result<Vec<u64>> {
+fn list(machine: &Machine, dir: &Path, first: u64) -> anyhow::Result<Vec<u64>> {
     let mut numbers = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        let Some(number) = entry.file_name().to_str().and_then(number_of) else { continue };
+    for entry in machine.list(dir)? {
+        let Some(number) = number_of(&entry.name) else { continue };
         if number < first {
-            fs::remove_file(entry.path())?;
+            machine.remove_file(&dir.join(entry.name))?;
         } else {
             numbers.push(number);
         }
     }
     numbers.sort_unstable();
     Ok(numbers)
-}
-
-/// Reads until the buffer is full or the file ends; the rest of the buffer is zeros.
-fn read_up_to(file: &File, out: &mut [u8], at: u64) -> io::Result<usize> {
-    let mut have = 0;
-    while have < out.len() {
-        match file.read_at(&mut out[have..], at + have as u64) {
-            Ok(0) => break,
-            Ok(bytes) => have += bytes,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    out[have..].fill(0);
-    Ok(have)
 }

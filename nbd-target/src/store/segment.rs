@@ -1,9 +1,7 @@
 //! One segment of a log, as a source of extents.
 
 use std::{
-    fs::{File, OpenOptions},
     io,
-    os::{fd::AsRawFd, unix::fs::FileExt},
     path::{Path, PathBuf},
     sync::{
         Arc, OnceLock, RwLock,
@@ -21,9 +19,13 @@ use super::{
         page::{PageCache, PageReader},
     },
 };
+use crate::machine::{File, How, Machine};
 
-/// Caches that all logs of a target share: the bound of what reading takes in memory.
+/// What all logs of a target share: the machine they are kept on, and caches, which are the bound of
+/// what reading takes in memory.
 pub struct Caches {
+    /// Where the logs are.
+    pub machine: Machine,
     /// Pages of sealed indexes.
     pub pages: PageCache,
     /// Unpacked chunks.
@@ -31,9 +33,15 @@ pub struct Caches {
 }
 
 impl Caches {
-    /// Caches of so many pages of 4 KiB and chunks of up to 128 KiB.
+    /// Caches of so many pages of 4 KiB and chunks of up to 128 KiB, for logs on this machine.
     pub fn new(pages: usize, chunks: usize) -> Arc<Caches> {
-        Arc::new(Caches { pages: Cache::new(pages), chunks: Cache::new(chunks) })
+        Caches::on(&Machine::Real, pages, chunks)
+    }
+
+    /// The same for logs on any machine.
+    pub fn on(machine: &Machine, pages: usize, chunks: usize) -> Arc<Caches> {
+        let machine = machine.clone();
+        Arc::new(Caches { machine, pages: Cache::new(pages), chunks: Cache::new(chunks) })
     }
 }
 
@@ -151,7 +159,7 @@ impl Segment {
     /// When the file cannot be opened or removed.
     pub fn remove(&self) -> io::Result<()> {
         self.file()?;
-        std::fs::remove_file(&self.path)
+        self.machine().remove_file(&self.path)
     }
 
     /// Goes over to the index on disk, which has been written and synced.
@@ -181,6 +189,11 @@ impl Segment {
     /// An id of this segment's content, unique in the process.
     pub fn id(&self) -> u64 {
         self.id
+    }
+
+    /// The machine that its file is on.
+    pub fn machine(&self) -> &Machine {
+        &self.caches.machine
     }
 
     /// Where its file is.
@@ -305,8 +318,7 @@ impl Segment {
             }
             // The log is written around the page cache: a page that was read ahead of the write
             // may be stale in spite of the kernel's invalidation. Ask the disk before judging.
-            let (at, bytes) = (i64::from(row.offset), i64::from(row.stored_bytes));
-            drop_cached(file, at, bytes);
+            file.drop_cached(row.offset.into(), row.stored_bytes.into());
         }
         outcome.map_err(|error| {
             let place = Where::Segment { id: self.id, chunk: Some(number) };
@@ -389,7 +401,7 @@ impl Segment {
         if let Some(file) = self.file.get() {
             return Ok(file);
         }
-        match OpenOptions::new().read(true).open(&self.path) {
+        match self.machine().open(&self.path, How::Read) {
             Ok(file) => Ok(self.file.get_or_init(|| file)),
             // Removed meanwhile, and opened before that.
             Err(error) => self.file.get().ok_or(error),
@@ -414,13 +426,6 @@ pub fn file_name(number: u64) -> String {
 pub fn number_of(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(".seg").filter(|digits| digits.len() == 16)?;
     digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok())?
-}
-
-/// Has the next read of a range ask the disk.
-pub(in crate::store) fn drop_cached(file: &File, at: i64, bytes: i64) {
-    // SAFETY: a plain system call on an open descriptor; it touches no memory of ours. Its failure
-    // only means that the pages stay.
-    unsafe { libc::posix_fadvise(file.as_raw_fd(), at, bytes, libc::POSIX_FADV_DONTNEED) };
 }
 
 /// The newest sequence a segment answers for, for choosing sources.

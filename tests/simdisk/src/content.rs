@@ -146,10 +146,19 @@ impl Content {
         }
     }
 
-    /// Decides what of the changes the disk has kept. Reads go on to see all of them.
+    /// The power goes: decides what of the changes the disk has kept.
     pub fn lose(&mut self, rng: &mut Rng) {
         let metadata = self.pending.iter().filter(|c| !matches!(c, Change::Sector(..))).count();
-        let mut kept_metadata = rng.below(metadata as u64 + 1);
+        let kept = rng.below(metadata as u64 + 1);
+        self.keep_some(kept, rng);
+    }
+
+    /// A sync fails: decides what of the data the disk has kept. Reads go on to see all of it.
+    pub fn sync_failed(&mut self, rng: &mut Rng) {
+        self.keep_some(u64::MAX, rng);
+    }
+
+    fn keep_some(&mut self, mut kept_metadata: u64, rng: &mut Rng) {
         let per_million = *[0, 100_000, 500_000, 900_000, 1_000_000]
             .get(rng.below(5) as usize)
             .unwrap_or(&500_000);

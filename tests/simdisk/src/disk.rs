@@ -45,6 +45,8 @@ struct State {
     life: u64,
     rng: Rng,
     faults: Faults,
+    faults_on: String,
+    watcher: Option<Box<dyn FnMut(Image) + Send>>,
     planned: Vec<Planned>,
     capacity_bytes: Option<u64>,
     effects: u64,
@@ -66,6 +68,8 @@ impl SimDisk {
             life: 0,
             rng: Rng::new(seed),
             faults: Faults::default(),
+            faults_on: String::new(),
+            watcher: None,
             planned: Vec::new(),
             capacity_bytes: None,
             effects: 0,
@@ -208,25 +212,19 @@ impl SimDisk {
     /// Makes the names in a directory durable.
     ///
     /// # Errors
-    /// `ENOENT`; `EIO`, with some of the names durable, and the others never by a later sync.
+    /// `ENOENT`; `EIO`, and the names are as little durable as before.
     pub fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let mut state = self.state();
         if !state.tree.contains_key(dir) {
             state.power()?;
             return Err(error(errno::ENOENT));
         }
-        let begun = state.begin(Op::SyncDir, dir, 0);
-        let by_chance = state.chance(|faults| faults.sync_fails);
-        let State { tree, rng, off, .. } = &mut *state;
-        let names = tree.get_mut(dir).ok_or_else(|| error(errno::ENOENT))?;
-        match begun {
-            Ok(()) if !by_chance => names.synced(),
-            Err(error) if *off => return Err(error),
-            failed => {
-                names.lose(rng);
-                return failed.and(Err(error(errno::EIO)));
-            }
+        state.begin(Op::SyncDir, dir, 0)?;
+        if state.chance(dir, |faults| faults.sync_fails) {
+            return Err(error(errno::EIO));
         }
+        let names = state.tree.get_mut(dir).ok_or_else(|| error(errno::ENOENT))?;
+        names.synced();
         Ok(())
     }
 
@@ -294,7 +292,20 @@ impl SimDisk {
 
     /// What goes wrong by chance from now on.
     pub fn set_faults(&self, faults: Faults) {
-        self.state().faults = faults;
+        self.set_faults_on("", faults);
+    }
+
+    /// The same for files whose paths contain `part` alone.
+    pub fn set_faults_on(&self, part: &str, faults: Faults) {
+        let mut state = self.state();
+        state.faults = faults;
+        part.clone_into(&mut state.faults_on);
+    }
+
+    /// Hands an image of the disk to `each` before every effect: what there is when the power goes
+    /// at that moment. `None` ends that. `each` must not use the disk.
+    pub fn watch(&self, each: Option<Box<dyn FnMut(Image) + Send>>) {
+        self.state().watcher = each;
     }
 
     /// Makes one operation fail: the one after `passes` others of its kind on paths that contain
@@ -337,6 +348,9 @@ impl SimDisk {
         let mut state = self.state();
         state.tree.clone_from(&image.tree);
         state.files.clone_from(&image.files);
+        // The image may be another disk's.
+        let next = image.files.last_key_value().map_or(0, |(number, _)| number + 1);
+        state.next_file = state.next_file.max(next);
         state.next_life();
     }
 
@@ -351,7 +365,7 @@ impl SimDisk {
         let mut state = self.state();
         state.alive(file)?;
         state.begin(Op::Read, &file.path, offset)?;
-        if state.chance(|faults| faults.read_fails) {
+        if state.chance(&file.path, |faults| faults.read_fails) {
             return Err(error(errno::EIO));
         }
         let read = state.file(file.number)?.read(offset, out);
@@ -372,7 +386,9 @@ impl SimDisk {
         state.note(&[bytes.len() as u64, sum(bytes)]);
         let failed = match begun {
             Err(error) => Some(error),
-            Ok(()) => state.chance(|faults| faults.write_fails).then(|| error(errno::EIO)),
+            Ok(()) => {
+                state.chance(&file.path, |faults| faults.write_fails).then(|| error(errno::EIO))
+            }
         };
         let end = offset + bytes.len() as u64;
         // What there is room for is written.
@@ -400,7 +416,7 @@ impl SimDisk {
             sector[inside..inside + step].copy_from_slice(&bytes[from..from + step]);
             let length = content.now.length;
             if failed.is_none() || (at < length && state.rng.chance(500_000)) {
-                state.put(file.number, number, sector)?;
+                state.put(file, number, sector)?;
             }
             at += step as u64;
         }
@@ -414,11 +430,11 @@ impl SimDisk {
         if state.off {
             return begun;
         }
-        let by_chance = state.chance(|faults| faults.sync_fails);
+        let by_chance = state.chance(&file.path, |faults| faults.sync_fails);
         let State { files, rng, .. } = &mut *state;
         let content = files.get_mut(&file.number).ok_or_else(|| error(errno::EIO))?;
         if by_chance || begun.is_err() {
-            content.lose(rng);
+            content.sync_failed(rng);
             return begun.and(Err(error(errno::EIO)));
         }
         content.synced();
@@ -498,6 +514,11 @@ impl State {
                 self.off = true;
                 return Err(error(errno::EIO));
             }
+            // As the effects before have left it.
+            if let Some(mut each) = self.watcher.take() {
+                each(Image { tree: self.tree.clone(), files: self.files.clone() });
+                self.watcher = Some(each);
+            }
             self.effects += 1;
         }
         self.note(&[op as u64, sum(text.as_bytes()), number]);
@@ -508,20 +529,22 @@ impl State {
         }
     }
 
-    fn chance(&mut self, of: impl Fn(&Faults) -> u32) -> bool {
+    fn chance(&mut self, path: &Path, of: impl Fn(&Faults) -> u32) -> bool {
         let per_million = of(&self.faults);
+        let concerned = || path.to_str().is_some_and(|path| path.contains(&self.faults_on));
+        let per_million = if per_million > 0 && concerned() { per_million } else { 0 };
         self.rng.chance(per_million)
     }
 
     /// Writes a sector, unless it is lost or lands elsewhere.
-    fn put(&mut self, file: u64, number: u64, sector: Sector) -> io::Result<()> {
-        if self.chance(|faults| faults.write_is_lost) {
+    fn put(&mut self, file: &SimFile, number: u64, sector: Sector) -> io::Result<()> {
+        if self.chance(&file.path, |faults| faults.write_is_lost) {
             return Ok(());
         }
-        let elsewhere = self.chance(|faults| faults.write_lands_elsewhere);
-        let length = self.file(file)?.now.length;
+        let elsewhere = self.chance(&file.path, |faults| faults.write_lands_elsewhere);
+        let length = self.file(file.number)?.now.length;
         let number = if elsewhere { self.rng.below(length.div_ceil(SECTOR_BYTES)) } else { number };
-        self.file(file)?.put(number, sector);
+        self.file(file.number)?.put(number, sector);
         Ok(())
     }
 

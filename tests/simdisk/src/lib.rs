@@ -20,8 +20,9 @@
 //! **Faults.** By chance ([`Faults`]) or at a stated place ([`SimDisk::fail`]): reads, writes and
 //! syncs that fail, writes that are lost or land elsewhere though they are said to be done.
 //! [`SimDisk::rot`] flips a bit, [`SimDisk::set_capacity`] makes the disk small, [`SimDisk::image`]
-//! and [`SimDisk::restore`] roll it back. After a failed sync the data concerned is on the disk or
-//! not, by the seed, while reads go on to show it, and no later sync brings it back: as Linux does.
+//! and [`SimDisk::restore`] roll it back. After a failed sync of a file each sector concerned is on the
+//! disk or not, by the seed, while reads go on to show it, and no later sync brings it back: as Linux
+//! does. (Lengths stay: a file system that cannot write those any more goes read-only.)
 //!
 //! **Determinism.** Everything follows from the seed and the calls; nothing depends on time, memory
 //! or a hash map's order. [`SimDisk::fingerprint`] is a hash of all calls and their outcomes.

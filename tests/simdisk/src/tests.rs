@@ -141,6 +141,27 @@ fn the_power_goes_after_so_many_effects() {
 }
 
 #[test]
+fn every_moment_can_be_had() {
+    let disk = SimDisk::new(1);
+    let (images, seen) = std::sync::mpsc::channel();
+    disk.watch(Some(Box::new(move |image| drop(images.send(image)))));
+    let file = disk.open(path("/a"), How::New).expect("made");
+    file.write_at(b"one", 0).expect("written");
+    file.write_at(b"two", 0).expect("written");
+    disk.watch(None);
+    file.sync().expect("synced");
+    let lengths: Vec<Option<Vec<u8>>> = seen
+        .iter()
+        .map(|image| {
+            let disk = SimDisk::new(1);
+            disk.restore(&image);
+            disk.exists(path("/a")).then(|| read(&disk, "/a"))
+        })
+        .collect();
+    assert_eq!(lengths, [None, Some(Vec::new()), Some(b"one".to_vec())]);
+}
+
+#[test]
 fn handles_die_with_their_life() {
     let disk = SimDisk::new(1);
     let file = disk.open(path("/a"), How::New).expect("made");
@@ -201,6 +222,10 @@ fn an_image_rolls_back() {
     disk.restore(&image);
     assert_eq!(read(&disk, "/a"), b"old");
     assert!(!disk.exists(path("/b")));
+    let other = SimDisk::new(2);
+    other.restore(&image);
+    drop(other.open(path("/b"), How::New).expect("made"));
+    assert_eq!(read(&other, "/a"), b"old", "a new file is not one of the image's");
 }
 
 #[test]

@@ -1,16 +1,14 @@
 //! Changing blocks of the base, with their sums.
 
-use std::{
-    fs::File,
-    io::{self, Read, Write},
-    os::{fd::AsRawFd, unix::fs::FileExt},
-    path::PathBuf,
-};
+use std::{io, path::PathBuf};
 
 use tidemark_journal::{VolumeId, checksum::crc64};
 
 use super::{BLOCK_BYTES, BLOCK_SECTORS, Base, Place};
-use crate::store::ReadError;
+use crate::{
+    machine::{File, How, Machine},
+    store::ReadError,
+};
 
 /// A run of blocks of one volume that get new content.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -76,45 +74,16 @@ impl Base {
     }
 }
 
-/// Makes a range read as zeros and gives its room back.
-pub(super) fn punch(file: &File, at: u64, bytes: u64) -> io::Result<()> {
-    let length = file.metadata()?.len();
-    let bytes = bytes.min(length.saturating_sub(at));
-    if bytes == 0 {
-        return Ok(());
-    }
-    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-    // SAFETY: a plain system call on an open descriptor; it touches no memory of ours.
-    let done =
-        unsafe { libc::fallocate(file.as_raw_fd(), mode, at as libc::off_t, bytes as libc::off_t) };
-    if done == 0 {
-        return Ok(());
-    }
-    match io::Error::last_os_error() {
-        error if error.raw_os_error() == Some(libc::EOPNOTSUPP) => zero(file, at, bytes),
-        error => Err(error),
-    }
-}
-
-fn zero(file: &File, at: u64, bytes: u64) -> io::Result<()> {
-    let zeros = vec![0; 1 << 20];
-    let mut done = 0;
-    while done < bytes {
-        let step = (bytes - done).min(zeros.len() as u64);
-        file.write_all_at(&zeros[..step as usize], at + done)?;
-        done += step;
-    }
-    Ok(())
-}
-
 /// Blocks that were put together from old and new content, kept until the base is synced: a block
 /// torn by a crash could not be put together again from itself.
 ///
 /// A file of entries: volume (2 bytes), zeros (6), block (8), content (4096), CRC-64/NVME of the
 /// entry so far (8).
 pub struct Redo {
+    machine: Machine,
     path: PathBuf,
     file: File,
+    bytes: u64,
     unsynced: bool,
 }
 
@@ -127,10 +96,11 @@ impl Redo {
     /// When it cannot be made.
     pub fn create(base: &Base) -> io::Result<Redo> {
         let path = base.redo_path();
-        let file = File::create(&path)?;
+        let machine = base.machine.clone();
+        let file = machine.open(&path, How::Truncate)?;
         file.sync_all()?;
-        File::open(&base.dir)?.sync_all()?;
-        Ok(Redo { path, file, unsynced: false })
+        machine.sync_dir(&base.dir)?;
+        Ok(Redo { machine, path, file, bytes: 0, unsynced: false })
     }
 
     /// Adds a block.
@@ -145,7 +115,9 @@ impl Redo {
         entry.extend_from_slice(content);
         entry.extend_from_slice(&crc64(&entry).to_le_bytes());
         self.unsynced = true;
-        self.file.write_all(&entry)
+        self.file.write_all_at(&entry, self.bytes)?;
+        self.bytes += REDO_BYTES as u64;
+        Ok(())
     }
 
     /// Makes the blocks added durable, before any of them is changed in place.
@@ -164,7 +136,7 @@ impl Redo {
     /// # Errors
     /// When it cannot be removed.
     pub fn remove(self) -> io::Result<()> {
-        std::fs::remove_file(&self.path)
+        self.machine.remove_file(&self.path)
     }
 
     /// Applies what an interrupted fold left, if it left anything. A volume that was never written
@@ -174,14 +146,16 @@ impl Redo {
     /// # Errors
     /// When it cannot be read or applied.
     pub fn replay(base: &Base) -> io::Result<()> {
-        let mut file = match File::open(base.redo_path()) {
-            Ok(file) => io::BufReader::new(file),
+        let file = match base.machine.open(&base.redo_path(), How::Read) {
+            Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error),
         };
         let mut entry = vec![0; REDO_BYTES];
+        let mut at = 0;
         // What was not synced whole was not applied either.
-        while file.read_exact(&mut entry).is_ok() {
+        while file.read_up_to(&mut entry, at)? == REDO_BYTES {
+            at += REDO_BYTES as u64;
             let (body, crc) = entry.split_at(REDO_BYTES - 8);
             if crc64(body).to_le_bytes() != *crc {
                 break;

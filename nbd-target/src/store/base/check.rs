@@ -1,15 +1,15 @@
 //! Checking the base against its sums.
 
-use std::{io, os::unix::fs::FileExt, sync::Arc};
+use std::{io, sync::Arc};
 
 use tidemark_journal::VolumeId;
 
 use super::{
     BLOCK_BYTES, Base, Place, SUM_UNREADABLE, SUM_ZEROS, sum_of,
     sums::{self, Header, SECTOR, Seal, UNIT_BLOCKS},
-    volume::{BaseVolume, read_up_to},
+    volume::BaseVolume,
 };
-use crate::store::{ReadError, segment::drop_cached};
+use crate::store::ReadError;
 
 /// Blocks of a volume's base that cannot be read.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -125,13 +125,13 @@ impl BaseVolume {
     ) -> io::Result<()> {
         let first = unit * UNIT_BLOCKS;
         let sector = sums::unit_sector(unit) * SECTOR as u64;
-        drop_cached(&self.sums, sector as i64, SECTOR as i64);
+        self.sums.drop_cached(sector, SECTOR as u64);
         let Some(sums) = self.unit(state, unit)? else {
             looked.find(first, UNIT_BLOCKS, self.damaged(unit));
             return Ok(());
         };
         let at = first * BLOCK_BYTES;
-        drop_cached(&self.data, at as i64, (UNIT_BLOCKS * BLOCK_BYTES) as i64);
+        self.data.drop_cached(at, UNIT_BLOCKS * BLOCK_BYTES);
         let mut content = vec![0; BLOCK_BYTES as usize];
         for (block, sum) in (first..).zip(sums) {
             match sum {
@@ -156,7 +156,7 @@ impl BaseVolume {
                 }
             }
         }
-        drop_cached(&self.data, at as i64, (UNIT_BLOCKS * BLOCK_BYTES) as i64);
+        self.data.drop_cached(at, UNIT_BLOCKS * BLOCK_BYTES);
         Ok(())
     }
 
@@ -164,8 +164,8 @@ impl BaseVolume {
     fn check_header(&self) -> io::Result<()> {
         let state = self.state_mut();
         let mut sector = [0; SECTOR];
-        drop_cached(&self.sums, 0, SECTOR as i64);
-        read_up_to(&self.sums, &mut sector, 0)?;
+        self.sums.drop_cached(0, SECTOR as u64);
+        self.sums.read_up_to(&mut sector, 0)?;
         if state.changed || Header::decode(&sector).is_ok() {
             return Ok(());
         }
@@ -184,8 +184,8 @@ impl BaseVolume {
     fn check_map(&self, state: &super::volume::State, stretch: u64) -> io::Result<()> {
         let number = sums::map_sector(stretch);
         let mut sector = [0; SECTOR];
-        drop_cached(&self.sums, (number * SECTOR as u64) as i64, SECTOR as i64);
-        read_up_to(&self.sums, &mut sector, number * SECTOR as u64)?;
+        self.sums.drop_cached(number * SECTOR as u64, SECTOR as u64);
+        self.sums.read_up_to(&mut sector, number * SECTOR as u64)?;
         let Some(map) = state.maps.get(stretch as usize) else { return Ok(()) };
         // One that was damaged when it was opened names every unit.
         let known = map.iter().any(|byte| *byte != u8::MAX);

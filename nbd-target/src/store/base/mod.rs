@@ -37,6 +37,7 @@ use serde::{Deserialize, Serialize};
 use tidemark_journal::{GroupId, SECTOR_BYTES, VolumeId, checksum::crc64};
 
 use super::{Damage, ReadError, Where};
+use crate::machine::Machine;
 use apply::Redo;
 use sums::{Rest, Seal};
 use volume::BaseVolume;
@@ -74,6 +75,7 @@ pub struct BaseRow {
 
 /// The oldest retained state of a group's volumes.
 pub struct Base {
+    machine: Machine,
     dir: PathBuf,
     group: GroupId,
     volumes: Mutex<BTreeMap<VolumeId, Place>>,
@@ -108,16 +110,17 @@ impl Base {
     /// # Errors
     /// When the directory cannot be created, or files cannot be read though they are there.
     pub fn open(
+        machine: &Machine,
         dir: &Path,
         group: GroupId,
         rows: &BTreeMap<VolumeId, BaseRow>,
     ) -> Result<(Base, Vec<String>), ReadError> {
         let io = |error| ReadError::io(dir.display().to_string(), error);
-        std::fs::create_dir_all(dir).map_err(io)?;
+        machine.create_dir_all(dir).map_err(io)?;
         let mut volumes = BTreeMap::new();
         let mut damage = Vec::new();
         for (id, row) in rows {
-            let place = match BaseVolume::open(dir, Seal { group, volume: *id }, *row) {
+            let place = match BaseVolume::open(machine, dir, Seal { group, volume: *id }, *row) {
                 Ok((volume, found)) => {
                     let mended =
                         |found| format!("{found}; 'tidemark verify' at the source mends it");
@@ -136,7 +139,8 @@ impl Base {
             };
             volumes.insert(*id, place);
         }
-        let base = Base { dir: dir.to_owned(), group, volumes: Mutex::new(volumes) };
+        let machine = machine.clone();
+        let base = Base { machine, dir: dir.to_owned(), group, volumes: Mutex::new(volumes) };
         Redo::replay(&base).map_err(io)?;
         Ok((base, damage))
     }
@@ -168,9 +172,7 @@ impl Base {
 
     /// Bytes of disk that the base takes.
     pub fn allocated_bytes(&self) -> u64 {
-        use std::os::unix::fs::MetadataExt;
-        let entries = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
-        entries.filter_map(|entry| entry.metadata().ok()).map(|meta| meta.blocks() * 512).sum()
+        self.machine.allocated_bytes(&self.dir)
     }
 
     /// Makes all changes durable and gives what the catalogue is to know of the volumes changed.
@@ -215,7 +217,7 @@ impl Base {
             None => (BaseRow::default(), Rest::Zeros),
         };
         let seal = Seal { group: self.group, volume: id };
-        let volume = Arc::new(BaseVolume::create(&self.dir, seal, row, rest)?);
+        let volume = Arc::new(BaseVolume::create(&self.machine, &self.dir, seal, row, rest)?);
         volumes.insert(id, Place::Here(Arc::clone(&volume)));
         Ok(volume)
     }

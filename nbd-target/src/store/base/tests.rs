@@ -28,7 +28,7 @@ fn commit(base: &Base, rows: &mut Rows) {
 /// A base of 200 blocks: the second half of it is ones, the rest was never written.
 fn make(dir: &Path, group: GroupId) -> (Base, Rows) {
     let mut rows = Rows::new();
-    let (base, damage) = Base::open(dir, group, &rows).expect("opened");
+    let (base, damage) = Base::open(&Machine::Real, dir, group, &rows).expect("opened");
     assert_eq!(damage, Vec::<String>::new());
     change(&base, 100, data(100, 1));
     commit(&base, &mut rows);
@@ -61,7 +61,7 @@ fn what_is_durable_is_read_again() {
     let row = BaseRow { generation: 2, blocks: 300_001 };
     assert_eq!(rows, Rows::from([(VOLUME, row)]));
     drop(base);
-    let (base, damage) = Base::open(dir.path(), GROUP, &rows).expect("opened");
+    let (base, damage) = Base::open(&Machine::Real, dir.path(), GROUP, &rows).expect("opened");
     assert_eq!(damage, Vec::<String>::new());
     let read = |number| block(&base, number).expect("good");
     let expected = [(0, 0), (99, 0), (100, 1), (149, 1), (150, 0), (159, 0), (161, 1), (199, 1)];
@@ -134,7 +134,7 @@ fn loss_is_never_read_as_zeros() {
         }
         drop(base);
         befall(dir.path());
-        let (base, damage) = Base::open(dir.path(), GROUP, &rows).expect("opened");
+        let (base, damage) = Base::open(&Machine::Real, dir.path(), GROUP, &rows).expect("opened");
         let said = damage.iter().any(|sentence| sentence.contains(says));
         let another = says == "another" && damage.iter().any(|text| text.contains("of the group"));
         assert!(said || another || says.is_empty(), "{name}: {damage:?}");
@@ -164,7 +164,7 @@ fn a_lost_volume_is_begun_anew_as_unknown() {
     let (base, mut rows) = make(dir.path(), GROUP);
     drop(base);
     fs::remove_file(dir.path().join("00003.sums")).expect("removed");
-    let (base, _) = Base::open(dir.path(), GROUP, &rows).expect("opened");
+    let (base, _) = Base::open(&Machine::Real, dir.path(), GROUP, &rows).expect("opened");
     change(&base, 10, data(2, 7));
     change(&base, 63, NewContent::Zeros(63));
     let check = |base: &Base| {
@@ -179,7 +179,7 @@ fn a_lost_volume_is_begun_anew_as_unknown() {
     // The power fails before the catalogue knows: what was folded in is still in the log.
     base.finish().expect("durable");
     drop(base);
-    let (base, damage) = Base::open(dir.path(), GROUP, &rows).expect("opened");
+    let (base, damage) = Base::open(&Machine::Real, dir.path(), GROUP, &rows).expect("opened");
     assert!(damage.iter().any(|sentence| sentence.contains("parts are unknown")), "{damage:?}");
     change(&base, 10, data(2, 7));
     change(&base, 63, NewContent::Zeros(63));
@@ -191,7 +191,7 @@ fn a_lost_volume_is_begun_anew_as_unknown() {
     change(&base, 0, data(200, 8));
     commit(&base, &mut rows);
     drop(base);
-    let (base, damage) = Base::open(dir.path(), GROUP, &rows).expect("opened");
+    let (base, damage) = Base::open(&Machine::Real, dir.path(), GROUP, &rows).expect("opened");
     assert_eq!(damage, Vec::<String>::new());
     assert_eq!(block(&base, 150).expect("read"), Some(8));
 }
@@ -205,7 +205,7 @@ fn what_was_not_finished_does_not_count() {
     change(&base, 0, data(1, 9));
     change(&base, 900_000, data(1, 9));
     drop(base);
-    let (base, damage) = Base::open(dir.path(), GROUP, &rows).expect("opened");
+    let (base, damage) = Base::open(&Machine::Real, dir.path(), GROUP, &rows).expect("opened");
     assert_eq!(damage, Vec::<String>::new());
     for (number, byte) in [(0, 0), (900_000, 0), (100, 1)] {
         assert_eq!(block(&base, number).expect("good"), Some(byte), "block {number}");

@@ -2,9 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs::{File, OpenOptions},
     io,
-    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
@@ -17,7 +15,10 @@ use super::{
     sum_of,
     sums::{self, CONTENT, Header, MAP_UNITS, Rest, SECTOR, Seal, UNIT_BLOCKS},
 };
-use crate::store::{Damage, ReadError, Where};
+use crate::{
+    machine::{File, How, Machine},
+    store::{Damage, ReadError, Where},
+};
 
 /// The most units that one look at the allocation reads.
 const LOOK_UNITS_MAX: u64 = 1024;
@@ -57,17 +58,18 @@ impl BaseVolume {
     /// # Errors
     /// [`ReadError::Damaged`] when they are missing or not the ones that the catalogue means.
     pub fn open(
+        machine: &Machine,
         dir: &Path,
         seal: Seal,
         row: BaseRow,
     ) -> Result<(BaseVolume, Vec<String>), ReadError> {
         let [data_path, sums_path] = paths(dir, seal);
-        let (data, sums) = (open(&data_path)?, open(&sums_path)?);
+        let (data, sums) = (open(machine, &data_path)?, open(machine, &sums_path)?);
         let lost =
             |why: String| ReadError::Damaged(format!("{}: {why}", sums_path.display()).into());
         let io = |error| ReadError::io(sums_path.display().to_string(), error);
         let mut sector = [0; SECTOR];
-        read_up_to(&sums, &mut sector, 0).map_err(io)?;
+        sums.read_up_to(&mut sector, 0).map_err(io)?;
         let header = Header::decode(&sector).map_err(lost)?;
         if (header.group, header.volume) != (seal.group, seal.volume) {
             return Err(lost(format!(
@@ -87,7 +89,7 @@ impl BaseVolume {
             (&data_path, &data, row.blocks * BLOCK_BYTES),
             (&sums_path, &sums, sums::file_bytes(row.blocks)),
         ] {
-            let have = file.metadata().map_err(io)?.len();
+            let have = file.length().map_err(io)?;
             if have < bytes {
                 let path = path.display();
                 damage.push(format!("{path} is cut short: it has {have} of {bytes} bytes"));
@@ -96,7 +98,7 @@ impl BaseVolume {
         let mut maps = Vec::new();
         for stretch in 0..sums::stretches(row.blocks) {
             let number = sums::map_sector(stretch);
-            read_up_to(&sums, &mut sector, number * SECTOR as u64).map_err(io)?;
+            sums.read_up_to(&mut sector, number * SECTOR as u64).map_err(io)?;
             maps.push(seal.open(&sector, number).unwrap_or_else(|| {
                 if damage.len() < super::DAMAGE_NAMED_MAX {
                     damage.push(format!("{}, map {stretch} is damaged", sums_path.display()));
@@ -127,11 +129,16 @@ impl BaseVolume {
     ///
     /// # Errors
     /// When they cannot be written.
-    pub fn create(dir: &Path, seal: Seal, row: BaseRow, rest: Rest) -> io::Result<BaseVolume> {
+    pub fn create(
+        machine: &Machine,
+        dir: &Path,
+        seal: Seal,
+        row: BaseRow,
+        rest: Rest,
+    ) -> io::Result<BaseVolume> {
         let paths = paths(dir, seal);
         let new = paths.each_ref().map(|path| path.with_added_extension("new"));
-        let make =
-            |path| OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path);
+        let make = |path| machine.open(path, How::Truncate);
         let [data_path, sums_path] = &new;
         let (data, sums) = (make(data_path)?, make(sums_path)?);
         data.set_len(row.blocks * BLOCK_BYTES)?;
@@ -147,12 +154,12 @@ impl BaseVolume {
         data.sync_all()?;
         sums.sync_all()?;
         for (path, new) in paths.iter().zip(&new) {
-            if rest == Rest::Unknown && path.exists() {
-                std::fs::rename(path, path.with_added_extension("damaged"))?;
+            if rest == Rest::Unknown && machine.exists(path) {
+                machine.rename(path, &path.with_added_extension("damaged"))?;
             }
-            std::fs::rename(new, path)?;
+            machine.rename(new, path)?;
         }
-        File::open(dir)?.sync_all()?;
+        machine.sync_dir(dir)?;
         let state = State {
             rest,
             maps: vec![empty; stretches as usize],
@@ -261,7 +268,7 @@ impl BaseVolume {
             NewContent::Zeros(blocks) => {
                 // Sums first: a block without one is not looked at.
                 self.set_sums(&mut state, first, &Sums::All(SUM_ZEROS, *blocks), damage)?;
-                super::apply::punch(&self.data, first * BLOCK_BYTES, blocks * BLOCK_BYTES)
+                self.data.punch(first * BLOCK_BYTES, blocks * BLOCK_BYTES)
             }
             NewContent::Unreadable(blocks) => {
                 self.set_sums(&mut state, first, &Sums::All(SUM_UNREADABLE, *blocks), damage)
@@ -320,7 +327,7 @@ impl BaseVolume {
         }
         let sizes = [blocks * BLOCK_BYTES, sums::file_bytes(blocks)];
         for (file, bytes) in [&self.data, &self.sums].into_iter().zip(sizes) {
-            if file.metadata()?.len() < bytes {
+            if file.length()? < bytes {
                 file.set_len(bytes)?;
             }
         }
@@ -383,7 +390,7 @@ impl BaseVolume {
         }
         let number = sums::unit_sector(unit);
         let mut sector = [0; SECTOR];
-        read_up_to(&self.sums, &mut sector, number * SECTOR as u64)?;
+        self.sums.read_up_to(&mut sector, number * SECTOR as u64)?;
         Ok(self.seal.open(&sector, number).map(|content| {
             let mut sums = [0; UNIT_BLOCKS as usize];
             for (sum, bytes) in sums.iter_mut().zip(content.chunks_exact(8)) {
@@ -491,26 +498,11 @@ fn paths(dir: &Path, seal: Seal) -> [PathBuf; 2] {
     ["data", "sums"].map(|suffix| dir.join(format!("{:05}.{suffix}", seal.volume.0)))
 }
 
-fn open(path: &Path) -> Result<File, ReadError> {
-    OpenOptions::new().read(true).write(true).open(path).map_err(|error| match error.kind() {
+fn open(machine: &Machine, path: &Path) -> Result<File, ReadError> {
+    machine.open(path, How::Write).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => {
             ReadError::Damaged(format!("{} is missing", path.display()).into())
         }
         _ => ReadError::io(path.display().to_string(), error),
     })
-}
-
-/// Reads what the file has; what lies beyond its end is zeros, which no checksum takes for content.
-pub(super) fn read_up_to(file: &File, out: &mut [u8; SECTOR], at: u64) -> io::Result<()> {
-    out.fill(0);
-    let mut have = 0;
-    while have < SECTOR {
-        match file.read_at(&mut out[have..], at + have as u64) {
-            Ok(0) => break,
-            Ok(bytes) => have += bytes,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }

@@ -1,6 +1,6 @@
 //! Checksummed 4 KiB pages and the bounded cache they are read through.
 
-use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc};
+use std::{io, sync::Arc};
 
 use tidemark_journal::checksum::crc64;
 use zerocopy::{
@@ -8,7 +8,7 @@ use zerocopy::{
     little_endian::{U16, U32, U64},
 };
 
-use crate::store::cache::Cache;
+use crate::{machine::File, store::cache::Cache};
 
 /// Bytes in a page.
 pub const PAGE_BYTES: usize = 4096;

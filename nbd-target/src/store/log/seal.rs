@@ -1,13 +1,16 @@
 //! Sealing: the index and the trailer at a segment's end.
 
-use std::{fs::OpenOptions, io, os::unix::fs::FileExt};
+use std::io;
 
 use tidemark_journal::{
     checksum::crc64,
     segment::{BLOCK_BYTES, SegmentEnd},
 };
 
-use crate::store::{index::sealed, journal::Follower, segment::Segment};
+use crate::{
+    machine::How,
+    store::{index::sealed, journal::Follower, segment::Segment},
+};
 
 /// Writes the index after the frames, which end at byte `end` and are durable, then the trailer, and
 /// goes over to reading from disk. The trailer is written last: with it the segment is sealed.
@@ -25,7 +28,7 @@ pub fn seal(
     let base = summary.before.seq;
     let build = |index: &_| sealed::build(index, segment.number(), base);
     let Some(index) = segment.with_memory(build) else { return Ok(()) };
-    let file = OpenOptions::new().write(true).open(segment.path())?;
+    let file = segment.machine().open(segment.path(), How::Write)?;
     file.write_all_at(&index, end)?;
     file.sync_data()?;
     let trailer = SegmentEnd {

@@ -7,9 +7,12 @@ use tidemark_journal::{
 };
 
 use super::*;
-use crate::store::{
-    index::MemoryIndex,
-    segment::{Caches, Summary},
+use crate::{
+    machine::Machine,
+    store::{
+        index::MemoryIndex,
+        segment::{Caches, Summary},
+    },
 };
 
 const SECTORS: u64 = 512;
@@ -100,7 +103,7 @@ type Rows = BTreeMap<VolumeId, BaseRow>;
 
 /// A base without damage.
 fn open(dir: &std::path::Path, rows: &Rows) -> Base {
-    let (base, damage) = Base::open(dir, GroupId([2; 16]), rows).expect("opened");
+    let (base, damage) = Base::open(&Machine::Real, dir, GroupId([2; 16]), rows).expect("opened");
     assert_eq!(damage, Vec::<String>::new());
     base
 }

@@ -1,0 +1,81 @@
+//! Branches of a played target.
+
+use std::time::Duration;
+
+use tidemark_journal::SECTOR_BYTES;
+
+use super::{NoContent, SimTarget};
+use crate::{
+    branch::{
+        Change, WriteError,
+        registry::{self, BranchError, NewBranch},
+    },
+    points::Refusal,
+};
+
+/// The longest that a change waits to be written, in played time.
+const WRITE_MAX: Duration = Duration::from_secs(30);
+
+impl SimTarget {
+    /// Makes a branch.
+    ///
+    /// # Errors
+    /// [`BranchError`].
+    pub fn create_branch(&self, new: &NewBranch) -> Result<(), BranchError> {
+        let _inside = self.runtime.enter();
+        self.branches.create(new).map(|_| ())
+    }
+
+    /// Drops a branch.
+    ///
+    /// # Errors
+    /// [`BranchError`].
+    pub fn drop_branch(&self, name: &str) -> Result<(), BranchError> {
+        let _inside = self.runtime.enter();
+        self.branches.drop_branch(name)
+    }
+
+    /// Writes to a branch, as a client of it would.
+    ///
+    /// # Errors
+    /// [`WriteError`]; also when it is not there, or is not answered in time.
+    pub fn write_branch(
+        &self,
+        name: &str,
+        change: Change,
+        durable: bool,
+    ) -> Result<(), WriteError> {
+        let closed = || WriteError::Closed("there is no such branch".to_owned());
+        let branch = self.branches.get(name).ok_or_else(closed)?;
+        let written =
+            async { tokio::time::timeout(WRITE_MAX, branch.change(change, durable)).await };
+        let written = self.local.block_on(&self.runtime, written);
+        written.map_err(|_| WriteError::Full("no answer in time".to_owned()))?
+    }
+
+    /// The names of the branches that can be used.
+    pub fn branch_names(&self) -> Vec<String> {
+        self.branches.list().iter().map(|branch| branch.name().to_owned()).collect()
+    }
+
+    /// The branches that cannot be used, with the reason.
+    pub fn broken_branches(&self) -> Vec<(String, String)> {
+        self.branches.broken().into_iter().map(|(name, broken)| (name, broken.why)).collect()
+    }
+
+    /// A volume's content in a branch.
+    ///
+    /// # Errors
+    /// [`NoContent`].
+    pub fn branch_content(&self, name: &str, volume: &str) -> Result<Vec<u8>, NoContent> {
+        let _inside = self.runtime.enter();
+        let absent = || NoContent::Absent(format!("there is no branch '{name}'"));
+        let branch = self.branches.get(name).ok_or_else(absent)?;
+        let found = registry::volumes(&branch).into_iter().find(|(name, ..)| name == volume);
+        let (_, id, sectors) =
+            found.ok_or_else(|| Refusal(format!("no volume '{volume}' in the branch")))?;
+        let mut content = vec![0; (sectors * SECTOR_BYTES) as usize];
+        branch.read(id, 0, sectors, &mut content)?;
+        Ok(content)
+    }
+}

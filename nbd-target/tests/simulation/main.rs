@@ -1,0 +1,5 @@
+//! A target that is played on a simulated disk, and a source that knows what every position holds.
+
+mod every_crash;
+mod random;
+mod source;
