@@ -23,10 +23,12 @@ use crate::{
     engine::{self, Command, Engine, EngineVolume, Parts},
     front::{Front, choose, kernel_nbd, nbd, ublk},
     kernel::blockdev::Backing,
+    ladder::Watched,
     link::{self, Link, LinkParts, TermTeller},
     outbox::Outbox,
     progress::Pace,
     rings::Rings,
+    spool::{self, Limits, Store, Told, media::Directory, own_disk},
     state::{
         files::StateFiles,
         keeper::{self, Keeper},
@@ -51,6 +53,9 @@ pub struct Group {
     volumes: Vec<Served>,
     threads: Vec<JoinHandle<()>>,
     pace: Pace,
+    ladder: Watched,
+    /// Why there is no spool though one is configured.
+    no_spool: Option<String>,
 }
 
 struct Served {
@@ -71,6 +76,7 @@ impl Group {
         tls: Arc<ClientConfig>,
         rings: &Rings,
     ) -> anyhow::Result<Group> {
+        own_disk::check(node, [config])?;
         let mut volumes = Vec::new();
         for volume in &config.volumes {
             let path = volume.backing.clone();
@@ -153,10 +159,16 @@ impl Group {
             volumes: volumes.iter().map(|volume| (volume.id, volume.sectors)).collect(),
         };
         let layout = Layout::of(config.ring_bytes.get());
-        let left = handover::find(rings, config, &found, &mut about, layout);
+        let (spool, no_spool) = spool_of(node, config);
+        let ends = spool.as_ref().and_then(|spool| spool.index().ends());
+        let spool_end = ends.map(|(_, end)| end);
+        let left = handover::find(rings, config, &found, &mut about, layout, spool_end);
         let fresh = [GroupId::random()?.0, GroupId::random()?.0];
         let said = left.as_ref().map(handover::Left::says);
-        let start = recovery::decide(&dir, config.id, &regions, &found, said.as_ref(), fresh)?;
+        let start = {
+            let spool = ends.map(|(before, end)| recovery::LeftSpool { before, end });
+            recovery::decide(&dir, config.id, &regions, &found, said.as_ref(), spool, fresh)?
+        };
         match (&said, start.with_ring) {
             (Some(said), true) => tracing::info!(
                 group = %config.name,
@@ -205,6 +217,9 @@ impl Group {
             tracing::warn!(group = %config.name, %error, "the ring cannot be kept in memory");
         }
         let outbox = ring.outbox;
+        if let Some(spool) = &spool {
+            outbox.use_spool(spool.index().clone(), start.with_spool);
+        }
         let (encoder, encoder_thread) = encoder::start(
             config.id,
             start.place,
@@ -267,6 +282,16 @@ impl Group {
             Ok(keeper)
         })?;
         let (keeper, keeper_thread) = kept.recv().context("the state keeper")?;
+        let mut threads = vec![engine_thread, encoder_thread, keeper_thread];
+        if let Some(store) = spool {
+            let engine = engine.clone();
+            threads.push(spool::start(store, outbox.clone(), move |told| {
+                engine.tell(match told {
+                    Told::Spooled(position, epoch) => Command::Spooled(position, epoch),
+                    Told::Settle => Command::Settle,
+                });
+            })?);
+        }
         let link = Link::start(
             LinkParts {
                 address: config.target.address.to_string(),
@@ -286,6 +311,7 @@ impl Group {
             },
             teller,
         )?;
+        let ladder = Watched::start(engine.clone(), outbox.clone());
         Ok(Group {
             config: config.clone(),
             engine,
@@ -295,8 +321,10 @@ impl Group {
             clock,
             term,
             volumes: Vec::new(),
-            threads: vec![engine_thread, encoder_thread, keeper_thread],
+            threads,
             pace: Pace::default(),
+            ladder,
+            no_spool,
         })
     }
 
@@ -393,8 +421,12 @@ impl Group {
                  compared after the next start: {lost}"
             ));
         }
+        problems.extend(self.no_spool.clone());
+        problems.extend(self.outbox.spool().problem);
         problems.extend(link.is_full().then(|| link::FULL.to_owned()));
         problems.extend(link.notice.as_ref().map(|notice| notice.sentence.clone()));
+        let (rung, ladder) = self.ladder.status(snapshot.overflow, &self.outbox);
+        let spooled = if rung == Rung::Ring { 0 } else { ladder.spool_bytes };
         GroupStatus {
             name: self.config.name.as_str().to_owned(),
             id: self.config.id,
@@ -404,9 +436,10 @@ impl Group {
             durable_seq: snapshot.durable,
             rpo_target_s: self.config.rpo_target_s.map(|target| target.0),
             lag_ns: backlog.oldest_ns.map_or(0, |oldest| now_ns.saturating_sub(oldest)),
-            lag_bytes: backlog.bytes,
+            lag_bytes: backlog.bytes + spooled,
             ring_fill_permille: snapshot.ring_fill_permille.max(backlog.fill_permille) as u32,
-            rung: if snapshot.overflow { Rung::Gap } else { Rung::Ring },
+            rung,
+            ladder,
             sent_bytes_total: link.sent_bytes,
             raw_bytes_total: encoded.raw_bytes,
             frames_total: encoded.frames,
@@ -459,6 +492,25 @@ impl Group {
             active_regions: snapshot.active_regions as u32,
             dirty_regions: snapshot.dirty_regions,
             uncaptured_regions: uncaptured,
+        }
+    }
+}
+
+/// The spool of a group, as it was left; else why there is none though one is configured.
+fn spool_of(node: &NodeConfig, config: &GroupConfig) -> (Option<Store>, Option<String>) {
+    let Some((directory, bytes_max)) = node.spool_of(&config.name) else { return (None, None) };
+    let opened = Directory::open(&directory)
+        .and_then(|media| spool::recover(Arc::new(media), config.id, Limits::of(bytes_max)));
+    match opened {
+        Ok(store) => (Some(store), None),
+        Err(error) => {
+            let directory = directory.display();
+            let sentence = format!(
+                "the spool {directory} cannot be used: {error}; when the ring is full, writes are not \
+                 captured; restart the agent when it can"
+            );
+            tracing::error!(group = %config.name, "{sentence}");
+            (None, Some(sentence))
         }
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! The way of a write: a [`front`] hands it to the [`engine`], which does what the [`capture`] core
 //! decides: range lock, [`dirty`] map, ring slot, sequence, local disk. The [`encoder`] makes frames
-//! of committed records, the [`outbox`] keeps them, the [`link`] sends them until the target has
-//! them durably. [`state`] is what survives a crash of the machine, and [`rings`] one of the agent;
+//! of committed records, the [`outbox`] keeps them (and the [`spool`], on a disk, what does not fit in
+//! memory), the [`link`] sends them until the target has them durably. [`state`] is what survives a crash of the machine, and [`rings`] one of the agent;
 //! [`group`] puts the parts together;
 //! [`agent::Agent`] holds the groups and answers the local [`api`]. [`kernel`] is where kernel
 //! interfaces are spoken.
@@ -20,11 +20,13 @@ pub mod engine;
 pub mod front;
 pub mod group;
 pub mod kernel;
+pub mod ladder;
 pub mod lag;
 pub mod link;
 pub mod outbox;
 pub mod progress;
 pub mod rings;
+pub mod spool;
 pub mod state;
 
 pub use agent::Agent;

@@ -6,6 +6,7 @@
 //! stream goes on exactly where the replica ends.
 
 mod sending;
+mod spooled;
 
 use std::{
     cell::RefCell,
@@ -30,7 +31,7 @@ use tidemark_link::{
 };
 use tokio::sync::Notify;
 
-use self::sending::SendLoop;
+use self::{sending::SendLoop, spooled::SpoolEnd};
 use crate::{
     capture::catchup::Mode,
     clock::JournalClock,
@@ -259,6 +260,7 @@ impl Worker {
         while !self.shared.stopping() {
             let started = Instant::now();
             let ended = self.session().await;
+            self.parts.outbox.link_ended();
             self.parts.engine.tell(Command::Link(None));
             if self.shared.stopping() {
                 break;
@@ -355,14 +357,7 @@ impl Worker {
             Verdict::Refuse(refuse) => return Ok(End::Refused(refuse.code, refuse.sentence)),
         };
         parts.outbox.release(from.seq);
-        let missing = match parts.outbox.first() {
-            None => false,
-            Some(frame) => {
-                let inside = frame.before.seq < from.seq && from.seq < frame.last;
-                !inside && !hello.ancestry.continues(from, frame.before)
-            }
-        };
-        if missing {
+        if !parts.outbox.covers(from, &hello.ancestry) {
             return doubt("records that the target lacks are no longer kept".into());
         }
         parts.outbox.rewind(from.seq);
@@ -405,6 +400,7 @@ impl Worker {
             shared: self.shared.clone(),
             beats: beats.clone(),
             throttle: self.parts.throttle.clone(),
+            spool: SpoolEnd::default(),
         };
         // Sending must not be dropped in the middle of a message, so it is a task of its own.
         let sending = seam::spawn(sending.run());

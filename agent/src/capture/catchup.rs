@@ -112,6 +112,8 @@ pub struct CatchUp {
     /// Counts [`Core::link`].
     link: u32,
     budget_bytes: u64,
+    /// Enough waits for the link already.
+    held: bool,
     cursors: Vec<u32>,
     verify: Vec<Option<Verify>>,
     parts: VecDeque<Part>,
@@ -128,6 +130,7 @@ impl CatchUp {
             mode: None,
             link: 0,
             budget_bytes: 0,
+            held: false,
             cursors: vec![0; volumes],
             verify: (0..volumes).map(|_| None).collect(),
             parts: VecDeque::new(),
@@ -136,6 +139,12 @@ impl CatchUp {
             working: BTreeMap::new(),
             offers: BTreeMap::new(),
         }
+    }
+}
+
+impl CatchUp {
+    pub(super) fn hold(&mut self, held: bool) {
+        self.held = held;
     }
 }
 
@@ -248,6 +257,7 @@ impl Core {
         }
         while self.catch_up.reads < READS_MAX
             && self.catch_up.budget_bytes > 0
+            && !self.catch_up.held
             && self.ring.fill_permille() < YIELD_ABOVE_PERMILLE
         {
             let Some((part, with_lock)) = self.next_part_to_read() else { break };

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use tidemark_journal::{GroupId, Record};
+use tidemark_journal::{GroupId, Position, Record};
 
 use crate::{
     capture::ring::{
@@ -21,6 +21,7 @@ use crate::{
 pub(super) struct Left {
     inherited: Inherited,
     frames: Kept,
+    beyond_spool: bool,
 }
 
 /// Both ends of a ring and its frames, ready to be used.
@@ -34,13 +35,15 @@ pub(super) struct ReadyRing {
 }
 
 /// The ring that was left behind for a group, if it is the one of which its state speaks. `about`
-/// then says what it is. One that is not is told in the log.
+/// then says what it is. One that is not is told in the log. `spool_end` is the last position in the
+/// spool.
 pub(super) fn find(
     rings: &Rings,
     config: &GroupConfig,
     found: &Found,
     about: &mut About,
     layout: Layout,
+    spool_end: Option<Position>,
 ) -> Option<Left> {
     let passed = rings.take(config.id);
     let state = found.state?;
@@ -50,10 +53,11 @@ pub(super) fn find(
         let wanted = About { id: state.ring, ..about.clone() };
         let adopt = || -> Result<(Left, JournalClock), NotOurs> {
             let (memory, clock) = RingMemory::adopt(fd, &wanted, layout, state.term)?;
-            let frames = outbox::kept(&memory, config.id, state.term)?;
+            let mut frames = outbox::kept(&memory, config.id, state.term)?;
+            let beyond_spool = frames.join(&memory, spool_end, state.acked.seq, fork_seq)?;
             let term = fork_seq..=state.ceiling;
             let inherited = ring::inherit(memory, &about.volumes, frames.last(), term)?;
-            Ok((Left { inherited, frames }, clock))
+            Ok((Left { inherited, frames, beyond_spool }, clock))
         };
         match adopt() {
             Ok((left, clock)) => {
@@ -86,6 +90,7 @@ impl Left {
             framed: self.inherited.framed,
             gaps: self.inherited.gaps.clone(),
             failed: self.inherited.failed.iter().flat_map(regions).collect(),
+            beyond_spool: self.beyond_spool,
         }
     }
 

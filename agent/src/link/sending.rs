@@ -3,14 +3,14 @@
 use std::{cell::RefCell, rc::Rc, sync::Arc, time::Instant};
 
 use anyhow::Context;
-use tidemark_journal::{Ancestry, FrameView, Position, cut};
+use tidemark_journal::{Ancestry, FrameView, Position, Seq, cut};
 use tidemark_link::{
     conn::Sender,
     message::{Heartbeat, Message},
     throttle::{Schedule, Throttle},
 };
 
-use super::{HEARTBEAT, Shared};
+use super::{HEARTBEAT, Shared, spooled::SpoolEnd};
 use crate::{encoder, engine::Engine, outbox::Outbox, state::keeper::Keeper};
 
 /// What sends, while a session lasts.
@@ -25,6 +25,7 @@ pub(super) struct SendLoop {
     pub shared: Arc<Shared>,
     pub beats: Rc<RefCell<Option<(u64, Instant)>>>,
     pub throttle: Schedule,
+    pub spool: SpoolEnd,
 }
 
 impl SendLoop {
@@ -52,20 +53,33 @@ impl SendLoop {
                     number += 1;
                     self.heartbeat(number, &mut vouch).await?;
                 }
+                if let Some((after, index)) = outbox.next_in_spool() {
+                    let (frame, bytes) = self.spool.read(&outbox, after, index).await?;
+                    self.encoder.wake();
+                    let sent = self.send(frame.before.seq, &bytes).await?;
+                    self.spool.give_back(bytes);
+                    outbox.sent_spooled(&frame);
+                    self.shared.status().sent_bytes += sent;
+                    continue;
+                }
                 let Some(frame) = outbox.lend() else { break };
                 self.encoder.wake();
-                let sent = if frame.info().before.seq < self.from.seq {
-                    self.send_tail(&frame).await?
-                } else {
-                    self.sender.send_frame(&[&frame]).await?;
-                    frame.len() as u64
-                };
+                let sent = self.send(frame.info().before.seq, &frame).await?;
                 drop(frame);
                 self.shared.status().sent_bytes += sent;
             }
             self.encoder.wake();
             self.sender.flush().await?;
         }
+    }
+
+    /// Sends a frame that continues `before`, or what the replica lacks of it. Returns the bytes sent.
+    async fn send(&mut self, before: Seq, frame: &[u8]) -> anyhow::Result<u64> {
+        if before < self.from.seq {
+            return self.send_tail(frame).await;
+        }
+        self.sender.send_frame(&[frame]).await?;
+        Ok(frame.len() as u64)
     }
 
     /// The first frame may begin before the position at which the replica ends.
