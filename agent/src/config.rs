@@ -8,6 +8,10 @@
 //! ca = "/etc/tidemark/pki/ca.pem"
 //! certificate = "/etc/tidemark/pki/node.pem"
 //! key = "/etc/tidemark/pki/node.key"
+//!
+//! [spool]                                    # there is none unless this is here
+//! directory = "/var/spool/tidemark"
+//! bytes_max = "64 GiB"                       # of each group
 //! ```
 //!
 //! ```toml
@@ -38,8 +42,8 @@ use std::path::{Path, PathBuf};
 use tidemark_control::config::{ConfigError, Name, Source, files_in};
 
 pub use group::{GroupConfig, TargetConfig, VolumeConfig};
-pub use node::{NodeConfig, TlsConfig, TlsError};
-pub use values::{CompressionSetting, FrontChoice, HostPort, RingBytes};
+pub use node::{NodeConfig, SpoolConfig, TlsConfig, TlsError};
+pub use values::{CompressionSetting, FrontChoice, HostPort, RingBytes, SpoolBytes};
 
 /// Where the configuration lies unless told otherwise.
 pub const DIRECTORY: &str = "/etc/tidemark";
@@ -197,6 +201,12 @@ impl NodeConfig {
     /// Where the state of a group is kept.
     pub fn state_of(&self, group: &Name) -> PathBuf {
         self.state_dir.join(group.as_str())
+    }
+
+    /// The directory of a group's spool, and the most that it may take.
+    pub fn spool_of(&self, group: &Name) -> Option<(PathBuf, u64)> {
+        let spool = self.spool.as_ref()?;
+        Some((spool.directory.join(group.as_str()), spool.bytes_max.get()))
     }
 
     /// The Unix socket of a volume's plain NBD front.

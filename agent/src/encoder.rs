@@ -264,7 +264,8 @@ impl Encoder {
         let frame = self.builder.finish(&about);
         let (last, raw_bytes) = (frame.last, frame.raw_bytes);
         let (bytes, before) = (frame.frame_bytes() as u64, self.place.before);
-        let facts = FrameFacts { before, last, time_ns: first.time_ns, raw_bytes };
+        let term = self.place.term;
+        let facts = FrameFacts { before, last, term, time_ns: first.time_ns, raw_bytes };
         let kept = self.outbox.push([frame.meta, frame.payload], &facts);
         self.shared.frames.fetch_add(1, Ordering::Relaxed);
         self.shared.raw_bytes.fetch_add(raw_bytes, Ordering::Relaxed);

@@ -20,13 +20,16 @@ use crate::{
     engine::{self, Command, Engine, EngineVolume, Parts},
     front::Front,
     kernel::blockdev::Backing,
+    ladder::Watched,
     link::{self, Link, LinkParts, TermTeller},
     outbox::Outbox,
     progress::Pace,
     rings::Rings,
+    spool::{self, Limits, Store, Told, media::Directory, own_disk},
     state::{
         files::StateFiles,
         keeper::{self, Keeper},
+        recovery::LeftSpool,
     },
     verify::Verifies,
 };
@@ -55,6 +58,9 @@ pub struct Group {
     state_dir: PathBuf,
     /// Why the disks are not taken for what they were, if so.
     doubt: Option<String>,
+    ladder: Watched,
+    /// Why there is no spool though one is configured.
+    no_spool: Option<String>,
 }
 
 struct Served {
@@ -76,6 +82,7 @@ impl Group {
         tls: Arc<ClientConfig>,
         rings: &Rings,
     ) -> anyhow::Result<Group> {
+        own_disk::check(node, [config])?;
         let volumes = claim(config).await?;
         let backings: Vec<Arc<Backing>> =
             volumes.iter().map(|volume| volume.backing.clone()).collect();
@@ -134,6 +141,9 @@ impl Group {
             rings: rings.take(config.id),
             fresh,
         };
+        let (spool, no_spool) = spool_of(node, config);
+        let ends = spool.as_ref().and_then(|spool| spool.index().ends());
+        let left_spool = ends.map(|(before, end)| LeftSpool { before, end });
         let Opened {
             files,
             state,
@@ -145,8 +155,9 @@ impl Group {
             outbox,
             core,
             keep_ring,
+            with_spool,
             ..
-        } = opening.open(&dir, files, &found)?;
+        } = opening.open(&dir, files, &found, left_spool)?;
         checked.record(disks_place)?;
         if keep_ring {
             rings.keep(config.id, core.ring_memory());
@@ -155,6 +166,9 @@ impl Group {
             tracing::warn!(group = %config.name, %error, "the ring cannot be kept in memory");
         }
         let carriers = Arc::new(Carriers::default());
+        if let Some(spool) = &spool {
+            outbox.use_spool(spool.index().clone(), with_spool);
+        }
         let (encoder, encoder_thread) = encoder::start(
             config.id,
             place,
@@ -204,6 +218,16 @@ impl Group {
             Ok(keeper)
         })?;
         let (keeper, keeper_thread) = kept.recv().context("the state keeper")?;
+        let mut threads = vec![engine_thread, encoder_thread, keeper_thread];
+        if let Some(store) = spool {
+            let engine = engine.clone();
+            threads.push(spool::start(store, outbox.clone(), move |told| {
+                engine.tell(match told {
+                    Told::Spooled(position, epoch) => Command::Spooled(position, epoch),
+                    Told::Settle => Command::Settle,
+                });
+            })?);
+        }
         let link = Link::start(
             LinkParts {
                 address: config.target.address.to_string(),
@@ -225,6 +249,7 @@ impl Group {
             teller,
         )?;
         let every_s = config.verify_every_s.map(|every| every.0);
+        let ladder = Watched::start(engine.clone(), outbox.clone());
         Ok(Group {
             config: config.clone(),
             verifies: Verifies::start(config.name.as_str(), &dir, engine.clone(), every_s),
@@ -235,10 +260,12 @@ impl Group {
             clock,
             term,
             volumes: Vec::new(),
-            threads: vec![engine_thread, encoder_thread, keeper_thread],
+            threads,
             pace: Pace::default(),
             state_dir: dir,
             doubt,
+            ladder,
+            no_spool,
         })
     }
 
@@ -348,8 +375,12 @@ impl Group {
                  compared after the next start: {lost}"
             ));
         }
+        problems.extend(self.no_spool.clone());
+        problems.extend(self.outbox.spool().problem);
         problems.extend(link.is_full().then(|| link::FULL.to_owned()));
         problems.extend(link.notice.as_ref().map(|notice| notice.sentence.clone()));
+        let (rung, ladder) = self.ladder.status(snapshot.overflow, &self.outbox);
+        let spooled = if rung == Rung::Ring { 0 } else { ladder.spool_bytes };
         GroupStatus {
             name: self.config.name.as_str().to_owned(),
             id: self.config.id,
@@ -359,9 +390,10 @@ impl Group {
             durable_seq: snapshot.durable,
             rpo_target_s: self.config.rpo_target_s.map(|target| target.0),
             lag_ns: backlog.oldest_ns.map_or(0, |oldest| now_ns.saturating_sub(oldest)),
-            lag_bytes: backlog.bytes,
+            lag_bytes: backlog.bytes + spooled,
             ring_fill_permille: snapshot.ring_fill_permille.max(backlog.fill_permille) as u32,
-            rung: if snapshot.overflow { Rung::Gap } else { Rung::Ring },
+            rung,
+            ladder,
             sent_bytes_total: link.sent_bytes,
             raw_bytes_total: encoded.raw_bytes,
             frames_total: encoded.frames,
@@ -435,6 +467,25 @@ pub(crate) async fn claim(config: &GroupConfig) -> anyhow::Result<Vec<EngineVolu
         volumes.push(EngineVolume { id: volume.id, backing: Arc::new(backing), sectors });
     }
     Ok(volumes)
+}
+
+/// The spool of a group, as it was left; else why there is none though one is configured.
+fn spool_of(node: &NodeConfig, config: &GroupConfig) -> (Option<Store>, Option<String>) {
+    let Some((directory, bytes_max)) = node.spool_of(&config.name) else { return (None, None) };
+    let opened = Directory::open(&directory)
+        .and_then(|media| spool::recover(Arc::new(media), config.id, Limits::of(bytes_max)));
+    match opened {
+        Ok(store) => (Some(store), None),
+        Err(error) => {
+            let directory = directory.display();
+            let sentence = format!(
+                "the spool {directory} cannot be used: {error}; when the ring is full, writes are not \
+                 captured; restart the agent when it can"
+            );
+            tracing::error!(group = %config.name, "{sentence}");
+            (None, Some(sentence))
+        }
+    }
 }
 
 fn link_status(link: link::LinkStatus) -> LinkStatus {

@@ -7,6 +7,7 @@
 
 mod sending;
 pub mod session;
+mod spooled;
 
 use std::{
     cell::RefCell,
@@ -31,6 +32,7 @@ use tokio::sync::Notify;
 use self::{
     sending::SendLoop,
     session::{Greeter, Start, acknowledged},
+    spooled::SpoolEnd,
 };
 use crate::{
     carriers::Carriers,
@@ -269,6 +271,7 @@ impl Worker {
         while !self.shared.stopping() {
             let started = Instant::now();
             let ended = self.session().await;
+            self.parts.outbox.link_ended();
             self.parts.engine.tell(Command::Link(None));
             if self.shared.stopping() {
                 break;
@@ -378,6 +381,7 @@ impl Worker {
             shared: self.shared.clone(),
             beats: beats.clone(),
             throttle: self.parts.throttle.clone(),
+            spool: SpoolEnd::default(),
         };
         // Sending must not be dropped in the middle of a message, so it is a task of its own.
         let sending = seam::spawn(sending.run());

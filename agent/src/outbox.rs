@@ -4,24 +4,36 @@
 //! end to end, each in one piece. The encoder puts frames in, the sender reads them (again after a
 //! reconnect, verbatim), and the acknowledgement of the final target frees them, oldest first.
 //!
+//! With a [spool](crate::spool) the oldest of them lie there, and no longer in memory.
+//!
 //! The next process finds them again by walking from the start to the end ([`kept`]). Where the rest of
 //! the area is too short for a frame, the bytes at its begin are zeros, or fewer than a header has.
 
 use std::{
     collections::VecDeque,
     ops::Deref,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
-use tidemark_journal::{Position, Seq, frame::HEADER_BYTES};
+use tidemark_journal::{Position, Seq, TermId, frame::HEADER_BYTES};
 use tokio::sync::Notify;
 
 use crate::capture::ring::{FRAMED_SEQ_AT, FRAMES_END_AT, FRAMES_START_AT, RingMemory};
 
 mod inherit;
+mod spill;
 
 pub use inherit::{Kept, kept};
+pub use spill::{Chore, SPILL_ABOVE_PERMILLE, SpoolBacklog};
+
+use spill::Spill;
+
+/// The area's fill, in thousandths, above which catch-up adds nothing to it.
+const BACKLOGGED_ABOVE_PERMILLE: u64 = 300;
 
 /// A frame's place and what is known of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +42,8 @@ pub struct FrameInfo {
     pub before: Position,
     /// Its last sequence.
     pub last: Seq,
+    /// The same with its term.
+    last_position: Position,
     /// Journal time of its first record.
     pub time_ns: u64,
     /// Raw bytes of its payload.
@@ -58,6 +72,7 @@ struct State {
     /// Frames are dropped instead of kept: what they hold will be compared instead.
     discarding: bool,
     closed: bool,
+    spill: Spill,
 }
 
 /// The frames of one group.
@@ -65,6 +80,10 @@ pub struct Outbox {
     memory: Arc<RingMemory>,
     state: Mutex<State>,
     room: Condvar,
+    /// Woken when there may be something to do for the spool's thread.
+    spill: Condvar,
+    /// Whether so much waits that catch-up should not add to it.
+    backlogged: AtomicBool,
     /// Woken when there may be a frame to send: one came in, or they are no longer held.
     pub filled: Notify,
 }
@@ -72,10 +91,12 @@ pub struct Outbox {
 /// How full an outbox is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Backlog {
-    /// Frames kept.
+    /// Frames kept in memory.
     pub frames: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// Bytes that there is room for in memory.
+    pub area_bytes: u64,
     /// Journal time of the oldest record that is not final-durable.
     pub oldest_ns: Option<u64>,
     /// How full the area is, 0 to 1000.
@@ -89,8 +110,14 @@ impl Outbox {
     }
 
     fn with(memory: Arc<RingMemory>, state: State) -> Arc<Outbox> {
-        let state = Mutex::new(state);
-        Arc::new(Outbox { memory, state, room: Condvar::new(), filled: Notify::new() })
+        Arc::new(Outbox {
+            memory,
+            state: Mutex::new(state),
+            room: Condvar::new(),
+            spill: Condvar::new(),
+            backlogged: AtomicBool::new(false),
+            filled: Notify::new(),
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -127,14 +154,25 @@ impl Outbox {
         for (part, before) in [(parts[0], 0), (parts[1], parts[0].len() as u64)] {
             region.copy_in(offset + before, part).expect("the place lies inside the area");
         }
-        let FrameFacts { before, last, time_ns, raw_bytes } = *info;
-        state.frames.push_back(FrameInfo { before, last, time_ns, raw_bytes, bytes, at });
+        let FrameFacts { before, last, term, time_ns, raw_bytes } = *info;
+        let last_position = Position { term, seq: last };
+        state.frames.push_back(FrameInfo {
+            before,
+            last,
+            last_position,
+            time_ns,
+            raw_bytes,
+            bytes,
+            at,
+        });
         state.end = at + bytes;
         self.memory.word(FRAMES_END_AT).store(state.end, Ordering::Release);
         // After the end: nothing frees the frame before the lock is given back.
         self.memory.word(FRAMED_SEQ_AT).store(last.0, Ordering::Release);
+        self.look_at_backlog(&state);
         drop(state);
         self.filled.notify_one();
+        self.spill.notify_all();
         true
     }
 
@@ -149,7 +187,8 @@ impl Outbox {
     /// Frames that were not handed to the sender yet.
     pub fn unsent(&self) -> usize {
         let state = self.state();
-        state.frames.len() - state.frames.partition_point(|frame| frame.last <= state.sent)
+        let in_spool = usize::from(state.sent.max(state.released) < state.spill.through.seq);
+        in_spool + state.frames.len() - next(&state)
     }
 
     /// Whether everything up to `seq` was handed to the sender over the present link.
@@ -157,16 +196,30 @@ impl Outbox {
         self.state().sent >= seq
     }
 
-    /// Journal times of the frames kept that end at `seq` or before.
+    /// Journal times of the frames kept that end at `seq` or before; of those in the spool only if
+    /// they were sent over the present link.
     pub fn times_through(&self, seq: Seq) -> Vec<u64> {
-        let state = self.state();
+        let mut state = self.state();
+        let mut times = state.spill.take_times(seq);
         let through = state.frames.iter().take_while(|frame| frame.last <= seq);
-        through.map(|frame| frame.time_ns).collect()
+        times.extend(through.map(|frame| frame.time_ns));
+        times
     }
 
     /// Goes back to just after `seq`: a new link resumes there.
     pub fn rewind(&self, seq: Seq) {
-        self.state().sent = seq;
+        let mut state = self.state();
+        state.sent = seq;
+        state.spill.rewound();
+    }
+
+    /// The link has ended: nothing is on its way any more.
+    pub fn link_ended(&self) {
+        let mut state = self.state();
+        state.sent = state.released;
+        state.spill.rewound();
+        drop(state);
+        self.spill.notify_all();
     }
 
     /// Holds all frames back from the sender while the target has no room, or lets them go again.
@@ -178,20 +231,15 @@ impl Outbox {
         }
     }
 
-    /// The position before the first frame kept, or the end of what was freed.
-    pub fn first(&self) -> Option<FrameInfo> {
-        self.state().frames.front().copied()
-    }
-
-    /// The next frame for the sender, if none are held back. It stays in place until the loan is
+    /// The next frame for the sender, if none are held back and it lies in memory. It stays in place until the loan is
     /// dropped.
     pub fn lend(&self) -> Option<Loan<'_>> {
         let mut state = self.state();
-        if state.held {
+        let spooled = state.sent.max(state.released) < state.spill.through.seq;
+        if state.held || spooled {
             return None;
         }
-        let next = state.frames.partition_point(|frame| frame.last <= state.sent);
-        let info = *state.frames.get(next)?;
+        let info = *state.frames.get(next(&state))?;
         state.sent = info.last;
         state.lent = Some(info.last);
         Some(Loan { outbox: self, info })
@@ -205,10 +253,14 @@ impl Outbox {
     }
 
     fn free(&self, mut state: MutexGuard<'_, State>) {
-        while let Some(frame) = state.frames.front()
-            && frame.last <= state.released
+        let through = state.released.max(state.spill.through.seq);
+        while let Some(frame) = state.frames.front().copied()
+            && frame.last <= through
             && state.lent.is_none_or(|lent| frame.last < lent)
         {
+            if frame.last > state.released && frame.last <= state.sent {
+                state.spill.was_sent(frame.last, frame.time_ns);
+            }
             state.start = frame.at + frame.bytes;
             state.frames.pop_front();
         }
@@ -216,6 +268,7 @@ impl Outbox {
             state.start = state.end;
         }
         self.memory.word(FRAMES_START_AT).store(state.start, Ordering::Release);
+        self.look_at_backlog(&state);
         drop(state);
         self.room.notify_all();
     }
@@ -224,6 +277,7 @@ impl Outbox {
     pub fn discard(&self) {
         let mut state = self.state();
         state.discarding = true;
+        state.spill.discard();
         if state.lent.is_none() {
             state.frames.clear();
             state.start = state.end;
@@ -236,24 +290,42 @@ impl Outbox {
     /// Keeps frames again.
     pub fn resume(&self) {
         self.state().discarding = false;
+        self.spill.notify_all();
     }
 
     /// Ends it: whoever waits for room gives up.
     pub fn close(&self) {
         self.state().closed = true;
         self.room.notify_all();
+        self.spill.notify_all();
         self.filled.notify_one();
+    }
+
+    /// Whether so much waits, in memory or in the spool, that catch-up should not add to it.
+    pub fn is_backlogged(&self) -> bool {
+        self.backlogged.load(Ordering::Relaxed)
+    }
+
+    fn look_at_backlog(&self, state: &State) {
+        let spooled = state.sent.max(state.released) < state.spill.through.seq;
+        let much = spooled || self.fill_permille(state) > BACKLOGGED_ABOVE_PERMILLE;
+        self.backlogged.store(much, Ordering::Relaxed);
+    }
+
+    fn fill_permille(&self, state: &State) -> u64 {
+        (state.end - state.start) * 1000 / self.memory.layout().frame_bytes
     }
 
     /// How full it is.
     pub fn backlog(&self) -> Backlog {
         let state = self.state();
-        let used = state.end - state.start;
+        let in_memory = state.frames.front().map(|frame| frame.time_ns);
         Backlog {
             frames: state.frames.len() as u64,
             bytes: state.frames.iter().map(|frame| frame.bytes).sum(),
-            oldest_ns: state.frames.front().map(|frame| frame.time_ns),
-            fill_permille: used * 1000 / self.memory.layout().frame_bytes,
+            oldest_ns: state.spill.oldest_ns(state.released).or(in_memory),
+            fill_permille: self.fill_permille(&state),
+            area_bytes: self.memory.layout().frame_bytes,
         }
     }
 }
@@ -265,10 +337,18 @@ pub struct FrameFacts {
     pub before: Position,
     /// Its last sequence.
     pub last: Seq,
+    /// Its term.
+    pub term: TermId,
     /// Journal time of its first record.
     pub time_ns: u64,
     /// Raw bytes of its payload.
     pub raw_bytes: u64,
+}
+
+/// The place in the list of the frame that is sent next, if it lies in memory.
+fn next(state: &State) -> usize {
+    let through = state.sent.max(state.spill.through.seq);
+    state.frames.partition_point(|frame| frame.last <= through)
 }
 
 /// Where a frame of so many bytes may lie, in one piece.

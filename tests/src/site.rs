@@ -60,6 +60,8 @@ pub struct Plan {
     pub target_group: &'static str,
     /// More lines for the group's file at the source, before its tables.
     pub group_lines: String,
+    /// How large the agent's spool may be; none without one.
+    pub spool_bytes_max: Option<u64>,
     /// More lines for the group's table at the target.
     pub target_group_lines: String,
     /// More tables for the target's file.
@@ -75,6 +77,7 @@ impl Plan {
             compression: "1",
             target_group: GROUP,
             group_lines: String::new(),
+            spool_bytes_max: None,
             target_group_lines: String::new(),
             target_tables: String::new(),
         }
@@ -259,8 +262,22 @@ impl Site {
         format!(
             "node = \"{node}\"\nstate_dir = \"{dir}/state\"\nruntime_dir = \"{dir}/run\"\n\
              api_socket = \"{dir}/agent.sock\"\n\
-             [tls]\nca = \"{dir}/ca.pem\"\ncertificate = \"{dir}/{node}.pem\"\nkey = \"{dir}/{node}.key\"\n"
+             [tls]\nca = \"{dir}/ca.pem\"\ncertificate = \"{dir}/{node}.pem\"\nkey = \"{dir}/{node}.key\"\n{}",
+            self.spool_text()
         )
+    }
+
+    fn spool_text(&self) -> String {
+        let Some(bytes_max) = self.plan.spool_bytes_max else { return String::new() };
+        format!(
+            "[spool]\ndirectory = \"{}\"\nbytes_max = {bytes_max}\n",
+            self.spool_dir().display()
+        )
+    }
+
+    /// The directory of the agent's spools.
+    pub fn spool_dir(&self) -> PathBuf {
+        self.dir().join("spool")
     }
 
     /// The group's configuration at the source.

@@ -115,6 +115,8 @@ pub struct CatchUp {
     link: u32,
     /// What may still be read; below zero, what was read ahead of it.
     budget_bytes: i64,
+    /// Enough waits for the link already.
+    held: bool,
     cursors: Vec<u32>,
     verify: Vec<Option<Verify>>,
     parts: VecDeque<Part>,
@@ -131,6 +133,7 @@ impl CatchUp {
             mode: None,
             link: 0,
             budget_bytes: 0,
+            held: false,
             cursors: vec![0; volumes],
             verify: (0..volumes).map(|_| None).collect(),
             parts: VecDeque::new(),
@@ -139,6 +142,12 @@ impl CatchUp {
             working: BTreeMap::new(),
             offers: BTreeMap::new(),
         }
+    }
+}
+
+impl CatchUp {
+    pub(super) fn hold(&mut self, held: bool) {
+        self.held = held;
     }
 }
 
@@ -280,6 +289,7 @@ impl Core {
         }
         while self.catch_up.reads < READS_MAX
             && self.catch_up.budget_bytes > 0
+            && !self.catch_up.held
             && self.ring.fill_permille() < YIELD_ABOVE_PERMILLE
         {
             let Some((part, with_lock)) = self.next_part_to_read() else { break };

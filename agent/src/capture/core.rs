@@ -90,6 +90,8 @@ pub struct Core {
     asked_ceiling: Seq,
     pub(super) now_ns: u64,
     durable: Seq,
+    /// Everything up to here is final-durable or lies in the spool, and that is durably known.
+    spooled: Seq,
     pub(super) overflow: bool,
     pub(super) catch_up: CatchUp,
     pub(super) counters: Counters,
@@ -141,6 +143,7 @@ impl Core {
             asked_ceiling: ceiling,
             now_ns: 0,
             durable: Seq::ZERO,
+            spooled: Seq::ZERO,
             overflow: false,
             counters: Counters::default(),
             epoch: None,
@@ -177,6 +180,17 @@ impl Core {
         self.durable = self.durable.max(seq);
     }
 
+    /// Everything up to `seq` is final-durable or lies in the spool, and the state says so durably:
+    /// regions without later writes need no mark.
+    pub fn spooled(&mut self, seq: Seq) {
+        self.spooled = self.spooled.max(seq);
+    }
+
+    /// The sequence up to which no region needs a mark for want of the target's word.
+    pub(super) fn covered(&self) -> Seq {
+        self.durable.max(self.spooled)
+    }
+
     /// Sequences up to `seq` are durably reserved.
     pub fn ceiling_reserved(&mut self, seq: Seq) {
         self.ceiling = self.ceiling.max(seq);
@@ -202,7 +216,7 @@ impl Core {
     }
 
     fn begin_commit(&mut self, all: bool) {
-        if let Some(commit) = self.map.begin_commit(self.durable, all) {
+        if let Some(commit) = self.map.begin_commit(self.covered(), all) {
             self.effects.push_back(Effect::CommitMap(commit));
         }
     }
@@ -229,6 +243,11 @@ impl Core {
     /// The last sequence drawn.
     pub fn last_seq(&self) -> Seq {
         self.last_seq
+    }
+
+    /// Keeps catch-up and verify from reading more, while so much waits for the link already.
+    pub fn hold_catch_up(&mut self, held: bool) {
+        self.catch_up.hold(held);
     }
 
     /// Sequences up to here are durably reserved.

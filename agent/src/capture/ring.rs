@@ -21,7 +21,7 @@ use tidemark_journal::{Kind, Record, Sector, Seq, VolumeId};
 use zerocopy::IntoBytes;
 
 use self::memory::{ENCODED_AT, FREED_AT, RESERVED_AT, SlotFields, state};
-pub(crate) use self::memory::{FRAMED_SEQ_AT, FRAMES_END_AT, FRAMES_START_AT};
+pub(crate) use self::memory::{FRAMED_SEQ_AT, FRAMES_END_AT, FRAMES_START_AT, SPOOLED_SEQ_AT};
 pub use self::{
     inherit::{Inherited, NotOurs, inherit},
     memory::{About, HEADER_BYTES, Layout, RingMemory, SLOTS_RESERVED, VOLUMES_MAX},

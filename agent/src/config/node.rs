@@ -7,6 +7,8 @@ use tidemark_control::config::{ConfigError, Source};
 use tidemark_link::NodeName;
 use tidemark_link::pki::{Identity, PkiError, Trust};
 
+use super::values::SpoolBytes;
+
 /// What concerns the whole node.
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -25,6 +27,18 @@ pub struct NodeConfig {
     /// Certificates.
     #[serde(default)]
     pub tls: TlsConfig,
+    /// Where frames wait that the rings cannot hold; none means that writes are then not captured.
+    pub spool: Option<SpoolConfig>,
+}
+
+/// A place on a disk for what the rings cannot hold.
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SpoolConfig {
+    /// The directory. It must not lie on a disk that this agent protects. Each group has one in it.
+    pub directory: PathBuf,
+    /// The most that each group's spool may take.
+    pub bytes_max: SpoolBytes,
 }
 
 /// Where the certificates lie, in PEM.
@@ -76,6 +90,8 @@ impl NodeConfig {
             ("tls.certificate", &config.tls.certificate),
             ("tls.key", &config.tls.key),
         ];
+        let spool = config.spool.as_ref().map(|spool| ("spool.directory", &spool.directory));
+        let paths: Vec<_> = paths.into_iter().chain(spool).collect();
         match paths.iter().find(|(_, path)| !path.is_absolute()) {
             None => Ok(config),
             Some((key, path)) => Err(ConfigError::file(

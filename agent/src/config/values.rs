@@ -43,6 +43,33 @@ impl TryFrom<Bytes> for RingBytes {
     }
 }
 
+/// The most that a spool may take.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(try_from = "Bytes")]
+pub struct SpoolBytes(u64);
+
+impl SpoolBytes {
+    /// The smallest: sixteen of the smallest segments.
+    pub const MIN: u64 = 64 << 20;
+
+    /// In bytes.
+    pub fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl TryFrom<Bytes> for SpoolBytes {
+    type Error = String;
+
+    fn try_from(bytes: Bytes) -> Result<SpoolBytes, String> {
+        if bytes.0 >= SpoolBytes::MIN {
+            Ok(SpoolBytes(bytes.0))
+        } else {
+            Err(format!("a spool of {bytes} is not possible: it takes 64 MiB at least"))
+        }
+    }
+}
+
 /// `"off"` or a zstd level.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
 #[serde(try_from = "toml::Value")]

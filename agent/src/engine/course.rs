@@ -44,6 +44,11 @@ impl Course {
         Course { ancestry, outbox, doubt: None, tracking_lost: None }
     }
 
+    /// Whether so much waits for the link that catch-up should not add to it.
+    pub fn is_backlogged(&self) -> bool {
+        self.outbox.is_backlogged()
+    }
+
     /// The path of terms.
     pub fn ancestry(&self) -> &Ancestry {
         &self.ancestry
@@ -57,9 +62,15 @@ impl Course {
     /// Everything up to `seq` is final-durable; what the keeper is to note of it.
     pub fn durable(&self, core: &mut Core, seq: Seq) -> Option<Job> {
         core.final_durable(seq);
-        let current = self.ancestry.current();
-        // A replica that has nothing of this term yet: what was kept before still holds.
-        (seq >= current.fork_seq).then_some(Job::Acked(Position { term: current.id, seq }))
+        // A replica that has nothing of the path: what was kept before still holds.
+        let first = self.ancestry.terms().first()?;
+        (seq >= first.fork_seq).then(|| Job::Acked(self.ancestry.at(seq)))
+    }
+
+    /// Everything up to `position` is final-durable or lies in the spool; what the keeper is to note
+    /// of it, unless everything was dropped since.
+    pub fn spooled(&self, position: Position, epoch: u64) -> Option<Job> {
+        (epoch == self.outbox.epoch()).then_some(Job::Spooled(position))
     }
 
     /// The two sides' memories disagree: the replica ends at `seq`, and its target has seen
@@ -92,6 +103,10 @@ impl Course {
         match done {
             Done::Committed => core.map_committed(),
             Done::Reserved(seq) => core.ceiling_reserved(seq),
+            Done::Noted { acked, spooled } => {
+                self.outbox.forget(acked);
+                core.spooled(spooled);
+            }
             Done::Failed(sentence) => {
                 // What the state disk was to say cannot be relied on after a restart.
                 core.ring_memory().end_term();

@@ -22,7 +22,7 @@ use std::{
     thread::JoinHandle,
 };
 
-use tidemark_journal::{Ancestry, GapReason, Sector, Seq, VolumeId};
+use tidemark_journal::{Ancestry, GapReason, Position, Sector, Seq, VolumeId};
 use tidemark_link::message::RegionRun;
 use tokio::sync::oneshot;
 
@@ -56,6 +56,11 @@ pub enum Command {
     Hashed(Hashed),
     /// Everything up to here is final-durable.
     Durable(Seq),
+    /// Everything up to here is final-durable or lies in the spool, unless the outbox has dropped
+    /// everything since it counted so often.
+    Spooled(Position, u64),
+    /// Note durably what is final-durable.
+    Settle,
     /// The link is up (and how content goes over it) or down.
     Link(Option<Mode>),
     /// The target's answer to an offer: a bit for each block of 4 KiB.

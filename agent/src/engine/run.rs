@@ -138,6 +138,7 @@ impl Loop {
             self.maintain_at = now + MAINTAIN;
             self.core.maintain();
         }
+        self.core.hold_catch_up(self.course.is_backlogged());
         let since = now.duration_since(self.catch_up_at);
         match self.catch_up_bytes_per_s {
             None => self.core.allow_catch_up(u64::MAX),
@@ -167,6 +168,12 @@ impl Loop {
                     self.keeper.ask(job);
                 }
             }
+            Command::Spooled(position, epoch) => {
+                if let Some(job) = self.course.spooled(position, epoch) {
+                    self.keeper.ask(job);
+                }
+            }
+            Command::Settle => self.keeper.ask(Job::Settle),
             Command::Link(mode) => self.core.link(mode.filter(|_| self.stop.is_none())),
             Command::Needed(seq, bits) => self.core.needed(seq, |block| {
                 bits.get(block as usize / 8).is_some_and(|byte| byte & (1 << (block % 8)) != 0)

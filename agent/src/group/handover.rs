@@ -3,7 +3,7 @@
 use std::{os::fd::OwnedFd, sync::Arc};
 
 use anyhow::Context;
-use tidemark_journal::Record;
+use tidemark_journal::{Position, Record};
 
 use crate::{
     capture::ring::{
@@ -19,6 +19,7 @@ use crate::{
 pub(super) struct Left {
     inherited: Inherited,
     frames: Kept,
+    beyond_spool: bool,
 }
 
 /// Both ends of a ring and its frames, ready to be used.
@@ -32,13 +33,15 @@ pub(super) struct ReadyRing {
 }
 
 /// The ring that was left behind for a group, if it is the one of which its state speaks. `about`
-/// then says what it is. One that is not is told in the log.
+/// then says what it is. One that is not is told in the log. `spool_end` is the last position in the
+/// spool.
 pub(super) fn find(
     passed: Vec<OwnedFd>,
     group: &str,
     found: &Found,
     about: &mut About,
     layout: Layout,
+    spool_end: Option<Position>,
 ) -> Option<Left> {
     let state = found.state?;
     let fork_seq = found.ancestry.as_ref()?.current().fork_seq;
@@ -46,10 +49,11 @@ pub(super) fn find(
         let wanted = About { id: state.ring, ..about.clone() };
         let adopt = || -> Result<(Left, JournalClock), NotOurs> {
             let (memory, clock) = RingMemory::adopt(fd, &wanted, layout, state.term)?;
-            let frames = outbox::kept(&memory, about.group, state.term)?;
+            let mut frames = outbox::kept(&memory, about.group, state.term)?;
+            let beyond_spool = frames.join(&memory, spool_end, state.acked.seq, fork_seq)?;
             let term = fork_seq..=state.ceiling;
             let inherited = ring::inherit(memory, &about.volumes, frames.last(), term)?;
-            Ok((Left { inherited, frames }, clock))
+            Ok((Left { inherited, frames, beyond_spool }, clock))
         };
         match adopt() {
             Ok((left, clock)) => {
@@ -79,6 +83,7 @@ impl Left {
             framed: self.inherited.framed,
             gaps: self.inherited.gaps.clone(),
             failed: self.inherited.failed.iter().flat_map(regions).collect(),
+            beyond_spool: self.beyond_spool,
         }
     }
 

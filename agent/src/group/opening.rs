@@ -19,7 +19,7 @@ use crate::{
     state::{
         block::GroupState,
         files::{Found, StateFiles},
-        recovery::{self, TIME_RESERVE_NS},
+        recovery::{self, LeftSpool, TIME_RESERVE_NS},
     },
 };
 
@@ -63,6 +63,8 @@ pub struct Opened {
     pub with_ring: bool,
     /// Whether the ring in use is to be kept instead of all others.
     pub keep_ring: bool,
+    /// Whether what is in the spool is sent; else it is removed.
+    pub with_spool: bool,
 }
 
 /// The regions of volumes with so many sectors.
@@ -71,11 +73,18 @@ pub fn regions(volumes: &[(VolumeId, u64)]) -> Vec<(VolumeId, u32)> {
 }
 
 impl Opening<'_> {
-    /// Decides how the group goes on, makes that durable, and makes the parts ready.
+    /// Decides how the group goes on, makes that durable, and makes the parts ready. `spool` is what
+    /// was found in the spool.
     ///
     /// # Errors
     /// The state cannot be written or contradicts itself; there is no memory for a ring.
-    pub fn open(self, dir: &Path, mut files: StateFiles, found: &Found) -> anyhow::Result<Opened> {
+    pub fn open(
+        self,
+        dir: &Path,
+        mut files: StateFiles,
+        found: &Found,
+        spool: Option<LeftSpool>,
+    ) -> anyhow::Result<Opened> {
         let regions = regions(self.volumes);
         let mut about = About {
             group: self.group,
@@ -84,10 +93,11 @@ impl Opening<'_> {
             volumes: self.volumes.to_vec(),
         };
         let several = self.rings.len() > 1;
-        let left = handover::find(self.rings, self.name, found, &mut about, self.layout);
+        let spool_end = spool.map(|spool| spool.end);
+        let left = handover::find(self.rings, self.name, found, &mut about, self.layout, spool_end);
         let fresh = [self.fresh[0], self.fresh[1]];
         let said = left.as_ref().map(Left::says);
-        let start = recovery::decide(dir, self.group, &regions, found, said.as_ref(), fresh)?;
+        let start = recovery::decide(dir, self.group, &regions, found, said.as_ref(), spool, fresh)?;
         match (&said, start.with_ring) {
             (Some(said), true) => tracing::info!(
                 group = self.name,
@@ -154,6 +164,7 @@ impl Opening<'_> {
             core,
             with_ring: start.with_ring,
             keep_ring: several || !start.with_ring,
+            with_spool: start.with_spool,
         })
     }
 }

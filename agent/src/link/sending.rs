@@ -3,14 +3,14 @@
 use std::{cell::RefCell, rc::Rc, sync::Arc, time::Instant};
 
 use anyhow::Context;
-use tidemark_journal::{Ancestry, Position};
+use tidemark_journal::{Ancestry, Position, Seq};
 use tidemark_link::{
     conn::Sender,
     message::{Heartbeat, Message},
     throttle::{Schedule, Throttle},
 };
 
-use super::{HEARTBEAT, Shared, session::to_send};
+use super::{HEARTBEAT, Shared, session::to_send, spooled::SpoolEnd};
 use crate::{encoder, engine::Engine, outbox::Outbox, state::keeper::Keeper};
 
 /// What sends, while a session lasts.
@@ -25,6 +25,7 @@ pub(super) struct SendLoop {
     pub shared: Arc<Shared>,
     pub beats: Rc<RefCell<Option<(u64, Instant)>>>,
     pub throttle: Schedule,
+    pub spool: SpoolEnd,
 }
 
 impl SendLoop {
@@ -52,16 +53,32 @@ impl SendLoop {
                     number += 1;
                     self.heartbeat(number, &mut vouch).await?;
                 }
+                if let Some((after, index)) = outbox.next_in_spool() {
+                    let (frame, bytes) = self.spool.read(&outbox, after, index).await?;
+                    self.encoder.wake();
+                    let sent = self.send(frame.before.seq, &bytes).await?;
+                    self.spool.give_back(bytes);
+                    outbox.sent_spooled(&frame);
+                    self.shared.status().sent_bytes += sent;
+                    continue;
+                }
                 let Some(frame) = outbox.lend() else { break };
                 self.encoder.wake();
-                let bytes = to_send(&frame, self.from).context("a frame of our own is damaged")?;
-                let Some(bytes) = bytes else { continue };
-                self.sender.send_frame(&[&bytes]).await?;
-                self.shared.status().sent_bytes += bytes.len() as u64;
+                let sent = self.send(frame.info().before.seq, &frame).await?;
+                drop(frame);
+                self.shared.status().sent_bytes += sent;
             }
             self.encoder.wake();
             self.sender.flush().await?;
         }
+    }
+
+    /// Sends what the replica lacks of a frame that continues `before`. Returns the bytes sent.
+    async fn send(&mut self, before: Seq, frame: &[u8]) -> anyhow::Result<u64> {
+        let bytes = to_send(frame, before, self.from).context("a frame of our own is damaged")?;
+        let Some(bytes) = bytes else { return Ok(0) };
+        self.sender.send_frame(&[&bytes]).await?;
+        Ok(bytes.len() as u64)
     }
 
     async fn heartbeat(&mut self, number: u64, vouch: &mut Heartbeat) -> anyhow::Result<()> {

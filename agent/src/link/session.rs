@@ -11,10 +11,7 @@ use tidemark_link::{
     },
 };
 
-use crate::{
-    capture::catchup::Mode,
-    outbox::{Loan, Outbox},
-};
+use crate::{capture::catchup::Mode, outbox::Outbox};
 
 /// What the source says of itself, from one session to the next.
 pub struct Greeter {
@@ -88,14 +85,7 @@ impl Greeter {
             Verdict::Refuse(refuse) => return Start::Refused(refuse),
         };
         outbox.release(from.seq);
-        let missing = match outbox.first() {
-            None => false,
-            Some(frame) => {
-                let inside = frame.before.seq < from.seq && from.seq < frame.last;
-                !inside && !hello.ancestry.continues(from, frame.before)
-            }
-        };
-        if missing {
+        if !outbox.covers(from, &hello.ancestry) {
             let why = "records that the target lacks are no longer kept";
             return self.doubt(why.to_owned(), welcome);
         }
@@ -130,16 +120,17 @@ pub fn acknowledged(
     (ack.final_durable > durable.seq).then(|| ancestry.at(ack.final_durable))
 }
 
-/// The bytes of a frame to be sent to a replica that ended at `from` when the session began: the
-/// first frame may begin before that. None if nothing of it is left.
+/// The bytes of a frame that continues `before`, to be sent to a replica that ended at `from` when the
+/// session began: the first frame may begin before that. None if nothing of it is left.
 ///
 /// # Errors
 /// The frame is damaged.
-pub fn to_send<'a>(
-    frame: &'a Loan<'_>,
+pub fn to_send(
+    frame: &[u8],
+    before: Seq,
     from: Position,
-) -> Result<Option<Cow<'a, [u8]>>, FrameError> {
-    if frame.info().before.seq >= from.seq {
+) -> Result<Option<Cow<'_, [u8]>>, FrameError> {
+    if before >= from.seq {
         return Ok(Some(Cow::Borrowed(frame)));
     }
     let view = FrameView::parse(frame)?;

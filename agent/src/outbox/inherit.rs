@@ -8,7 +8,9 @@ use std::{
 use tidemark_journal::{FrameView, GroupId, Position, Seq, TermId, frame::HEADER_BYTES};
 
 use super::{FrameInfo, Outbox, State};
-use crate::capture::ring::{FRAMES_END_AT, FRAMES_START_AT, NotOurs, RingMemory};
+use crate::capture::ring::{
+    FRAMED_SEQ_AT, FRAMES_END_AT, FRAMES_START_AT, NotOurs, RingMemory, SPOOLED_SEQ_AT,
+};
 
 /// Frames found in a ring.
 pub struct Kept {
@@ -21,6 +23,40 @@ impl Kept {
     /// The last sequence in them.
     pub fn last(&self) -> Option<Seq> {
         self.frames.back().map(|frame| frame.last)
+    }
+
+    /// Puts them together with the spool, which ends at `spool`, when everything up to `acked` was
+    /// final-durable and the term forked at `fork_seq`: frames that lie there already are dropped
+    /// here. True if everything before the first frame here is final-durable, so that nothing in
+    /// the spool is needed.
+    ///
+    /// # Errors
+    /// [`NotOurs::Content`]: what has left the memory for the spool is not there.
+    pub fn join(
+        &mut self,
+        memory: &RingMemory,
+        spool: Option<Position>,
+        acked: Seq,
+        fork_seq: Seq,
+    ) -> Result<bool, NotOurs> {
+        let load = |at| Seq(memory.word(at).load(Ordering::Acquire));
+        let end = spool.map_or(Seq::ZERO, |end| end.seq);
+        if load(SPOOLED_SEQ_AT) > end.max(acked) {
+            return Err(NotOurs::Content("what it has given to the spool is not there"));
+        }
+        while let Some(frame) = self.frames.front().copied()
+            && frame.last <= end
+        {
+            self.frames.pop_front();
+            self.start = frame.at + frame.bytes;
+        }
+        // What lies between it and the first frame here was final-durable, else it would be here.
+        // The first frame of a term only names its parent's end.
+        let beyond = match self.frames.front() {
+            Some(first) => first.before.seq > end.max(fork_seq),
+            None => load(FRAMED_SEQ_AT) > end.max(fork_seq),
+        };
+        Ok(beyond)
     }
 
     /// Goes on with them. All count as not sent.
@@ -70,6 +106,7 @@ pub fn kept(memory: &RingMemory, group: GroupId, term: TermId) -> Result<Kept, N
         frames.push_back(FrameInfo {
             before: header.before(),
             last: header.last().seq,
+            last_position: header.last(),
             time_ns: header.time_ns.get(),
             raw_bytes: header.raw_bytes.get(),
             bytes,

@@ -32,6 +32,9 @@ pub struct GroupState {
     pub clean: Option<Seq>,
     /// Id of the ring that holds what is not final-durable; another one is of an earlier life.
     pub ring: u64,
+    /// Everything up to here is final-durable or lies in the spool, and the dirty map relies on
+    /// that; zero if it relies on no spool.
+    pub spooled: Position,
 }
 
 /// A state block, 136 bytes; the rest of 4096 is zeros. What identifies it comes first.
@@ -39,7 +42,7 @@ pub struct GroupState {
 /// | offset | bytes | field |
 /// |---|---|---|
 /// | 0 | 4 | magic `TMST` |
-/// | 4 | 2 | version, 1 |
+/// | 4 | 2 | version, 1 or 2 |
 /// | 6 | 2 | flags: bit 0, cleanly stopped |
 /// | 8 | 8 | counter: the higher of the two blocks counts |
 /// | 16 | 16 | group |
@@ -53,6 +56,14 @@ pub struct GroupState {
 /// | 112 | 8 | after a clean stop: last sequence used |
 /// | 120 | 8 | id of the ring |
 /// | 128 | 8 | CRC-64/NVME of the first 128 bytes |
+///
+/// If the map relies on a spool, the version is 2 and this follows:
+///
+/// | offset | bytes | field |
+/// |---|---|---|
+/// | 136 | 16 | term of the position up to which it does |
+/// | 152 | 8 | its sequence |
+/// | 160 | 8 | CRC-64/NVME of the 24 bytes before |
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct Block {
@@ -75,12 +86,24 @@ struct Block {
 
 const _: () = assert!(size_of::<Block>() == 136);
 
+/// What version 2 has behind the block.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct SpoolPart {
+    term: [u8; 16],
+    seq: U64,
+    crc: U64,
+}
+
+const SPOOL_PART_CHECKED_BYTES: usize = 24;
+const _: () = assert!(size_of::<SpoolPart>() == SPOOL_PART_CHECKED_BYTES + 8);
+
 impl GroupState {
     /// The block for the `counter`-th writing.
     pub fn encode(&self, counter: u64) -> Vec<u8> {
         let mut block = Block {
             magic: MAGIC,
-            version: 1.into(),
+            version: if self.spooled.seq == Seq::ZERO { 1 } else { 2 }.into(),
             flags: self.clean.map_or(0, |_| CLEAN).into(),
             counter: counter.into(),
             group: self.group.0,
@@ -97,16 +120,25 @@ impl GroupState {
         };
         block.crc = crc64(&block.as_bytes()[..128]).into();
         let mut bytes = block.as_bytes().to_vec();
+        if self.spooled.seq > Seq::ZERO {
+            let Position { term, seq } = self.spooled;
+            let mut part = SpoolPart { term: term.0, seq: seq.0.into(), crc: 0.into() };
+            part.crc = crc64(&part.as_bytes()[..SPOOL_PART_CHECKED_BYTES]).into();
+            bytes.extend_from_slice(part.as_bytes());
+        }
         bytes.resize(STATE_BLOCK_BYTES, 0);
         bytes
     }
 
     /// Reads a block: its counter and content. None if it is damaged or of another version.
     pub fn decode(bytes: &[u8]) -> Option<(u64, GroupState)> {
-        let (block, _) = Block::ref_from_prefix(bytes).ok()?;
-        let sound = block.magic == MAGIC
-            && block.version.get() == 1
-            && crc64(&block.as_bytes()[..128]) == block.crc.get();
+        let (block, rest) = Block::ref_from_prefix(bytes).ok()?;
+        let spooled = match block.version.get() {
+            1 => Position::default(),
+            2 => SpoolPart::decode(rest)?,
+            _ => return None,
+        };
+        let sound = block.magic == MAGIC && crc64(&block.as_bytes()[..128]) == block.crc.get();
         sound.then(|| {
             let acked_seq = Seq(block.acked_seq.get());
             let state = GroupState {
@@ -119,9 +151,18 @@ impl GroupState {
                 generation: block.generation.get(),
                 clean: (block.flags.get() & CLEAN != 0).then_some(Seq(block.last_seq.get())),
                 ring: block.ring.get(),
+                spooled,
             };
             (block.counter.get(), state)
         })
+    }
+}
+
+impl SpoolPart {
+    fn decode(bytes: &[u8]) -> Option<Position> {
+        let (part, _) = SpoolPart::ref_from_prefix(bytes).ok()?;
+        let sound = crc64(&part.as_bytes()[..SPOOL_PART_CHECKED_BYTES]) == part.crc.get();
+        sound.then(|| Position { term: TermId(part.term), seq: Seq(part.seq.get()) })
     }
 }
 
@@ -140,6 +181,24 @@ mod tests {
             generation: 8,
             clean: Some(Seq(9)),
             ring: 11,
+            spooled: Position::default(),
+        }
+    }
+
+    #[test]
+    fn golden_bytes_of_what_a_spool_adds() {
+        let spooled = Position { term: TermId([12; 16]), seq: Seq(13) };
+        let state = GroupState { spooled, ..state() };
+        let bytes = state.encode(10);
+        assert_eq!(bytes[4..6], [2, 0]);
+        assert_eq!(bytes[136..152], [12; 16]);
+        assert_eq!(bytes[152..160], 13u64.to_le_bytes());
+        assert_eq!(bytes[160..168], crc64(&bytes[136..160]).to_le_bytes());
+        assert_eq!(GroupState::decode(&bytes), Some((10, state)));
+        for at in 136..168 {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 0x40;
+            assert_eq!(GroupState::decode(&damaged), None, "byte {at}");
         }
     }
 

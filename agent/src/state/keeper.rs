@@ -27,6 +27,10 @@ pub enum Job {
     Reserve(Seq),
     /// A final-durable position; written when there is time.
     Acked(Position),
+    /// Everything up to here is final-durable or in the spool; written when there is time.
+    Spooled(Position),
+    /// Write now what is to be written when there is time.
+    Settle,
     /// A new term, with the sequences it may use and the generation that it has to exceed.
     Term(Ancestry, Seq, u64),
     /// The end: cleanly, with the last sequence used, or not.
@@ -42,6 +46,13 @@ pub enum Done {
     Reserved(Seq),
     /// The term is durable.
     Term(Ancestry, Seq),
+    /// The positions last given as final-durable, and as in the spool, are durable.
+    Noted {
+        /// Final-durable up to here.
+        acked: Seq,
+        /// Final-durable or in the spool up to here.
+        spooled: Seq,
+    },
     /// The state disk has failed: nothing is durable any more, and nobody waits for it any more.
     Failed(String),
 }
@@ -162,10 +173,17 @@ impl Books {
             self.state.time_ceiling_ns = self.clock.now_ns() + TIME_RESERVE_NS;
             self.stale = true;
         }
-        if std::mem::take(&mut self.stale) {
-            let written = self.write_state();
-            self.check(written, answer);
+        self.settle(answer);
+    }
+
+    fn settle(&mut self, answer: &dyn Fn(Done)) {
+        if !std::mem::take(&mut self.stale) {
+            return;
         }
+        let written = self.write_state();
+        self.check(written, answer);
+        let (acked, spooled) = (self.state.acked.seq, self.state.spooled.seq);
+        answer(Done::Noted { acked, spooled });
     }
 
     /// Does a job, and gives its answer.
@@ -181,11 +199,18 @@ impl Books {
                 self.state.acked = position;
                 (Ok(()), None)
             }
+            Job::Spooled(position) => {
+                self.stale |= self.state.spooled != position;
+                self.state.spooled = position;
+                (Ok(()), None)
+            }
+            Job::Settle => return self.settle(answer),
             Job::Term(ancestry, ceiling, generation) => {
                 self.state.generation = self.state.generation.max(generation);
                 self.state.term = ancestry.current().id;
                 // It begins because what was acknowledged before is in doubt.
                 self.state.acked = Position::default();
+                self.state.spooled = Position::default();
                 self.state.ceiling = self.state.ceiling.max(ceiling);
                 let written =
                     self.unfailed(|files, _| files.write_terms(&ancestry)).and(self.write_state());

@@ -1,17 +1,32 @@
 //! What a restart means: a table over what was found.
 //!
-//! | state block | stopped cleanly | map readable | ring left behind, sound | follows |
-//! |---|---|---|---|---|
-//! | none | - | - | - | a new group: its first term, everything uncaptured, gap *first sync* |
-//! | there | either | yes | yes | the same term goes on after the ring's last sequence; active and dirty regions are dirty, uncaptured ones and those of writes that the disk refused are caught up, gaps stay open |
-//! | there | yes | yes, and empty | no | the same term goes on where it ended |
-//! | there | yes | yes, and not empty | no | as not stopped cleanly |
-//! | there | no | yes | no | a new term at the ceiling; active, dirty and uncaptured regions are caught up, gap *crash* on volumes that have any |
-//! | there | either | no | either | a new term at the ceiling; everything is compared, gap *doubt* |
+//! | state block | stopped cleanly | map readable | spool lost | ring left behind, sound | follows |
+//! |---|---|---|---|---|---|
+//! | none | - | - | - | - | a new group: its first term, everything uncaptured, gap *first sync* |
+//! | there | either | yes | no | yes | the same term goes on after the ring's last sequence; active and dirty regions are dirty, uncaptured ones and those of writes that the disk refused are caught up, gaps stay open |
+//! | there | yes | yes, and empty | no | no | the same term goes on where it ended |
+//! | there | yes | yes, and not empty | no | no | as not stopped cleanly |
+//! | there | no | yes | no | no | a new term at the ceiling; active, dirty and uncaptured regions are caught up, gap *crash* on volumes that have any |
+//! | there | either | no | either | either | a new term at the ceiling; everything is compared, gap *doubt* |
+//! | there | either | either | yes | either | the same |
 //!
 //! Disks that may have been written without the agent (`disks`) make it the last row whatever the map says.
 //! After a clean stop a ring is sound only if it ends where the stop says. Where the ring's column says
 //! no, one that was left behind is dropped, and a new one made.
+//!
+//! What the spool holds is sent before anything else, under its own terms, unless it is removed or
+//! lost:
+//!
+//! | the state relies on it beyond what is acknowledged | all of that is there, in order | the ring shows that all of it is final-durable | follows |
+//! |---|---|---|---|
+//! | no | no | - | it is removed |
+//! | no | yes | no | it is sent |
+//! | yes | yes | no | it is sent |
+//! | either | either | yes | it is removed |
+//! | yes | no | no | it is lost |
+//!
+//! After a clean stop nobody relies on it. One that goes beyond the ceiling is lost too: the state is
+//! older than it.
 
 use tidemark_journal::{Ancestry, GapReason, Position, Seq, TermId, VolumeId};
 
@@ -51,6 +66,8 @@ pub struct Start {
     pub gaps: Vec<(VolumeId, Option<Gap>)>,
     /// Whether the ring that was left behind is gone on with.
     pub with_ring: bool,
+    /// Whether what is in the spool is sent; else it is removed.
+    pub with_spool: bool,
 }
 
 /// What a sound ring of the state's newest term says that was left behind.
@@ -63,10 +80,28 @@ pub struct LeftRing {
     pub gaps: Vec<Option<Gap>>,
     /// Regions of writes that the disk refused.
     pub failed: Vec<RegionId>,
+    /// Whether everything before its first frame is final-durable, so that no spool is needed.
+    pub beyond_spool: bool,
 }
 
-/// Decides how a group goes on. `volumes` are ids and numbers of regions; `ring` is what was left
-/// behind; `fresh` holds ids for what has to be made.
+/// What was found in the spool.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LeftSpool {
+    /// The position before its first frame.
+    pub before: Position,
+    /// The position of its last.
+    pub end: Position,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum SpoolVerdict {
+    Removed,
+    Sent,
+    Lost,
+}
+
+/// Decides how a group goes on. `volumes` are ids and numbers of regions; `ring` and `spool` are what
+/// was left behind; `fresh` holds ids for what has to be made.
 ///
 /// # Errors
 /// [`StateError::Damaged`] when the terms do not fit the state block.
@@ -76,6 +111,7 @@ pub fn decide(
     volumes: &[(VolumeId, u32)],
     found: &Found,
     ring: Option<&LeftRing>,
+    spool: Option<LeftSpool>,
     fresh: [[u8; 16]; 2],
 ) -> Result<Start, StateError> {
     let (Some(old), Some(ancestry)) = (found.state, found.ancestry.clone()) else {
@@ -98,6 +134,9 @@ pub fn decide(
     let ring = ring.filter(|ring| {
         ancestry.current().id == old.term && old.clean.is_none_or(|end| end == ring.last_seq)
     });
+    let spool = judge_spool(&old, &ancestry, ring, spool);
+    let with_spool = spool == SpoolVerdict::Sent;
+    doubt |= spool == SpoolVerdict::Lost;
     let mut maps = Vec::new();
     for ((volume, regions), bytes) in volumes.iter().zip(&found.maps) {
         let recovered = bitmap::recover(bytes, old.map_id, *regions);
@@ -124,7 +163,7 @@ pub fn decide(
             }
         }
         return Ok(Start {
-            state: GroupState { clean: None, ..old },
+            state: GroupState { clean: None, spooled: relied_on(&old, with_spool), ..old },
             new_term: false,
             last_seq: ring.last_seq,
             time_base_ns: old.time_ceiling_ns,
@@ -135,6 +174,7 @@ pub fn decide(
             generation,
             transaction: log.transaction,
             with_ring: true,
+            with_spool,
         });
     }
     let mut gaps = Vec::new();
@@ -155,6 +195,7 @@ pub fn decide(
                 ceiling: Seq(last_seq.0 + FIRST_RESERVE),
                 time_ceiling_ns: old.time_ceiling_ns + TIME_RESERVE_NS,
                 clean: None,
+                spooled: Position::default(),
                 ..old
             },
             new_term: false,
@@ -167,6 +208,7 @@ pub fn decide(
             transaction: log.transaction,
             gaps,
             with_ring: false,
+            with_spool: false,
         });
     }
     let ancestry = ancestry
@@ -178,6 +220,7 @@ pub fn decide(
             ceiling: Seq(old.ceiling.0 + FIRST_RESERVE),
             time_ceiling_ns: old.time_ceiling_ns + TIME_RESERVE_NS,
             clean: None,
+            spooled: relied_on(&old, with_spool),
             ..old
         },
         new_term: true,
@@ -190,7 +233,38 @@ pub fn decide(
         transaction: log.transaction,
         gaps,
         with_ring: false,
+        with_spool,
     })
+}
+
+/// The table of the spool.
+fn judge_spool(
+    old: &GroupState,
+    ancestry: &Ancestry,
+    ring: Option<&LeftRing>,
+    spool: Option<LeftSpool>,
+) -> SpoolVerdict {
+    let relied_on = old.clean.is_none() && old.spooled.seq > old.acked.seq;
+    let whole = spool.is_some_and(|spool| {
+        let from_acked =
+            spool.before.seq <= old.acked.seq || ancestry.continues(old.acked, spool.before);
+        from_acked && spool.end.seq >= old.spooled.seq && ancestry.contains(spool.end)
+    });
+    if spool.is_some_and(|spool| spool.end.seq > old.ceiling) {
+        SpoolVerdict::Lost
+    } else if old.clean.is_some() || ring.is_some_and(|ring| ring.beyond_spool) {
+        SpoolVerdict::Removed
+    } else if whole {
+        SpoolVerdict::Sent
+    } else if relied_on {
+        SpoolVerdict::Lost
+    } else {
+        SpoolVerdict::Removed
+    }
+}
+
+fn relied_on(old: &GroupState, with_spool: bool) -> Position {
+    if with_spool { old.spooled } else { Position::default() }
 }
 
 /// The place of the first frame after `seq`, in a path's newest term.
@@ -234,6 +308,7 @@ fn new_group(
             generation: 0,
             clean: None,
             ring: 0,
+            spooled: Position::default(),
         },
         new_term: true,
         last_seq: Seq::ZERO,
@@ -245,6 +320,7 @@ fn new_group(
         transaction: 0,
         gaps: volumes.iter().map(|(id, _)| (*id, Some(Gap::owed(GapReason::FirstSync)))).collect(),
         with_ring: false,
+        with_spool: false,
     }
 }
 

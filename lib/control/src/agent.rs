@@ -62,6 +62,9 @@ pub struct GroupStatus {
     pub ring_fill_permille: u32,
     /// What captured writes wait in at the moment.
     pub rung: Rung,
+    /// The ladder of which that is a rung.
+    #[serde(default)]
+    pub ladder: Ladder,
     /// Bytes of frames sent since the start.
     pub sent_bytes_total: u64,
     /// The same before compression.
@@ -169,8 +172,33 @@ pub enum LinkState {
 pub enum Rung {
     /// In memory.
     Ring,
+    /// On a disk of the source that is not protected.
+    Spool,
     /// In the dirty map alone: a gap.
     Gap,
+}
+
+/// How a group stands on the ladder.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ladder {
+    /// Seconds on the ring since the start.
+    pub ring_s_total: u64,
+    /// Seconds in the spool since the start.
+    pub spool_s_total: u64,
+    /// Seconds in which writes were not captured since the start.
+    pub gap_s_total: u64,
+    /// Bytes that the spool takes on its disk.
+    pub spool_bytes: u64,
+    /// The most that it may take; 0 if there is none.
+    pub spool_bytes_max: u64,
+    /// How fast what waits has grown, over the window; negative while it shrinks.
+    pub growth_bytes_per_s: i64,
+    /// The window.
+    pub window_s: u64,
+    /// The rung that will be reached at that rate; none if what waits does not grow.
+    pub next: Option<Rung>,
+    /// Seconds until then.
+    pub next_in_s: Option<u64>,
 }
 
 /// How a volume is presented to its user.

@@ -207,7 +207,7 @@ impl Agent {
             core,
             with_ring,
             ..
-        } = opening.open(dir, files, &found)?;
+        } = opening.open(dir, files, &found, None)?;
         let generation = Arc::new(AtomicU64::new(state.generation));
         let memory = core.ring_memory().clone();
         let hello = volumes.iter().map(|(id, sectors)| VolumeHello {
@@ -575,7 +575,7 @@ impl Agent {
     pub fn next_frame(&mut self) -> Option<Vec<u8>> {
         let Session::Up { from, .. } = &self.session else { return None };
         let loan = self.outbox.lend()?;
-        let bytes = to_send(&loan, *from).expect("a frame of its own")?;
+        let bytes = to_send(&loan, loan.info().before.seq, *from).expect("a frame of its own")?;
         Some(bytes.into_owned())
     }
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
+use tidemark_control::agent::{Ladder, Rung};
 use tidemark_control::client::segment;
 
 const SECOND_NS: u64 = 1_000_000_000;
@@ -25,6 +26,28 @@ pub fn bytes(count: u64) -> String {
     } else {
         format!("{rest}.{} {unit}", below * 10 / 1024)
     }
+}
+
+/// How far ahead the next rung of a ladder is told of.
+const NEXT_RUNG_WITHIN_S: u64 = 2 * 3600;
+
+/// The warning that the next rung of a source's ladder will be reached, if that is soon.
+pub fn next_rung(ladder: &Ladder) -> Option<String> {
+    let left_s = ladder.next_in_s.filter(|seconds| *seconds <= NEXT_RUNG_WITHIN_S)?;
+    let what = match ladder.next? {
+        Rung::Ring => return None,
+        Rung::Spool => "the spool will be used",
+        Rung::Gap => "writes will no longer be captured",
+    };
+    let minutes = match left_s / 60 {
+        0 => "less than a minute".to_owned(),
+        minutes => format!("{minutes} min"),
+    };
+    Some(format!(
+        "{what} in {minutes}, as what waits has grown by {}/s over the last {}",
+        bytes(u64::try_from(ladder.growth_bytes_per_s).unwrap_or(0)),
+        duration_s(ladder.window_s)
+    ))
 }
 
 /// The URI by which NBD clients name an export on a Unix socket.

@@ -12,8 +12,8 @@ use axum::routing::{delete, get};
 use serde_json::Value;
 use tidemark_agent::api::{Control, routes};
 use tidemark_control::agent::{
-    AgentStatus, FrontKind, GroupFailure, GroupStatus, LinkState, LinkStatus, Marked, Reloaded,
-    Rung, VerifyStarted, VolumeStatus,
+    AgentStatus, FrontKind, GroupFailure, GroupStatus, Ladder, LinkState, LinkStatus, Marked,
+    Reloaded, Rung, VerifyStarted, VolumeStatus,
 };
 use tidemark_control::server::{self, Body, Ok as Answer, Socket};
 use tidemark_control::target::{BranchRequest, BranchStatus, Branches, ExportName, TargetStatus};
@@ -42,6 +42,7 @@ fn group(name: &str) -> GroupStatus {
         lag_bytes: 0,
         ring_fill_permille: 0,
         rung: Rung::Ring,
+        ladder: Ladder::default(),
         sent_bytes_total: 1,
         raw_bytes_total: 1,
         frames_total: 1,

@@ -94,6 +94,7 @@ impl Core {
     pub(super) fn poll_epoch(&mut self) {
         let Some(boundary) = self.map.boundary() else { return };
         let under_way = |op: &Op| op.captured().is_some_and(|seq| seq <= boundary);
+        let covered = self.covered();
         let Some(epoch) = &mut self.epoch else { return };
         if !epoch.begun {
             if self.ops.iter().any(under_way) {
@@ -103,7 +104,7 @@ impl Core {
             for volume in 0..self.volumes.len() {
                 self.flush(FlushBy::Epoch, volume);
             }
-        } else if epoch.flushes_left == 0 && !epoch.failed && self.durable >= boundary {
+        } else if epoch.flushes_left == 0 && !epoch.failed && covered >= boundary {
             self.map.settle();
             self.epoch = None;
         }
@@ -126,7 +127,7 @@ impl Core {
             }
             return false;
         }
-        self.map.drop_clean(self.durable);
+        self.map.drop_clean(self.covered());
         self.maintain();
         false
     }

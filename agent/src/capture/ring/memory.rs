@@ -92,6 +92,7 @@ pub(super) struct SlotFields {
 /// | 136 | 8 | counter: end of the frames |
 /// | 144 | 8 | counter: start of the frames |
 /// | 152 | 8 | last sequence in a frame, or before the term's first |
+/// | 160 | 8 | last sequence of the frames that have left this memory for the spool, or 0 |
 ///
 /// From 4096 on 1024 rows of 16 bytes, of which the volumes take the first: the volume (2), the
 /// reason of its gap or 0 (1), 1 if the gap's begin is recorded (1), zero (4); sectors (8).
@@ -122,6 +123,8 @@ pub(crate) const FRAMES_END_AT: u64 = 136;
 pub(crate) const FRAMES_START_AT: u64 = 144;
 /// Where the outbox keeps the last sequence that was put into it.
 pub(crate) const FRAMED_SEQ_AT: u64 = 152;
+/// Where the outbox keeps the last sequence of the frames that have left it for the spool.
+pub(crate) const SPOOLED_SEQ_AT: u64 = 160;
 const VOLUMES_AT: u64 = 4096;
 const VOLUME_BYTES: u64 = 16;
 
@@ -245,6 +248,7 @@ impl RingMemory {
         self.word(CONTINUABLE_AT).store(0, Ordering::SeqCst);
         self.region.copy_in(TERM_AT, &term.0).expect("inside the ring");
         self.word(FRAMED_SEQ_AT).store(seq.0, Ordering::Release);
+        self.word(SPOOLED_SEQ_AT).store(0, Ordering::Release);
         self.word(CONTINUABLE_AT).store(1, Ordering::SeqCst);
     }
 

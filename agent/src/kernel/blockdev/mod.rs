@@ -6,6 +6,7 @@
 //! open file is gone, which is after the last write of a dead process has finished; so a claim that
 //! succeeds can rely on nothing being under way.
 
+mod below;
 mod counters;
 mod sysfs;
 mod usage;
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use below::{Disk, disks_below};
 pub use counters::IoCounters;
 pub use sysfs::DeviceNumber;
 pub use usage::{Usage, users};

@@ -1,4 +1,5 @@
-use super::usage::{holders, mounts, parts};
+use super::below::device;
+use super::usage::{holders, mounts, parts, source_of_mount};
 use super::*;
 use std::fs;
 
@@ -197,4 +198,45 @@ fn probing_an_image_for_holes_changes_nothing_of_it() {
     assert_eq!(backing.geometry().size_bytes, 10_240);
     drop(backing);
     assert_eq!(fs::read(image.path()).unwrap(), content);
+}
+
+#[test]
+fn what_a_volume_of_lvm_lies_on_is_found_down_to_the_whole_disk() {
+    let root = fake_sysfs();
+    let mapped = root.path().join("devices/virtual/block/dm-3");
+    let slave = root.path().join("devices/pci0/block/sdx/sdx1");
+    fs::create_dir_all(mapped.join("slaves")).unwrap();
+    std::os::unix::fs::symlink(&slave, mapped.join("slaves/sdx1")).unwrap();
+    std::os::unix::fs::symlink(&mapped, root.path().join("dev/block/253:3")).unwrap();
+    let sysfs = Sysfs::at(root.path());
+    let volume = DeviceNumber { major: 253, minor: 3 };
+    let mut found = std::collections::BTreeSet::new();
+    device(&sysfs, volume, &mut found);
+    let expected = [volume, PARTITION, DISK].map(Disk::Device);
+    assert_eq!(found, expected.into_iter().collect());
+    // The disk does not lie on its partitions.
+    found.clear();
+    device(&sysfs, DISK, &mut found);
+    assert_eq!(found, [Disk::Device(DISK)].into_iter().collect());
+}
+
+#[test]
+fn what_the_image_behind_a_loop_device_lies_on_is_found() {
+    let root = fake_sysfs();
+    let image = tempfile::NamedTempFile::new().unwrap();
+    let looped = root.path().join("devices/virtual/block/loop7");
+    fs::create_dir_all(looped.join("loop")).unwrap();
+    fs::write(looped.join("loop/backing_file"), image.path().to_str().unwrap()).unwrap();
+    std::os::unix::fs::symlink(&looped, root.path().join("dev/block/7:7")).unwrap();
+    let mut found = std::collections::BTreeSet::new();
+    device(&Sysfs::at(root.path()), DeviceNumber { major: 7, minor: 7 }, &mut found);
+    assert!(found.contains(&Disk::of(image.path()).unwrap()), "{found:?}");
+}
+
+#[test]
+fn a_file_system_of_several_devices_is_found_by_its_source() {
+    let table = "36 35 0:44 /root /mnt/a\\040b rw - btrfs /dev/sdx1 rw\n37 35 0:45 / /proc rw - proc proc rw\n";
+    let of = |minor| source_of_mount(table, DeviceNumber { major: 0, minor });
+    assert_eq!(of(44), Some("/dev/sdx1".into()));
+    assert_eq!(of(46), None);
 }

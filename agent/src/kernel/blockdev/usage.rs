@@ -159,6 +159,13 @@ pub(super) fn mounts(mountinfo: &str, parts: &[Part]) -> Vec<Usage> {
     found
 }
 
+/// The source of the mount with this number: a path, if it is a device.
+pub(super) fn source_of_mount(mountinfo: &str, number: DeviceNumber) -> Option<PathBuf> {
+    let of = |line: &&str| line.split(' ').nth(2).and_then(DeviceNumber::parse) == Some(number);
+    let (_, after) = mountinfo.lines().find(of)?.split_once(" - ")?;
+    after.split(' ').nth(1).map(unescape)
+}
+
 fn swaps(table: &str, parts: &[Part]) -> Vec<Usage> {
     let sources = table.lines().skip(1).filter_map(|line| line.split_ascii_whitespace().next());
     sources

@@ -82,6 +82,7 @@ fn found(clean: Option<Seq>, map: Map, terms: Terms) -> Found {
         generation: 42,
         clean,
         ring: 11,
+        spooled: Position::default(),
     };
     Found { state: Some(state), ancestry: Some(ancestry), log, maps: maps.to_vec(), doubted: false }
 }
@@ -89,11 +90,12 @@ fn found(clean: Option<Seq>, map: Map, terms: Terms) -> Found {
 fn ring() -> LeftRing {
     let gap = Gap { reason: GapReason::Overflow, begun: true };
     let failed = vec![RegionId { volume: VOLUMES[1].0, index: 6 }];
-    LeftRing { last_seq: LAST, framed: Seq(140), gaps: vec![Some(gap), None], failed }
+    let gaps = vec![Some(gap), None];
+    LeftRing { last_seq: LAST, framed: Seq(140), gaps, failed, beyond_spool: false }
 }
 
 fn start(found: &Found, ring: Option<&LeftRing>) -> Option<Start> {
-    decide(Path::new("/state"), GROUP, &VOLUMES, found, ring, FRESH).ok()
+    decide(Path::new("/state"), GROUP, &VOLUMES, found, ring, None, FRESH).ok()
 }
 
 fn marked(bits: &Bits) -> Vec<u32> {
@@ -208,8 +210,103 @@ fn a_group_without_state_is_new_whatever_ring_there_is() {
 #[test]
 fn the_first_frame_of_a_term_names_its_parents_end() {
     let found = found(None, Map::Empty, Terms::Same);
-    let left = LeftRing { last_seq: Seq(103), framed: FORK, gaps: vec![None; 2], failed: vec![] };
+    let left = LeftRing {
+        last_seq: Seq(103),
+        framed: FORK,
+        gaps: vec![None; 2],
+        failed: vec![],
+        beyond_spool: false,
+    };
     let start = start(&found, Some(&left)).unwrap();
     let parent = Position { term: TermId([4; 16]), seq: FORK };
     assert_eq!((start.place.term, start.place.before), (OLD, parent));
+}
+
+/// What there is of a spool.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Spool {
+    None,
+    /// From what is acknowledged on to what the state names.
+    Whole,
+    /// Up to before that.
+    Short,
+    /// It begins after what is acknowledged.
+    Late,
+    /// It ends beyond the ceiling.
+    Beyond,
+    /// Its end is no part of the path.
+    Foreign,
+}
+
+impl Spool {
+    fn left(self) -> Option<LeftSpool> {
+        let at = |seq| Position { term: OLD, seq: Seq(seq) };
+        let (before, end) = match self {
+            Spool::None => return None,
+            Spool::Whole => (at(115), at(135)),
+            Spool::Short => (at(115), at(129)),
+            Spool::Late => (at(121), at(135)),
+            Spool::Beyond => (at(115), at(1001)),
+            Spool::Foreign => (at(115), Position { term: TermId([7; 16]), seq: Seq(135) }),
+        };
+        Some(LeftSpool { before, end })
+    }
+}
+
+#[test]
+fn every_combination_with_a_spool_has_its_row() {
+    let spools =
+        [Spool::None, Spool::Whole, Spool::Short, Spool::Late, Spool::Beyond, Spool::Foreign];
+    let mut seen = [0; 3];
+    for spooled in [0, 110, 130] {
+        for clean in [None, Some(LAST)] {
+            for map in [Map::Empty, Map::Marked, Map::DamagedPage] {
+                for ring in [None, Some(false), Some(true)] {
+                    for spool in spools {
+                        let case = format!("{spooled} {clean:?} {map:?} {ring:?} {spool:?}");
+                        let mut found = found(clean, map, Terms::Same);
+                        let mut old = found.state.unwrap();
+                        old.spooled = Position { term: OLD, seq: Seq(spooled) };
+                        found.state = Some(old);
+                        let left =
+                            ring.map(|beyond_spool| LeftRing { beyond_spool, ..self::ring() });
+                        let start = decide(
+                            Path::new("/state"),
+                            GROUP,
+                            &VOLUMES,
+                            &found,
+                            left.as_ref(),
+                            spool.left(),
+                            FRESH,
+                        )
+                        .unwrap();
+                        let unneeded = clean.is_some() || ring == Some(true);
+                        // What was acknowledged is at 120.
+                        let sent = match spool {
+                            Spool::Whole => !unneeded,
+                            Spool::Short => !unneeded && spooled <= 129,
+                            _ => false,
+                        };
+                        let lost = spool == Spool::Beyond || (!unneeded && !sent && spooled > 120);
+                        seen[usize::from(sent) + 2 * usize::from(lost)] += 1;
+                        assert_eq!(start.with_spool, sent, "{case}");
+                        let relied_on = if sent { old.spooled } else { Position::default() };
+                        assert_eq!(start.state.spooled, relied_on, "{case}");
+                        let doubt = lost || map == Map::DamagedPage;
+                        let all = |map: &VolumeStart| map.uncaptured.count() == map.regions;
+                        assert_eq!(start.maps.iter().all(all), doubt, "{case}");
+                        assert_eq!(start.with_ring, left.is_some() && !doubt, "{case}");
+                        if doubt {
+                            let reason = Some(Gap::owed(GapReason::Doubt));
+                            assert!(start.gaps.iter().all(|(_, gap)| *gap == reason), "{case}");
+                        } else if !start.with_ring && map == Map::Empty {
+                            // All that is not final-durable is in the spool: nothing is compared.
+                            assert!(start.gaps.iter().all(|(_, gap)| gap.is_none()), "{case}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+    assert!(seen.iter().all(|count| *count > 10), "{seen:?}");
 }

@@ -215,10 +215,18 @@ impl Verdict {
             self.perfdata.push(format!("'{name}_verify_age'={age_s}s;;;0"));
             self.perfdata.push(format!("'{name}_verify_differing'={bytes}B;;;0"));
         }
+        if let Some(warning) = words::next_rung(&group.ladder) {
+            self.find(Level::Warning, format!("{name}: {warning}"));
+        }
         self.perfdata.push(seconds(&format!("{name}_lag"), lag_ns, warning_s, critical_s));
         self.perfdata.push(format!("'{name}_lag_bytes'={}B;;;0", group.lag_bytes));
         let fill = group.ring_fill_permille;
         self.perfdata.push(format!("'{name}_ring'={}.{}%;;;0;100", fill / 10, fill % 10));
+        let ladder = &group.ladder;
+        if ladder.spool_bytes_max > 0 {
+            let (bytes, most) = (ladder.spool_bytes, ladder.spool_bytes_max);
+            self.perfdata.push(format!("'{name}_spool'={bytes}B;;;0;{most}"));
+        }
     }
 
     fn target(&mut self, status: &TargetStatus, args: &Check, now_ns: i64) {

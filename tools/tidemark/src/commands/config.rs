@@ -91,6 +91,9 @@ fn check_agent(directory: &Path, found: &mut Findings) {
         found.warnings.push("no group is configured; 'tidemark protect' begins one".to_owned());
     }
     check_key(&config.node.tls.key, found);
+    if let Err(error) = tidemark_agent::spool::own_disk::check(&config.node, &config.groups) {
+        found.faults.push(error.to_string());
+    }
     for group in &config.groups {
         found.good.push(format!(
             "group {} with {}, to {} ({})",

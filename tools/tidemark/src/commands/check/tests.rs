@@ -1,6 +1,6 @@
 use std::io;
 
-use tidemark_control::agent::LinkState;
+use tidemark_control::agent::{Ladder, LinkState, Rung};
 
 use super::super::status::tests::{NOW_NS, link, replica, source};
 use super::*;
@@ -106,4 +106,21 @@ fn a_daemon_that_should_run_is_missed_and_others_are_not() {
     let denied = ClientError::NotAllowed { daemon: "agent", path: "/x".into() };
     assert!(verdict.answered(Err::<(), _>(denied), true).is_none());
     assert_eq!(verdict.level().code(), 3);
+}
+
+#[test]
+fn the_next_rung_is_a_warning_before_it_is_reached() {
+    let mut status = source();
+    status.groups[0].ladder = Ladder {
+        spool_bytes: 5,
+        spool_bytes_max: 100,
+        next: Some(Rung::Spool),
+        next_in_s: Some(30),
+        ..Ladder::default()
+    };
+    let verdict = judged(&status, &args());
+    assert_eq!(verdict.level(), Level::Warning);
+    let line = verdict.line();
+    assert!(line.contains("shop: the spool will be used in less than a minute"), "{line}");
+    assert!(line.contains("'shop_spool'=5B;;;0;100"), "{line}");
 }

@@ -44,9 +44,12 @@ fn source_group(out: &mut String, group: &GroupStatus, now_ns: i64) {
     let _ = writeln!(out, "    link   {}", link(&group.link, now_ns));
     let _ = writeln!(out, "    lag    {}", lag(group, now_ns));
     let _ = match group.rung {
-        Rung::Ring => writeln!(out, "    ring   {} % full", group.ring_fill_permille.div_ceil(10)),
+        Rung::Ring | Rung::Spool => {
+            writeln!(out, "    ring   {} % full", group.ring_fill_permille.div_ceil(10))
+        }
         Rung::Gap => writeln!(out, "    ring   full: writes are only noted until it empties"),
     };
+    ladder(out, group);
     let _ = write!(out, "    sent   {}", words::bytes(group.sent_bytes_total));
     let _ = match group.raw_bytes_total.checked_div(group.sent_bytes_total / 10) {
         Some(tenths) if tenths > 10 => writeln!(
@@ -77,6 +80,22 @@ fn source_group(out: &mut String, group: &GroupStatus, now_ns: i64) {
     }
     for volume in &group.volumes {
         source_volume(out, volume);
+    }
+}
+
+/// What is in the spool, and when the next rung is reached.
+fn ladder(out: &mut String, group: &GroupStatus) {
+    let ladder = &group.ladder;
+    if group.rung == Rung::Spool || ladder.spool_bytes > 0 {
+        let _ = writeln!(
+            out,
+            "    spool  {} of {} in use",
+            words::bytes(ladder.spool_bytes),
+            words::bytes(ladder.spool_bytes_max)
+        );
+    }
+    if let Some(warning) = words::next_rung(ladder) {
+        let _ = writeln!(out, "    warning: {warning}");
     }
 }
 

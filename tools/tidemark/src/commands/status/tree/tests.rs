@@ -1,4 +1,4 @@
-use tidemark_control::agent::{FrontKind, GroupFailure};
+use tidemark_control::agent::{FrontKind, GroupFailure, Ladder};
 use tidemark_control::target::ScrubStatus;
 use tidemark_journal::{GroupId, Position, Seq, TermId, VolumeId};
 
@@ -43,6 +43,7 @@ pub fn source() -> AgentStatus {
         lag_bytes: 12 << 10,
         ring_fill_permille: 21,
         rung: Rung::Ring,
+        ladder: Ladder::default(),
         sent_bytes_total: 10 << 30,
         raw_bytes_total: 28 << 30,
         frames_total: 1234,
@@ -201,4 +202,30 @@ fn an_empty_machine_says_what_to_do() {
     let mut status = source();
     status.groups.clear();
     assert!(told(&status).contains("'tidemark protect' begins one"));
+}
+
+#[test]
+fn the_spool_and_the_next_rung_are_told() {
+    let mut status = source();
+    let group = &mut status.groups[0];
+    group.rung = Rung::Spool;
+    group.ladder = Ladder {
+        spool_bytes: 3 << 30,
+        spool_bytes_max: 64 << 30,
+        growth_bytes_per_s: 12 << 20,
+        window_s: 60,
+        next: Some(Rung::Gap),
+        next_in_s: Some(5205),
+        ..Ladder::default()
+    };
+    let mut out = String::new();
+    agent(&mut out, &status, NOW_NS);
+    assert!(out.contains("    spool  3.0 GiB of 64.0 GiB in use\n"), "{out}");
+    let warning = "    warning: writes will no longer be captured in 86 min, as what waits has grown by \
+                   12.0 MiB/s over the last 60 s\n";
+    assert!(out.contains(warning), "{out}");
+    status.groups[0].ladder.next_in_s = Some(10 * 3600);
+    out.clear();
+    agent(&mut out, &status, NOW_NS);
+    assert!(!out.contains("warning"), "{out}");
 }
