@@ -4,6 +4,7 @@
 
 pub mod driver;
 pub mod offers;
+mod pending;
 
 use std::collections::HashMap;
 

@@ -1,10 +1,11 @@
-//! The project's tasks: `cargo xtask setup` and `cargo xtask test [STAGE...]`.
+//! The project's tasks: `cargo xtask setup`, `cargo xtask test [STAGE...]` and `cargo xtask fuzz [TARGET...]`.
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
 mod deny;
+mod fuzz;
 mod process;
 mod setup;
 mod spdx;
@@ -28,12 +29,21 @@ enum Task {
         #[arg(value_enum)]
         stages: Vec<test::Stage>,
     },
+    /// Build the fuzz targets with a sanitizer and run them; all if none is named.
+    Fuzz {
+        /// How long each target runs.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// The targets: the names of the files in fuzz/targets.
+        targets: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().task {
         Task::Setup => setup::ensure_and_say().map(|()| ExitCode::SUCCESS),
         Task::Test { stages } => test::run(&stages),
+        Task::Fuzz { seconds, targets } => test::fuzz(seconds, &targets),
     };
     result.unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");
