@@ -7,7 +7,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use tidemark_agent::dirty::{active, bitmap};
 use tidemark_agent::state::block::GroupState;
 use tidemark_fuzz::{seal, seal_blocks};
-use tidemark_journal::{Ancestry, Seq};
+use tidemark_journal::{Ancestry, Position, Seq};
 use tidemark_target::catalogue::{BranchRow, GroupRow, HistoryRow, Vitals};
 
 /// The map that the blocks of the corpus are of.
@@ -89,7 +89,8 @@ fn history(row: HistoryRow) {
     for name in names {
         assert!(history.volume(&name).is_some());
     }
+    // A log that has lost its newer half.
     let (end, oldest) = (history.end, history.oldest);
-    history.truncate(end, 0);
+    history.truncate(Position { seq: Seq(end.seq.0 / 2), ..end }, 0);
     history.raise_oldest(Seq(oldest.0.saturating_add(1)), 0);
 }

@@ -5,4 +5,5 @@ pub mod pair;
 pub mod proxy;
 pub mod site;
 pub mod vm;
+pub mod volatile;
 pub mod workload;

@@ -16,10 +16,12 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tidemark_control::agent::{AgentStatus, GroupStatus, Marked};
 use tidemark_control::target::{ReplicaStatus, TargetStatus};
+use tidemark_journal::checksum::crc64_of;
 use tidemark_journal::{Kind, Seq};
 
 use crate::journal;
 use crate::vm::{Disk, Guest, Hardware, Lab, boot_both, program};
+use crate::volatile::VolatileDisks;
 use crate::workload::history::History;
 use crate::workload::{Job, Shape, order};
 
@@ -35,6 +37,14 @@ const TRANSFER_BYTES_MIN: u64 = 1 << 30;
 const TRANSFER: &str = "transfer";
 /// The serial number of the disk that the target keeps its replicas on.
 const STORE: &str = "store";
+/// Where the source's state and the target's replicas are, as mount points; in a pair with volatile disks, each
+/// is the drive of this serial number, so that a test can take out the flushes of one kind of file.
+const STATE_DRIVES: [(&str, &str); 2] =
+    [("state", "/var/lib/tidemark"), ("map", "/var/lib/tidemark/map")];
+const STORE_DRIVES: [(&str, &str); 2] =
+    [("catalogue", "/var/lib/tidemark/target"), ("log", "/var/lib/tidemark/target/groups")];
+/// The sizes of those of the source, and of the catalogue's.
+const SMALL_DRIVE_BYTES: u64 = 64 << 20;
 
 /// What a pair is to look like.
 #[derive(Clone, Debug)]
@@ -57,6 +67,9 @@ pub struct Plan {
     pub store_bytes: u64,
     /// The source's memory.
     pub memory_mib: u32,
+    /// Whether all data is on disks with a volatile cache, which lose what was not flushed when the power is
+    /// cut. All that is random about them follows from this seed.
+    pub volatile_seed: Option<u64>,
 }
 
 impl Plan {
@@ -72,6 +85,7 @@ impl Plan {
             target_tables: String::new(),
             store_bytes: 8 << 30,
             memory_mib: 1280,
+            volatile_seed: None,
         }
     }
 }
@@ -84,6 +98,8 @@ pub struct Pair {
     pub target: Guest,
     /// The target's address.
     pub target_address: String,
+    /// The disks, if they are volatile ones.
+    pub disks: Option<VolatileDisks>,
     plan: Plan,
     images: Vec<PathBuf>,
     transfer: PathBuf,
@@ -126,22 +142,31 @@ impl Pair {
             .memory_mib(plan.memory_mib)
             .network(&source_end)
             .disk(Disk::file(&source_package, TRANSFER));
-        for (serial, bytes) in plan.volumes.iter().chain(&plan.spare_disks) {
-            let image = lab.disk_file(&format!("{serial}.img"), *bytes)?;
-            source = source.disk(Disk::file(&image, serial));
-            images.push(image);
+        let mut target =
+            lab.guest("target").debian().network(&target_end).disk(Disk::file(&transfer, TRANSFER));
+        let disks = plan.volatile_seed.map(|seed| volatile_disks(lab, &plan, seed)).transpose()?;
+        if let Some(disks) = &disks {
+            for (volume, _) in &plan.volumes {
+                source = source.disk(disks.drive(volume));
+                images.push(disks.file(volume)?.to_owned());
+            }
+            source =
+                STATE_DRIVES.iter().fold(source, |guest, (name, _)| guest.disk(disks.drive(name)));
+            target =
+                STORE_DRIVES.iter().fold(target, |guest, (name, _)| guest.disk(disks.drive(name)));
+        } else {
+            for (serial, bytes) in plan.volumes.iter().chain(&plan.spare_disks) {
+                let image = lab.disk_file(&format!("{serial}.img"), *bytes)?;
+                source = source.disk(Disk::file(&image, serial));
+                images.push(image);
+            }
+            let store = lab.disk_file("store.img", plan.store_bytes)?;
+            target = target.disk(Disk::file(&store, STORE));
         }
-        let store = lab.disk_file("store.img", plan.store_bytes)?;
-        let target = lab
-            .guest("target")
-            .debian()
-            .network(&target_end)
-            .disk(Disk::file(&transfer, TRANSFER))
-            .disk(Disk::file(&store, STORE));
         let (source, target) = boot_both(source, target)?;
         let directory = lab.directory().to_owned();
         let target_address = target_end.address();
-        Ok(Pair { source, target, target_address, plan, images, transfer, directory })
+        Ok(Pair { source, target, target_address, disks, plan, images, transfer, directory })
     }
 
     fn install(&self) -> Result<()> {
@@ -161,12 +186,9 @@ impl Pair {
 
     fn start_target(&self) -> Result<()> {
         unpack(&self.target, Hardware::Virtio)?;
-        let store = disk_path(Hardware::Virtio, STORE);
-        self.target.sh(&format!(
-            "mkfs.ext4 -q {store} && mkdir -p /var/lib/tidemark/target && \
-             echo '{store} /var/lib/tidemark/target ext4 noatime 0 2' >>/etc/fstab && \
-             systemctl daemon-reload && mount /var/lib/tidemark/target"
-        ))?;
+        let whole = [(STORE, "/var/lib/tidemark/target")];
+        let drives = if self.disks.is_some() { &STORE_DRIVES[..] } else { &whole[..] };
+        mount_drives(&self.target, drives)?;
         let config = format!(
             "data_dir = \"/var/lib/tidemark/target\"\n\
              [link]\nlisten = \"0.0.0.0:7410\"\nca = \"/etc/tidemark/pki/ca.pem\"\n\
@@ -184,6 +206,14 @@ impl Pair {
 
     fn start_source(&self) -> Result<()> {
         unpack(&self.source, self.plan.hardware)?;
+        if self.disks.is_some() {
+            mount_drives(&self.source, &STATE_DRIVES)?;
+            // The group's files of the dirty map, on a drive of their own.
+            self.source.sh(&format!(
+                "mkdir -p /var/lib/tidemark/agent/{GROUP} && cd /var/lib/tidemark/agent/{GROUP} && \
+                 for file in active.log 1.map; do ln -s /var/lib/tidemark/map/$file $file; done"
+            ))?;
+        }
         let mut command = format!(
             "tidemark protect {GROUP} --target {} --target-name target --front {} \
              --ring-bytes '{}'",
@@ -376,16 +406,35 @@ impl Pair {
         self.source.sh("sync")?;
         // Not `@latest`, which stays where it is for a while after a client has looked at it.
         let seq = self.wait_in_sync()?.position.seq;
-        let disk = disk_path(Hardware::Virtio, TRANSFER);
-        let export =
-            format!("nbd+unix:///{GROUP}/{volume}@seq:{seq}?socket=/run/tidemark/nbd.sock");
-        let copy = format!("blkdiscard -z {disk} && nbdcopy '{export}' {disk} && sync {disk}");
-        let output = self.target.spawn_for(&copy, SYNC_TIMEOUT)?.wait()?;
-        ensure!(output.success(), "{copy}: {}", output.error_text());
+        self.fetch_point(volume, &format!("seq:{seq}"))?;
         match difference(self.image(volume)?, &self.transfer)? {
             None => Ok(()),
             Some(at) => bail!("the replica of {volume} differs from its disk at byte {at}"),
         }
+    }
+
+    /// A checksum of a volume's content at a point.
+    pub fn checksum_of(&self, volume: &str, point: &str) -> Result<u64> {
+        self.fetch_point(volume, point)?;
+        let mut content =
+            File::open(&self.transfer)?.take(fs::metadata(self.image(volume)?)?.len());
+        let (mut sum, mut piece) = (0, vec![0; 1 << 20]);
+        loop {
+            match content.read(&mut piece)? {
+                0 => return Ok(sum),
+                bytes => sum = crc64_of([&u64::to_le_bytes(sum)[..], &piece[..bytes]]),
+            }
+        }
+    }
+
+    /// Copies a volume's content at a point to the target's transfer disk.
+    fn fetch_point(&self, volume: &str, point: &str) -> Result<()> {
+        let disk = disk_path(Hardware::Virtio, TRANSFER);
+        let export = format!("nbd+unix:///{GROUP}/{volume}@{point}?socket=/run/tidemark/nbd.sock");
+        let copy = format!("blkdiscard -z {disk} && nbdcopy '{export}' {disk} && sync {disk}");
+        let output = self.target.spawn_for(&copy, SYNC_TIMEOUT)?.wait()?;
+        ensure!(output.success(), "{copy}: {}", output.error_text());
+        Ok(())
     }
 
     /// What the daemons logged lately.
@@ -446,6 +495,26 @@ pub fn package(lab: &Lab, name: &str, programs: &[&str]) -> Result<PathBuf> {
     tar.args(["-c", "--owner=0", "--group=0", "-f"]).arg(&path);
     run(tar.arg("-C").arg(stage.path()).arg("usr"))?;
     Ok(path)
+}
+
+/// The drives of a pair whose disks are volatile.
+fn volatile_disks(lab: &Lab, plan: &Plan, seed: u64) -> Result<VolatileDisks> {
+    let mut sizes = plan.volumes.clone();
+    sizes.extend(STATE_DRIVES.map(|(name, _)| (name, SMALL_DRIVE_BYTES)));
+    sizes.extend([("catalogue", SMALL_DRIVE_BYTES), ("log", plan.store_bytes)]);
+    VolatileDisks::start(lab.directory(), &lab.socket_directory().join("disks"), &sizes, seed)
+}
+
+/// Makes a file system on each drive and mounts it for good, each below the one before.
+fn mount_drives(guest: &Guest, drives: &[(&str, &str)]) -> Result<()> {
+    for (serial, at) in drives {
+        let disk = disk_path(Hardware::Virtio, serial);
+        guest.sh(&format!(
+            "mkfs.ext4 -q {disk} && mkdir -p {at} && \
+             echo '{disk} {at} ext4 noatime 0 2' >>/etc/fstab && systemctl daemon-reload && mount {at}"
+        ))?;
+    }
+    Ok(())
 }
 
 fn unpack(guest: &Guest, hardware: Hardware) -> Result<()> {

@@ -271,6 +271,7 @@ pub fn recover(file: &[u8], map_id: [u8; 16]) -> Result<Recovered, DamagedLog> {
                 && block.version.get() == 1
                 && block.map_id == map_id
                 && block.transaction.get() % BLOCKS == at as u64
+                && block.first_transaction.get() <= block.transaction.get()
                 && usize::from(block.entries_used.get()) <= ENTRIES;
             let mut copy = *block;
             copy.crc = 0.into();

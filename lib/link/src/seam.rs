@@ -17,7 +17,7 @@ use std::{future::Future, io};
 
 pub use aligned::{AlignedBuf, BLOCK_BYTES, BufferFull};
 pub use file::{File, How, sync_dir};
-pub use net::{Listener, Stream};
+pub use net::{Listener, Stream, StreamCloser};
 
 /// Entries of a thread's submission queue.
 const RING_ENTRIES: u32 = 256;

@@ -15,9 +15,14 @@ use tidemark_link::{
     message::{Echo, Hello, Message, Notice, Refuse, RefuseCode, Severity},
     seam::{self, Listener, Stream},
 };
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 
-use super::{Session, Step, admit, offers::Offer, sizes};
+use super::{
+    Session, Step, admit,
+    offers::Offer,
+    pending::{Newcomer, Pending},
+    sizes,
+};
 use crate::{groups::Groups, machine::Machine, replica::Replica};
 
 /// Messages waiting to be sent to a source.
@@ -26,7 +31,8 @@ const OUT_MAX: usize = 1024;
 const OFFERS_MAX: usize = 256;
 /// Connections at once.
 const CONNECTIONS_MAX: usize = 256;
-/// Those of them that have not greeted yet, so that strangers cannot take all places.
+/// Those of them that have not greeted yet. One that is too many costs the oldest of them its place,
+/// so strangers keep no source out.
 const PENDING_MAX: usize = 64;
 /// How often a stalled target says that it is.
 const STALLED_EVERY: Duration = Duration::from_secs(5);
@@ -107,20 +113,23 @@ impl Sessions {
         &self.groups
     }
 
-    /// Takes sources on until it is dropped. When all places are taken, others wait to be accepted.
+    /// Takes sources on until it is dropped. When all places are taken by sources, others wait.
     pub async fn accept(self: Rc<Self>, mut listener: Listener, tls: Arc<rustls::ServerConfig>) {
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        let pending = Arc::new(Semaphore::new(PENDING_MAX));
+        let pending = Rc::new(Pending::default());
         loop {
-            // They are never closed.
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-            let Ok(waiting) = Arc::clone(&pending).acquire_owned().await else { return };
             match listener.accept().await {
                 Ok((stream, address)) => {
+                    if places.available_permits() == 0 {
+                        pending.close_oldest();
+                    }
+                    // They are never closed.
+                    let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+                    let newcomer = pending.admit(&stream, PENDING_MAX);
                     let (sessions, tls) = (Rc::clone(&self), Arc::clone(&tls));
                     seam::spawn(async move {
                         let _place = place;
-                        match sessions.serve(stream, &tls, waiting).await {
+                        match sessions.serve(stream, &tls, newcomer).await {
                             // Ended by this side, which has said why.
                             Ok(()) | Err(LinkError::Ended) => {}
                             Err(error) => {
@@ -149,7 +158,7 @@ impl Sessions {
         self: Rc<Self>,
         stream: Stream,
         tls: &Arc<rustls::ServerConfig>,
-        waiting: OwnedSemaphorePermit,
+        newcomer: Newcomer,
     ) -> Result<(), LinkError> {
         let connection = Connection::accept(stream, tls, &self.timeouts).await?;
         let peer = connection.peer().clone();
@@ -172,7 +181,7 @@ impl Sessions {
                 return send_last(sender, Message::Refuse(refusal)).await;
             }
         };
-        drop(waiting);
+        drop(newcomer);
         let place = self.take_over(&name, receiver.closer()).await;
         let outcome = tokio::select! {
             biased;

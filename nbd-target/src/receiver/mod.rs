@@ -4,6 +4,7 @@
 
 pub mod driver;
 pub mod offers;
+mod pending;
 mod repairs;
 
 use std::collections::HashMap;

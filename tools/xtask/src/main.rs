@@ -1,10 +1,11 @@
-//! The project's tasks: `cargo xtask setup` and `cargo xtask test [STAGE...]`.
+//! The project's tasks: `cargo xtask setup`, `cargo xtask test [STAGE...]` and `cargo xtask fuzz [TARGET...]`.
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
 mod deny;
+mod fuzz;
 mod process;
 mod setup;
 mod simulate;
@@ -31,6 +32,14 @@ enum Task {
     },
     /// Play the agent and the target together on simulated disks, network and clocks.
     Simulate(simulate::Options),
+    /// Build the fuzz targets with a sanitizer and run them; all if none is named.
+    Fuzz {
+        /// How long each target runs.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// The targets: the names of the files in fuzz/targets.
+        targets: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -40,6 +49,7 @@ fn main() -> ExitCode {
         Task::Simulate(options) => {
             test::workspace_root().and_then(|root| simulate::run(&root, &options))
         }
+        Task::Fuzz { seconds, targets } => test::fuzz(seconds, &targets),
     };
     result.unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");

@@ -28,6 +28,7 @@ const PACKAGES: &[&str] = &[
     "cpio",
     "e2fsprogs",
     "fio",
+    "g++", // libFuzzer is C++
     "gcc",
     "iproute2",
     "kmod",

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use crate::{deny, process, setup, simulate};
+use crate::{deny, fuzz, process, setup, simulate};
 
 mod runner;
 
@@ -35,6 +35,8 @@ pub enum Stage {
     Simulate,
     /// Tests in emulated machines with real kernels.
     Guests,
+    /// Every fuzz target for 20 seconds.
+    Fuzz,
     /// `tidemark demo` as an unprivileged user with nothing in its environment.
     Demo,
 }
@@ -49,11 +51,15 @@ const USUAL: &[Stage] = &[
     Stage::Host,
     Stage::Conformance,
     Stage::Simulate,
+    Stage::Fuzz,
     Stage::Guests,
 ];
 
 /// The user and group `nobody`, as whom the demo runs when this program is root's.
 const NOBODY: u32 = 65534;
+
+/// How long each fuzz target runs.
+const FUZZ_SECONDS: u64 = 20;
 
 /// The demo has to end within this time.
 const DEMO_LIMIT: Duration = Duration::from_secs(60);
@@ -133,9 +139,23 @@ impl Stage {
                 Ok(if code == ExitCode::SUCCESS { Count::PASSED } else { Count::FAILED })
             }
             Stage::Guests => tests(root, runner::Selection::Guests),
+            Stage::Fuzz => fuzz_targets(root, FUZZ_SECONDS, &[]),
             Stage::Demo => demo(root),
         }
     }
+}
+
+/// The `fuzz` task: sets the machine up and runs the targets with these names, or all.
+pub fn fuzz(seconds: u64, named: &[String]) -> Result<ExitCode> {
+    setup::ensure()?;
+    let count = fuzz_targets(&workspace_root()?, seconds, named)?;
+    Ok(if count.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn fuzz_targets(root: &Path, seconds: u64, named: &[String]) -> Result<Count> {
+    let work = target_directory(root)?.join("fuzz");
+    let (passed, failed) = fuzz::run(root, &work, seconds, named)?;
+    Ok(Count { passed, failed })
 }
 
 fn cargo(root: &Path, arguments: &[&str]) -> Result<Count> {

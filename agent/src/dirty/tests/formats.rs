@@ -221,6 +221,22 @@ fn blocks_of_another_map_do_not_count() {
     assert_eq!((other.active, other.transaction), (Vec::new(), 0));
 }
 
+/// A block that named a later transaction than its own as the first of its life made the number of blocks that
+/// are needed negative. It contradicts itself, and does not count.
+#[test]
+fn a_block_from_before_its_own_life_does_not_count() {
+    let mut random = Random::new(7);
+    let mut log = Log::new();
+    log.change(&mut random, 10);
+    let before = log.recovered();
+    log.change(&mut random, 10);
+    let block = log.block_of(2);
+    block[32..40].copy_from_slice(&3u64.to_le_bytes());
+    let crc = crc_of(block);
+    block[56..64].copy_from_slice(&crc.to_le_bytes());
+    assert_eq!(log.recovered(), before);
+}
+
 fn write_page(file: &mut [u8], generation: u64, written: u64, dirty: &Bits, uncaptured: &Bits) {
     let none = Bits::new_like(dirty);
     let (offset, page) = bitmap::encode(MAP_ID, 0, generation, written, [dirty, &none], uncaptured);

@@ -6,7 +6,7 @@ use std::{
     net::{Shutdown, SocketAddr, ToSocketAddrs},
     os::fd::{AsRawFd, BorrowedFd},
     pin::Pin,
-    rc::Rc,
+    rc::{Rc, Weak},
     time::Duration,
 };
 
@@ -128,17 +128,40 @@ impl Stream {
 
     /// Shuts the connection down, which ends pending operations. What was written is still sent.
     pub fn shutdown(&self, how: Shutdown) {
-        // The only error is that the connection is gone, which is what was wanted.
-        let _ = match &*self.socket {
-            Socket::Tcp(stream) => stream.shutdown(how),
-            Socket::Unix(stream) => stream.shutdown(how),
-        };
+        self.socket.shutdown(how);
+    }
+
+    /// What ends this connection from outside.
+    pub fn closer(&self) -> StreamCloser {
+        StreamCloser(Rc::downgrade(&self.socket))
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
         self.shutdown(Shutdown::Both);
+    }
+}
+
+impl Socket {
+    fn shutdown(&self, how: Shutdown) {
+        // The only error is that the connection is gone, which is what was wanted.
+        let _ = match self {
+            Socket::Tcp(stream) => stream.shutdown(how),
+            Socket::Unix(stream) => stream.shutdown(how),
+        };
+    }
+}
+
+/// Ends a connection from outside.
+pub struct StreamCloser(Weak<Socket>);
+
+impl StreamCloser {
+    /// Shuts the connection down, if it is still there.
+    pub fn close(&self) {
+        if let Some(socket) = self.0.upgrade() {
+            socket.shutdown(Shutdown::Both);
+        }
     }
 }
 

@@ -133,9 +133,10 @@ impl EntryRow {
             2 => (word, Content::Unreadable),
             _ => return None,
         };
-        let seq = Seq(base.0.checked_add(from48(self.seq))?);
+        let delta = from48(self.seq);
+        let seq = Seq(base.0.checked_add(delta)?);
         let key = Key::new(VolumeId(self.volume.get()), Sector(from48(self.start)), sectors, seq);
-        (sectors > 0).then_some((key, content))
+        (sectors > 0 && delta > 0).then_some((key, content))
     }
 }
 
@@ -187,5 +188,8 @@ mod tests {
         assert_eq!(row.decode(Seq(0)), None);
         row.content = 3;
         assert_eq!(row.decode(Seq(0)), None);
+        // A search goes on below the lowest version of an extent, so one at the base never ended it.
+        let base = Key::new(VolumeId(0), Sector(0), 1, Seq(5));
+        assert_eq!(EntryRow::encode(&base, &Content::Zero, Seq(5)).decode(Seq(5)), None);
     }
 }

@@ -67,6 +67,16 @@ struct VolumeRow {
 
 const _: () = assert!(size_of::<HeadStart>() == 48 && size_of::<VolumeRow>() == 4);
 
+impl HeadStart {
+    /// Whether the number of each page is one.
+    fn pages_fit(&self) -> bool {
+        let of = |rows: U32, per_page: usize| u64::from(rows.get()).div_ceil(per_page as u64);
+        let parts = [self.head_pages, self.entry_pages, self.fence_pages];
+        let rows = of(self.chunks, CHUNKS_PER_PAGE) + of(self.frames, FRAMES_PER_PAGE);
+        parts.iter().map(|pages| u64::from(pages.get())).sum::<u64>() + rows <= u64::from(u32::MAX)
+    }
+}
+
 /// The bytes that [`build`] will need, at most, for so many rows.
 pub fn bytes_max(entries: usize, chunks: usize, frames: usize) -> u64 {
     let entry_pages = entries.div_ceil(ENTRIES_PER_PAGE);
@@ -160,7 +170,7 @@ impl SealedIndex {
             io::Error::new(io::ErrorKind::InvalidData, text)
         };
         let (start, _) = HeadStart::read_from_prefix(first.bytes()).map_err(|_| damaged())?;
-        if start.magic != HEAD_MAGIC {
+        if start.magic != HEAD_MAGIC || !start.pages_fit() {
             return Err(damaged());
         }
         let mut bytes = first.bytes().to_vec();

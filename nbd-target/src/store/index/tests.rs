@@ -166,3 +166,68 @@ fn the_index_of_4_kib_writes_is_below_one_hundredth() {
         .expect("in memory");
     assert!(pages.len() as u64 <= sealed::bytes_max(entries, chunks, frames));
 }
+
+/// A sealed index in a file.
+fn sealed_file(pages: &[u8]) -> std::fs::File {
+    let mut file = tempfile::tempfile().expect("a file");
+    std::io::Write::write_all(&mut file, pages).expect("written");
+    file
+}
+
+/// An index of which every page bears its checksum and little else is right: the sum of its pages was beyond 32
+/// bits, and a search never came past an entry at the base, which no sequence is. Both are errors.
+#[test]
+fn an_index_that_contradicts_itself_is_an_error() {
+    let mut builder = FrameBuilder::new(Compression::Off);
+    for seq in 1..=3 {
+        let record = Record {
+            kind: Kind::Zero,
+            flags: 0,
+            volume: VolumeId(1),
+            seq: Seq(seq),
+            time_ns: seq,
+            start: Sector(seq * 100),
+            sectors: 8,
+        };
+        builder.push(&record, []);
+    }
+    let about = FrameMeta {
+        group: GroupId([2; 16]),
+        term: TermId([1; 16]),
+        before: Position::default(),
+        wall_ns: 0,
+    };
+    let frame = builder.finish(&about).to_vec();
+    let mut memory = MemoryIndex::default();
+    memory.insert(&FrameView::parse(&frame).expect("a frame"), 4096);
+    let good = sealed::build(&memory, 1, Seq::ZERO);
+    let seal = |pages: &mut [u8]| {
+        for page in pages.chunks_exact_mut(page::PAGE_BYTES) {
+            let crc = tidemark_journal::checksum::crc64(&page[8..]);
+            page[..8].copy_from_slice(&crc.to_le_bytes());
+        }
+    };
+    let read = |pages: &[u8]| {
+        let (file, cache) = (sealed_file(pages), page::PageCache::new(8));
+        let reader =
+            page::PageReader { file: &file, file_id: 1, segment: 1, index_at: 0, cache: &cache };
+        let index = SealedIndex::open(reader)?;
+        let query = Query { volume: VolumeId(1), start: 0, end: 1000, at: Seq(9) };
+        let mut found = 0;
+        index.find(reader, &query, |_, _| found += 1)?;
+        index.for_each(reader, |_, _| {}).map(|()| found)
+    };
+    assert_eq!(read(&good).expect("a good index"), 3);
+
+    let mut pages = good.clone();
+    let entry_pages_at = size_of::<page::PageHeader>() + 32;
+    pages[entry_pages_at..entry_pages_at + 4].fill(0xff);
+    seal(&mut pages);
+    read(&pages).expect_err("more pages than can be numbered");
+
+    let mut pages = good;
+    let rows_at = page::PAGE_BYTES + size_of::<page::PageHeader>();
+    pages[rows_at + 8..rows_at + 14].fill(0);
+    seal(&mut pages);
+    read(&pages).expect_err("an entry at the base");
+}

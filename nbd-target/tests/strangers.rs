@@ -1,0 +1,70 @@
+//! Who is at the link's port without being a source of this target's: connections that say nothing, and nodes
+//! with a good certificate and no right to the group.
+
+mod common;
+
+use std::{net::TcpStream, time::Duration};
+
+use common::{Lab, run, source::Source};
+use tidemark_journal::{GroupId, Seq};
+use tidemark_link::message::{Message, RefuseCode};
+
+/// 64 connections that said nothing held all places for newcomers until their time for the handshake was over,
+/// and every source waited half a minute. Now the oldest of them makes room.
+#[test]
+fn silent_strangers_keep_no_source_out() {
+    run(|| async {
+        let lab = Lab::new("", "");
+        let mut source = Source::new(&[1 << 20]);
+        source.connect(&lab).await;
+        source.write(0, 8, &[7; 4096]);
+        source.send().await;
+        source.acknowledged().await;
+        let connect = || TcpStream::connect(lab.link_addr()).expect("a connection");
+        let strangers: Vec<TcpStream> = (0..300).map(|_| connect()).collect();
+        let mut again = Source { node: "db2".into(), ..Source::new(&[1 << 20]) };
+        let answer = tokio::time::timeout(Duration::from_secs(15), again.greet(&lab)).await;
+        let answer = answer.expect("an answer before the strangers' time is over").expect("one");
+        assert!(matches!(answer, Message::Refuse(refuse) if refuse.code == RefuseCode::NotAllowed));
+        // The source that was there is left alone.
+        source.write(0, 16, &[8; 4096]);
+        source.send().await;
+        source.acknowledged().await;
+        drop(strangers);
+    });
+}
+
+/// A node's certificate opens its own groups alone: it cannot write another's, nor end its session, nor learn
+/// its position by asking.
+#[test]
+fn a_node_cannot_touch_the_group_of_another() {
+    run(|| async {
+        let lab = Lab::new("", "");
+        let mut source = Source::new(&[1 << 20]);
+        source.connect(&lab).await;
+        source.write(0, 8, &[7; 4096]);
+        source.send().await;
+        source.acknowledged().await;
+        let before = lab.replica().journal().progress().durable;
+
+        // With the group's own id and history, which it may have seen; and with one of its own.
+        let known = Source { node: "db2".into(), group: source.group, ..Source::new(&[1 << 20]) };
+        let own = Source { node: "db2".into(), group: GroupId([9; 16]), ..Source::new(&[1 << 20]) };
+        for mut thief in [known, own] {
+            thief.ancestry = source.ancestry.clone();
+            let Message::Refuse(refuse) = thief.greet(&lab).await.expect("an answer") else {
+                panic!("a stranger was welcomed")
+            };
+            assert_eq!(refuse.code, RefuseCode::NotAllowed);
+            assert_eq!(refuse.sentence, "the node 'db2' may not write the group 'shop'");
+        }
+        assert_eq!(lab.replica().journal().progress().durable, before);
+        assert_eq!(lab.replica().config().node.to_string(), "db1");
+        assert!(before.seq > Seq::ZERO);
+
+        // The session goes on as if nothing had been.
+        source.write(0, 16, &[8; 4096]);
+        source.send().await;
+        source.acknowledged().await;
+    });
+}
