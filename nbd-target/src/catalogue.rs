@@ -153,7 +153,7 @@ impl Catalogue {
         anyhow::ensure!(
             version == SCHEMA,
             "the catalogue {} has version {version}; this program reads version {SCHEMA}",
-            catalogue.path.display()
+            path.display()
         );
         Ok(catalogue)
     }

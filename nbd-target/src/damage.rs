@@ -21,7 +21,6 @@ use tokio::sync::watch;
 
 use crate::{
     catalogue::Catalogue,
-    clock,
     replica::Replica,
     store::{Where, check::What},
 };

@@ -24,7 +24,6 @@ use serde::{Deserialize, Serialize};
 use tidemark_journal::VolumeId;
 
 use crate::{
-    clock,
     config::ScrubConfig,
     damage::{Place, Spot},
     groups::Groups,

@@ -49,6 +49,11 @@ impl Course {
         self.outbox.is_backlogged()
     }
 
+    /// How full the place of the frames is, 0 to 1000.
+    pub fn frames_permille(&self) -> u64 {
+        self.outbox.backlog().fill_permille
+    }
+
     /// The path of terms.
     pub fn ancestry(&self) -> &Ancestry {
         &self.ancestry

@@ -281,7 +281,7 @@ impl Loop {
 
     fn publish(&mut self, now: Instant) {
         self.snapshot_at = now;
-        let frames_permille = self.outbox.backlog().fill_permille;
+        let frames_permille = self.course.frames_permille();
         self.carriers.ring_filled(self.core.ring_fill_permille().max(frames_permille));
         let snapshot = self.look();
         *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = snapshot;

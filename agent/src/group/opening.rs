@@ -97,7 +97,8 @@ impl Opening<'_> {
         let left = handover::find(self.rings, self.name, found, &mut about, self.layout, spool_end);
         let fresh = [self.fresh[0], self.fresh[1]];
         let said = left.as_ref().map(Left::says);
-        let start = recovery::decide(dir, self.group, &regions, found, said.as_ref(), spool, fresh)?;
+        let start =
+            recovery::decide(dir, self.group, &regions, found, said.as_ref(), spool, fresh)?;
         match (&said, start.with_ring) {
             (Some(said), true) => tracing::info!(
                 group = self.name,

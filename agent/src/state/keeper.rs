@@ -117,7 +117,8 @@ pub fn without_disk(
             match job {
                 Job::Commit(_) => answer(Done::Committed),
                 Job::Stop(_) => return,
-                Job::Reserve(_) | Job::Acked(_) | Job::Term(..) => {}
+                Job::Reserve(_) | Job::Acked(_) | Job::Spooled(_) | Job::Settle | Job::Term(..) => {
+                }
             }
         }
     })?;

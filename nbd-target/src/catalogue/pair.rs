@@ -136,7 +136,10 @@ fn commit<T>(
     Ok(value)
 }
 
-fn open_both(machine: &Machine, paths: &[PathBuf; 2]) -> anyhow::Result<([Database; 2], Vec<String>)> {
+fn open_both(
+    machine: &Machine,
+    paths: &[PathBuf; 2],
+) -> anyhow::Result<([Database; 2], Vec<String>)> {
     let [first, second] = [look(machine, &paths[0])?, look(machine, &paths[1])?];
     let mut said = Vec::new();
     for (path, copy) in paths.iter().zip([&first, &second]) {

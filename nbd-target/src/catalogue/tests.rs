@@ -93,7 +93,11 @@ fn a_damaged_catalogue_is_kept_and_made_anew() {
     assert_eq!(catalogue.branches("shop").expect("read"), rows);
     assert!(path.with_added_extension("damaged-0").exists());
     drop(catalogue);
-    assert_eq!(Catalogue::open(&Machine::Real, &path).expect("good").damage(), [""; 0], "it is over");
+    assert_eq!(
+        Catalogue::open(&Machine::Real, &path).expect("good").damage(),
+        [""; 0],
+        "it is over"
+    );
 }
 
 #[test]

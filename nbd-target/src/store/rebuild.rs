@@ -55,13 +55,13 @@ pub fn scan(segment: &Segment, group: GroupId) -> Result<Scanned, ReadError> {
     let mut at = BLOCK_BYTES;
     while at < end {
         let have = (end - at).min(HEADER_BYTES as u64) as usize;
-        read(file, &mut header[..have], at).map_err(io)?;
+        file.read_up_to(&mut header[..have], at).map_err(io)?;
         match next(at, &header[..have]) {
             Next::Pad(further) => at = further,
             Next::Frame(bytes) if at + bytes as u64 <= end => {
                 let meta_bytes = FrameHeader::peek(&header).map_or(0, |h| h.meta_bytes.get());
                 meta.resize(meta_bytes as usize, 0);
-                read(file, &mut meta, at).map_err(io)?;
+                file.read_up_to(&mut meta, at).map_err(io)?;
                 let good = FrameView::parse_meta(&meta).ok().filter(|view| {
                     view.header().group() == group && view.header().first_seq.get() > last.0
                 });

@@ -86,7 +86,8 @@ impl Base {
                 None => super::BaseRow::default(),
             };
             let seal = Seal { group: self.group, volume: id };
-            let volume = BaseVolume::create(&self.dir, seal, row, sums::Rest::Unknown)?;
+            let volume =
+                BaseVolume::create(&self.machine, &self.dir, seal, row, sums::Rest::Unknown)?;
             volumes.insert(id, Place::Here(Arc::new(volume)));
         }
         Ok(())

@@ -168,10 +168,10 @@ fn the_index_of_4_kib_writes_is_below_one_hundredth() {
 }
 
 /// A sealed index in a file.
-fn sealed_file(pages: &[u8]) -> std::fs::File {
+fn sealed_file(pages: &[u8]) -> crate::machine::File {
     let mut file = tempfile::tempfile().expect("a file");
     std::io::Write::write_all(&mut file, pages).expect("written");
-    file
+    crate::machine::File::Real(file)
 }
 
 /// An index of which every page bears its checksum and little else is right: the sum of its pages was beyond 32
