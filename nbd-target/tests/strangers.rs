@@ -22,7 +22,8 @@ fn silent_strangers_keep_no_source_out() {
         source.acknowledged().await;
         let connect = || TcpStream::connect(lab.link_addr()).expect("a connection");
         let strangers: Vec<TcpStream> = (0..300).map(|_| connect()).collect();
-        let mut again = Source { node: "db2".into(), ..Source::new(&[1 << 20]) };
+        let mut again = Source::new(&[1 << 20]);
+        again.node = "db2".into();
         let answer = tokio::time::timeout(Duration::from_secs(15), again.greet(&lab)).await;
         let answer = answer.expect("an answer before the strangers' time is over").expect("one");
         assert!(matches!(answer, Message::Refuse(refuse) if refuse.code == RefuseCode::NotAllowed));
@@ -48,8 +49,10 @@ fn a_node_cannot_touch_the_group_of_another() {
         let before = lab.replica().journal().progress().durable;
 
         // With the group's own id and history, which it may have seen; and with one of its own.
-        let known = Source { node: "db2".into(), group: source.group, ..Source::new(&[1 << 20]) };
-        let own = Source { node: "db2".into(), group: GroupId([9; 16]), ..Source::new(&[1 << 20]) };
+        let mut known = Source::new(&[1 << 20]);
+        (known.node, known.group) = ("db2".into(), source.group);
+        let mut own = Source::new(&[1 << 20]);
+        (own.node, own.group) = ("db2".into(), GroupId([9; 16]));
         for mut thief in [known, own] {
             thief.ancestry = source.ancestry.clone();
             let Message::Refuse(refuse) = thief.greet(&lab).await.expect("an answer") else {

@@ -152,13 +152,13 @@ fn one_round(pair: &mut Pair, round: u64, rng: &mut Rng, points: &mut Vec<Point>
 
 /// The last number in the ledger's lines.
 fn last_transaction(console: &str) -> u64 {
-    let numbers = console.lines().filter_map(|line| {
+    let mut numbers = console.lines().filter_map(|line| {
         let words: Vec<&str> = line.trim().split(' ').collect();
         let [number, started_ns, acknowledged_ns] = words[..] else { return None };
         let whole = started_ns.len() == 19 && acknowledged_ns.len() == 19;
         number.parse().ok().filter(|_| whole)
     });
-    numbers.last().unwrap_or(0)
+    numbers.next_back().unwrap_or(0)
 }
 
 fn cut(pair: &mut Pair, victim: Victim, rng: &mut Rng) -> Result<String> {

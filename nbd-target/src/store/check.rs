@@ -91,7 +91,7 @@ impl Check<'_> {
     ) -> Result<(), ReadError> {
         let number = self.segment.number();
         let mut block = vec![0; BLOCK_BYTES as usize];
-        let bytes = self.io(|segment| Ok(segment.file()?.length()?))?;
+        let bytes = self.io(|segment| segment.file()?.length())?;
         self.fresh(0, &mut block)?;
         let start = SegmentStart::decode(&block).ok().filter(|start| {
             (start.number, start.group, start.before) == (number, group, known.summary.before)
