@@ -15,8 +15,8 @@ use tidemark_tests::workload::rng::Rng;
 const MIB: u64 = 1 << 20;
 /// How many positions are tried, unless `TIDEMARK_POSITIONS` says otherwise.
 const POSITIONS: u64 = 20;
-/// The load ends by itself when nobody ends it.
-const LOAD_LIMIT: Duration = Duration::from_secs(1800);
+/// The load ends by itself when nobody ends it, after this long for each position.
+const LOAD_SECONDS: u64 = 90;
 /// How late a record may look by the source's wall clock.
 const LATE_NS_MAX: i64 = 2_000_000_000;
 
@@ -47,7 +47,9 @@ fn any_moment_mounts_clean_with_every_acknowledged_transaction() -> Result<()> {
             }
             pair.target.write("/run/ledger.py", 0o644, LEDGER)?;
             pair.wait_in_sync()?;
-            let load = pair.source.spawn_for(&load(), LOAD_LIMIT)?;
+            let seconds = LOAD_SECONDS * positions;
+            let limit = Duration::from_secs(seconds);
+            let load = pair.source.spawn_for(&load(seconds), limit)?;
             wait_for_transactions(pair)?;
             let start = pair.mark("start")?;
             let mut rng = Rng::new(20);
@@ -96,7 +98,7 @@ fn prepare(pair: &Pair, disk: &Disk) -> Result<()> {
 }
 
 /// fio and the ledger on every disk, until told to stop.
-fn load() -> String {
+fn load(seconds: u64) -> String {
     let mut script = String::new();
     for Disk { volume, journal_mode, .. } in &DISKS {
         let _ = writeln!(
@@ -104,7 +106,7 @@ fn load() -> String {
             "python3 /run/ledger.py load /srv/{volume}/ledger.db /run/acks.{volume} /run/stop \
              {journal_mode} & ledgers=\"$ledgers $!\"\n\
              fio --name=fill --directory=/srv/{volume} --filesize=24m --rw=randwrite \
-             --bsrange=512-32k --fsync=16 --rate_iops=25 --time_based --runtime=1800 \
+             --bsrange=512-32k --fsync=16 --rate_iops=25 --time_based --runtime={seconds} \
              --output=/run/fio.{volume} & fios=\"$fios $!\""
         );
     }
