@@ -266,7 +266,10 @@ impl Encoder {
         let (bytes, before) = (frame.frame_bytes() as u64, self.place.before);
         let term = self.place.term;
         let facts = FrameFacts { before, last, term, time_ns: first.time_ns, raw_bytes };
-        let kept = self.outbox.push([frame.meta, frame.payload], &facts);
+        if !self.outbox.push([frame.meta, frame.payload], &facts) {
+            // The records stay in the ring, for the agent that goes on with it.
+            return false;
+        }
         self.shared.frames.fetch_add(1, Ordering::Relaxed);
         self.shared.raw_bytes.fetch_add(raw_bytes, Ordering::Relaxed);
         self.shared.frame_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -274,7 +277,7 @@ impl Encoder {
         self.ring.encoded();
         self.place.before = Position { term: self.place.term, seq: last };
         self.adapt();
-        kept
+        true
     }
 
     fn adapt(&mut self) {
