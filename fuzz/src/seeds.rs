@@ -243,8 +243,9 @@ fn state(frames: &[Vec<u8>]) -> std::io::Result<()> {
         generation: 8,
         clean: Some(Seq(90)),
         ring: 11,
+        spooled: position,
     };
-    put("state", "block", &[&[0], &block.encode(3)[..136]].concat())?;
+    put("state", "block", &[&[0], &block.encode(3)[..168]].concat())?;
     let mut set = ActiveSet::new(MAP_ID, 0);
     set.replace(3, Some(RegionId { volume: VolumeId(1), index: 9 }));
     let mut log = vec![1];

@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use libfuzzer_sys::fuzz_target;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use tidemark_journal::{Seq, VolumeId};
+use tidemark_target::machine;
 use tidemark_target::store::index::page::{PAGE_BYTES, PageCache, PageReader};
 use tidemark_target::store::index::{Query, SealedIndex};
 
@@ -24,7 +25,7 @@ fn read(bytes: &[u8]) {
     let file = memfd_create("index", MFdFlags::MFD_CLOEXEC).expect("a file in memory");
     let file = File::from(file);
     file.write_all_at(bytes, 0).expect("room for it");
-    let cache = PageCache::new(64);
+    let (file, cache) = (machine::File::Real(file), PageCache::new(64));
     let reader = PageReader { file: &file, file_id: 1, segment: 1, index_at: 0, cache: &cache };
     let Ok(index) = SealedIndex::open(reader) else { return };
     let mut volumes = vec![VolumeId(1)];

@@ -66,6 +66,9 @@ impl Kept {
     }
 }
 
+/// Above this the counters are not such that an agent left, and sums with them may overflow.
+const COUNTER_MAX: u64 = 1 << 63;
+
 /// Finds the frames in a ring that nobody else uses any more. All have to be whole, of `group` and
 /// `term`, and each continue the one before; their chunks are for the target to check.
 ///
@@ -76,6 +79,10 @@ pub fn kept(memory: &RingMemory, group: GroupId, term: TermId) -> Result<Kept, N
     let area = memory.layout().frame_bytes;
     let start = memory.word(FRAMES_START_AT).load(Ordering::Acquire);
     let end = memory.word(FRAMES_END_AT).load(Ordering::Acquire);
+    // They grow by what goes through the area: no agent lives to see them there.
+    if start.max(end) >= COUNTER_MAX {
+        return no("the counters of its frames");
+    }
     // The first frame after a while without any was being put there.
     if start > end {
         return Ok(Kept { frames: VecDeque::new(), start, end: start });

@@ -198,6 +198,11 @@ fn frames_that_are_damaged_or_of_others_are_refused() {
         move |memory: &RingMemory| memory.word(FRAMES_END_AT).store(end, Ordering::Release)
     };
     assert!(!refused(3, [0, 1], &|_| {}));
+    // A fuzzer's: sums with such counters overflowed.
+    let far = |memory: &RingMemory| {
+        memory.word(FRAMES_START_AT).store(u64::MAX, Ordering::Release);
+    };
+    assert!(refused(3, [0, 1], &far), "a start that no agent comes to");
     assert!(refused(4, [0, 1], &|_| {}), "of another term");
     assert!(refused(3, [0, 0], &|_| {}), "not in order");
     for at in [0, 5, 50, 100, 200, 230, 300] {
