@@ -51,7 +51,6 @@ const USUAL: &[Stage] = &[
     Stage::Host,
     Stage::Conformance,
     Stage::Simulate,
-    Stage::Fuzz,
     Stage::Guests,
 ];
 

@@ -241,11 +241,12 @@ impl SealedIndex {
     /// # Errors
     /// When there is none of this number, or its page cannot be read or is damaged.
     pub fn chunk(&self, reader: PageReader<'_>, number: u32) -> io::Result<ChunkRow> {
-        let first = self.head_pages + self.entry_pages + self.fence_pages;
-        let page = first + number / CHUNKS_PER_PAGE as u32;
+        // First, since a row that contradicts the index may name any number.
         if number >= self.chunks {
             return Err(bad_row(reader));
         }
+        let first = self.head_pages + self.entry_pages + self.fence_pages;
+        let page = first + number / CHUNKS_PER_PAGE as u32;
         let page = reader.page(page, PageKind::Chunks)?;
         let row = page.rows::<StoredChunkRow>().get(number as usize % CHUNKS_PER_PAGE);
         row.map(Into::into).ok_or_else(|| bad_row(reader))
