@@ -2,7 +2,8 @@
 //!
 //! Frames batch by themselves: while the sender is busy with a frame, the next one fills; when it
 //! has nothing to send, whatever is there goes, at once after a rest and else a little later, since
-//! a frame costs about as much as a hundred small writes.
+//! a frame costs about as much as a hundred small writes. Nor does one stay open for longer than a second while
+//! the sender is busy or the link is cut: only a frame can go to the spool.
 
 use std::{
     sync::{
@@ -26,6 +27,8 @@ use crate::{
 const FRAME_RAW_BYTES: u64 = 1 << 20;
 /// The shortest time from one frame that is not full to the next.
 const PAUSE_NS: u64 = 4_000_000;
+/// How long the first record of a frame may be in it before it is closed though the sender is busy.
+const OPEN_NS_MAX: u64 = 1_000_000_000;
 /// The outbox's fill, in thousandths, above which the fastest compression is used.
 const HURRY_ABOVE_PERMILLE: u64 = 500;
 const FASTEST: i32 = -5;
@@ -201,9 +204,11 @@ impl Encoder {
     pub fn turn(&mut self) -> Turn {
         let full = self.fill();
         let stopping = self.shared.stop.load(Ordering::Acquire);
-        let ready = full || stopping || self.outbox.unsent() == 0;
+        let now_ns = self.clock.now_ns();
+        let old =
+            self.first.is_some_and(|first| now_ns.saturating_sub(first.time_ns) >= OPEN_NS_MAX);
+        let ready = full || stopping || old || self.outbox.unsent() == 0;
         if !self.builder.is_empty() && ready {
-            let now_ns = self.clock.now_ns();
             if !full && !stopping && now_ns < self.not_before_ns {
                 return Turn::Rest(Duration::from_nanos(self.not_before_ns - now_ns));
             }

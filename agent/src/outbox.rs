@@ -16,7 +16,7 @@ use std::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tidemark_journal::{Position, Seq, TermId, frame::HEADER_BYTES};
@@ -52,6 +52,8 @@ pub struct FrameInfo {
     pub bytes: u64,
     /// Counter of its first byte in the area.
     at: u64,
+    /// When it was put in, or found by this process.
+    since: Instant,
 }
 
 #[derive(Default)]
@@ -69,6 +71,8 @@ struct State {
     held: bool,
     /// The highest sequence that was released.
     released: Seq,
+    /// When that last rose.
+    released_since: Option<Instant>,
     /// Frames are dropped instead of kept: what they hold will be compared instead.
     discarding: bool,
     closed: bool,
@@ -164,6 +168,7 @@ impl Outbox {
             raw_bytes,
             bytes,
             at,
+            since: Instant::now(),
         });
         state.end = at + bytes;
         self.memory.word(FRAMES_END_AT).store(state.end, Ordering::Release);
@@ -248,7 +253,10 @@ impl Outbox {
     /// Everything up to `seq` is final-durable: its frames are freed.
     pub fn release(&self, seq: Seq) {
         let mut state = self.state();
-        state.released = state.released.max(seq);
+        if seq > state.released {
+            state.released = seq;
+            state.released_since = Some(Instant::now());
+        }
         self.free(state);
     }
 

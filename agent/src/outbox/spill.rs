@@ -2,7 +2,9 @@
 //!
 //! Frames go to the spool oldest first, so what is kept is always the spool's frames and then those
 //! in memory. It begins when the area in memory is half full, and all newer frames follow until the
-//! sender has read the spool to its end; from then on they are sent from memory again.
+//! sender has read the spool to its end; from then on they are sent from memory again. It also begins when frames
+//! wait and nothing was acknowledged for some seconds: what lies there outlives a crash of the whole machine, and
+//! regions that hold nothing else need not be compared after it.
 
 use std::{
     collections::VecDeque,
@@ -21,6 +23,8 @@ use crate::{
 
 /// The area's fill, in thousandths, above which the oldest frames go to the spool.
 pub const SPILL_ABOVE_PERMILLE: u64 = 500;
+/// How long frames stay in memory while nothing is acknowledged.
+const SPILL_AFTER: Duration = Duration::from_secs(5);
 /// The most bytes that go there with one sync, unless a frame is longer.
 const BATCH_BYTES: u64 = 4 << 20;
 /// How long a spool that has failed, or is full, is left alone.
@@ -168,10 +172,16 @@ impl Outbox {
         let at_all = spill.index.is_some()
             && !spill.lost
             && !state.discarding
-            && spill.not_before.is_none_or(|time| Instant::now() >= time)
-            && state.frames.back().is_some_and(|frame| frame.last > spill.through.seq);
+            && spill.not_before.is_none_or(|time| Instant::now() >= time);
+        let oldest = state.frames.iter().find(|frame| frame.last > spill.through.seq);
+        let (true, Some(oldest)) = (at_all, oldest) else { return false };
         let following = state.sent.max(state.released) < spill.through.seq;
-        at_all && (following || self.fill_permille(state) > SPILL_ABOVE_PERMILLE)
+        following
+            || self.fill_permille(state) > SPILL_ABOVE_PERMILLE
+            || state
+                .released_since
+                .max(Some(oldest.since))
+                .is_some_and(|at| at.elapsed() >= SPILL_AFTER)
     }
 
     fn batch(
