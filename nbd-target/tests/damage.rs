@@ -387,6 +387,20 @@ impl Drop for Small {
     }
 }
 
+/// Sends writes until the target says that it has no room.
+async fn send_until_full(source: &mut Source) {
+    let full = |source: &Source| source.ack().is_some_and(|ack| ack.flags.full);
+    for _ in 0..400 {
+        if full(source) {
+            break;
+        }
+        source.random();
+        source.send().await;
+        tokio::time::sleep(std::time::Duration::from_millis(25)).await;
+    }
+    eventually("it says so", || full(source)).await;
+}
+
 #[test]
 fn a_full_disk_stops_and_says_so_and_resumes_with_room() {
     run(async || {
@@ -408,16 +422,7 @@ fn a_full_disk_stops_and_says_so_and_resumes_with_room() {
         while file.write_all_at(&[1; 4096], at).is_ok() {
             at += 4096;
         }
-        let full = |source: &Source| source.ack().is_some_and(|ack| ack.flags.full);
-        for _ in 0..400 {
-            if full(&source) {
-                break;
-            }
-            source.random();
-            source.send().await;
-            tokio::time::sleep(std::time::Duration::from_millis(25)).await;
-        }
-        eventually("it says so", || full(&source)).await;
+        send_until_full(&mut source).await;
         eventually("and why", || source.heard(|heard| !heard.notices.is_empty())).await;
         let why = source.heard(|heard| heard.notices[0].sentence.clone());
         assert!(why.contains("no room for another segment"), "{why}");
@@ -448,16 +453,7 @@ fn too_many_open_files_stop_the_log_only_for_a_while() {
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
         let open = std::fs::read_dir("/proc/self/fd").expect("listed").count() as u64;
         setrlimit(Resource::RLIMIT_NOFILE, open.saturating_sub(1), hard).expect("lowered");
-        let full = |source: &Source| source.ack().is_some_and(|ack| ack.flags.full);
-        for _ in 0..400 {
-            if full(&source) {
-                break;
-            }
-            source.random();
-            source.send().await;
-            tokio::time::sleep(std::time::Duration::from_millis(25)).await;
-        }
-        eventually("it says so", || full(&source)).await;
+        send_until_full(&mut source).await;
         let progress = lab.replica().journal().progress();
         assert!(progress.failed.is_none(), "it is not final");
         let why = progress.stalled.expect("it waits");

@@ -297,6 +297,23 @@ fn rot_in_the_base_is_found() {
     });
 }
 
+/// Damages what a sealed segment has after its frames, but for its last page.
+fn damage_index(path: &Path) {
+    let whole = std::fs::metadata(path).expect("there").len();
+    for page in (0..whole - 4096).rev().step_by(4096).take(3) {
+        flip(path, page);
+    }
+}
+
+/// Writes some places again and again until the first segments are folded; the last sequence.
+async fn fold_first(lab: &Lab, source: &mut Source, random: &mut Random) -> Seq {
+    let all: Vec<u64> = (30..64).chain(30..60).chain(30..60).collect();
+    write(source, random, &all).await;
+    let replica = lab.replica();
+    eventually("it is folded", || replica.ledger().row().first_segment > 1).await;
+    source.before.seq
+}
+
 /// Once, a damaged index made folding fail again and again, until the log was full.
 #[test]
 fn a_segment_with_a_damaged_index_is_folded_by_its_frames() {
@@ -305,16 +322,8 @@ fn a_segment_with_a_damaged_index_is_folded_by_its_frames() {
         let lab = Lab::new("segment = \"1 MiB\"", more);
         let mut random = Random(10);
         let mut source = filled(&lab, &mut random).await.0;
-        let path = first_segment(&lab);
-        let whole = std::fs::metadata(&path).expect("there").len();
-        for page in (0..whole - 4096).rev().step_by(4096).take(3) {
-            flip(&path, page);
-        }
-        let all: Vec<u64> = (30..64).chain(30..60).chain(30..60).collect();
-        write(&mut source, &mut random, &all).await;
-        let replica = lab.replica();
-        eventually("it is folded", || replica.ledger().row().first_segment > 1).await;
-        let last = source.before.seq;
+        damage_index(&first_segment(&lab));
+        let last = fold_first(&lab, &mut source, &mut random).await;
         assert_eq!(failing(&lab, &source, last).await, Vec::<usize>::new());
         scrub(&lab).await;
         assert_eq!(places(&lab), []);
@@ -333,15 +342,9 @@ fn what_a_lost_frame_may_have_changed_is_unknown() {
         let path = first_segment(&lab);
         let (at, _) = frames(&path)[4];
         flip(&path, at + 200);
-        let whole = std::fs::metadata(&path).expect("there").len();
-        for page in (0..whole - 4096).rev().step_by(4096).take(3) {
-            flip(&path, page);
-        }
-        let all: Vec<u64> = (30..64).chain(30..60).chain(30..60).collect();
-        write(&mut source, &mut random, &all).await;
+        damage_index(&path);
+        let last = fold_first(&lab, &mut source, &mut random).await;
         let replica = lab.replica();
-        eventually("it is folded", || replica.ledger().row().first_segment > 1).await;
-        let last = source.before.seq;
         let fails = failing(&lab, &source, last).await;
         assert!(fails.contains(&3), "what it had: {fails:?}");
         assert!(fails.contains(&2), "and what it may have had: {fails:?}");

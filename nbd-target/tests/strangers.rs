@@ -9,17 +9,27 @@ use common::{Lab, run, source::Source};
 use tidemark_journal::{GroupId, Seq};
 use tidemark_link::message::{Message, RefuseCode};
 
+/// A target and its source, which has written something.
+async fn begun() -> (Lab, Source) {
+    let lab = Lab::new("", "");
+    let mut source = Source::new(&[1 << 20]);
+    source.connect(&lab).await;
+    write(&mut source, 8).await;
+    (lab, source)
+}
+
+async fn write(source: &mut Source, at: u64) {
+    source.write(0, at, &[7; 4096]);
+    source.send().await;
+    source.acknowledged().await;
+}
+
 /// 64 connections that said nothing held all places for newcomers until their time for the handshake was over,
 /// and every source waited half a minute. Now the oldest of them makes room.
 #[test]
 fn silent_strangers_keep_no_source_out() {
     run(|| async {
-        let lab = Lab::new("", "");
-        let mut source = Source::new(&[1 << 20]);
-        source.connect(&lab).await;
-        source.write(0, 8, &[7; 4096]);
-        source.send().await;
-        source.acknowledged().await;
+        let (lab, mut source) = begun().await;
         let connect = || TcpStream::connect(lab.link_addr()).expect("a connection");
         let strangers: Vec<TcpStream> = (0..300).map(|_| connect()).collect();
         let mut again = Source::new(&[1 << 20]);
@@ -28,9 +38,7 @@ fn silent_strangers_keep_no_source_out() {
         let answer = answer.expect("an answer before the strangers' time is over").expect("one");
         assert!(matches!(answer, Message::Refuse(refuse) if refuse.code == RefuseCode::NotAllowed));
         // The source that was there is left alone.
-        source.write(0, 16, &[8; 4096]);
-        source.send().await;
-        source.acknowledged().await;
+        write(&mut source, 16).await;
         drop(strangers);
     });
 }
@@ -40,12 +48,7 @@ fn silent_strangers_keep_no_source_out() {
 #[test]
 fn a_node_cannot_touch_the_group_of_another() {
     run(|| async {
-        let lab = Lab::new("", "");
-        let mut source = Source::new(&[1 << 20]);
-        source.connect(&lab).await;
-        source.write(0, 8, &[7; 4096]);
-        source.send().await;
-        source.acknowledged().await;
+        let (lab, mut source) = begun().await;
         let before = lab.replica().journal().progress().durable;
 
         // With the group's own id and history, which it may have seen; and with one of its own.
@@ -66,8 +69,6 @@ fn a_node_cannot_touch_the_group_of_another() {
         assert!(before.seq > Seq::ZERO);
 
         // The session goes on as if nothing had been.
-        source.write(0, 16, &[8; 4096]);
-        source.send().await;
-        source.acknowledged().await;
+        write(&mut source, 16).await;
     });
 }

@@ -175,7 +175,8 @@ fn sealed_file(pages: &[u8]) -> crate::machine::File {
 }
 
 /// An index of which every page bears its checksum and little else is right: the sum of its pages was beyond 32
-/// bits, and a search never came past an entry at the base, which no sequence is. Both are errors.
+/// bits, so was that of a chunk's page, whose number the index does not have, and a search never came past an entry
+/// at the base, which no sequence is. All are errors.
 #[test]
 fn an_index_that_contradicts_itself_is_an_error() {
     let mut builder = FrameBuilder::new(Compression::Off);
@@ -213,6 +214,7 @@ fn an_index_that_contradicts_itself_is_an_error() {
             page::PageReader { file: &file, file_id: 1, segment: 1, index_at: 0, cache: &cache };
         let index = SealedIndex::open(reader)?;
         let query = Query { volume: VolumeId(1), start: 0, end: 1000, at: Seq(9) };
+        index.chunk(reader, u32::MAX).expect_err("there is no such chunk");
         let mut found = 0;
         index.find(reader, &query, |_, _| found += 1)?;
         index.for_each(reader, |_, _| {}).map(|()| found)
@@ -224,6 +226,10 @@ fn an_index_that_contradicts_itself_is_an_error() {
     pages[entry_pages_at..entry_pages_at + 4].fill(0xff);
     seal(&mut pages);
     read(&pages).expect_err("more pages than can be numbered");
+
+    pages[entry_pages_at..entry_pages_at + 4].copy_from_slice(&(u32::MAX - 4).to_le_bytes());
+    seal(&mut pages);
+    read(&pages).expect_err("pages that are not there");
 
     let mut pages = good;
     let rows_at = page::PAGE_BYTES + size_of::<page::PageHeader>();
