@@ -52,8 +52,6 @@ pub struct FrameInfo {
     pub bytes: u64,
     /// Counter of its first byte in the area.
     at: u64,
-    /// When it was put in, or found by this process.
-    since: Instant,
 }
 
 #[derive(Default)]
@@ -71,8 +69,8 @@ struct State {
     held: bool,
     /// The highest sequence that was released.
     released: Seq,
-    /// When that last rose.
-    released_since: Option<Instant>,
+    /// Since when frames wait in memory and nothing is released.
+    waiting_since: Option<Instant>,
     /// Frames are dropped instead of kept: what they hold will be compared instead.
     discarding: bool,
     closed: bool,
@@ -113,7 +111,8 @@ impl Outbox {
         Outbox::with(memory, State::default())
     }
 
-    fn with(memory: Arc<RingMemory>, state: State) -> Arc<Outbox> {
+    fn with(memory: Arc<RingMemory>, mut state: State) -> Arc<Outbox> {
+        state.waiting_since = (!state.frames.is_empty()).then(Instant::now);
         Arc::new(Outbox {
             memory,
             state: Mutex::new(state),
@@ -168,8 +167,8 @@ impl Outbox {
             raw_bytes,
             bytes,
             at,
-            since: Instant::now(),
         });
+        state.waiting_since.get_or_insert_with(Instant::now);
         state.end = at + bytes;
         self.memory.word(FRAMES_END_AT).store(state.end, Ordering::Release);
         // After the end: nothing frees the frame before the lock is given back.
@@ -255,7 +254,7 @@ impl Outbox {
         let mut state = self.state();
         if seq > state.released {
             state.released = seq;
-            state.released_since = Some(Instant::now());
+            state.waiting_since = Some(Instant::now());
         }
         self.free(state);
     }
@@ -272,8 +271,11 @@ impl Outbox {
             state.start = frame.at + frame.bytes;
             state.frames.pop_front();
         }
-        if state.frames.is_empty() && state.lent.is_none() {
-            state.start = state.end;
+        if state.frames.is_empty() {
+            state.waiting_since = None;
+            if state.lent.is_none() {
+                state.start = state.end;
+            }
         }
         self.memory.word(FRAMES_START_AT).store(state.start, Ordering::Release);
         self.look_at_backlog(&state);
@@ -285,6 +287,7 @@ impl Outbox {
     pub fn discard(&self) {
         let mut state = self.state();
         state.discarding = true;
+        state.waiting_since = None;
         state.spill.discard();
         if state.lent.is_none() {
             state.frames.clear();

@@ -6,6 +6,8 @@ use tidemark_tests::pair::{GROUP, Pair, Plan};
 use tidemark_tests::vm::Lab;
 
 const MIB: u64 = 1 << 20;
+/// A device that udev still looks at, since it is new, is in use as far as the kernel is concerned.
+const LOAD_MODULE: &str = "modprobe nbd && udevadm settle";
 
 #[test]
 fn the_kernels_client_reads_a_point_over_tls_and_unix() -> Result<()> {
@@ -25,7 +27,7 @@ fn the_kernels_client_reads_a_point_over_tls_and_unix() -> Result<()> {
                 "{client} -certfile {pki}/node.pem -keyfile {pki}/node.key \
                  -cacertfile {pki}/ca.pem -tlshostname target.tidemark.internal"
             );
-            pair.source.sh(&format!("modprobe nbd && {tls}"))?;
+            pair.source.sh(&format!("{LOAD_MODULE} && {tls}"))?;
             let raw = pair.raw_disk("data");
             pair.source.sh(&format!(
                 "[ $(blockdev --getro /dev/nbd5) = 1 ] && cmp /dev/nbd5 {raw} && \
@@ -35,7 +37,7 @@ fn the_kernels_client_reads_a_point_over_tls_and_unix() -> Result<()> {
 
             let sum = pair.source.sh(&format!("md5sum <{raw}"))?;
             let unix = pair.target.sh(&format!(
-                "modprobe nbd && \
+                "{LOAD_MODULE} && \
                  nbd-client -unix /run/tidemark/nbd.sock /dev/nbd5 -N '{export}' >&2 && \
                  md5sum </dev/nbd5 && nbd-client -d /dev/nbd5 >&2"
             ))?;

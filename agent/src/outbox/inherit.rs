@@ -3,7 +3,6 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, atomic::Ordering},
-    time::Instant,
 };
 
 use tidemark_journal::{FrameView, GroupId, Position, Seq, TermId, frame::HEADER_BYTES};
@@ -119,7 +118,6 @@ pub fn kept(memory: &RingMemory, group: GroupId, term: TermId) -> Result<Kept, N
             raw_bytes: header.raw_bytes.get(),
             bytes,
             at,
-            since: Instant::now(),
         });
         at += bytes;
     }

@@ -172,16 +172,11 @@ impl Outbox {
         let at_all = spill.index.is_some()
             && !spill.lost
             && !state.discarding
-            && spill.not_before.is_none_or(|time| Instant::now() >= time);
-        let oldest = state.frames.iter().find(|frame| frame.last > spill.through.seq);
-        let (true, Some(oldest)) = (at_all, oldest) else { return false };
+            && spill.not_before.is_none_or(|time| Instant::now() >= time)
+            && state.frames.back().is_some_and(|frame| frame.last > spill.through.seq);
         let following = state.sent.max(state.released) < spill.through.seq;
-        following
-            || self.fill_permille(state) > SPILL_ABOVE_PERMILLE
-            || state
-                .released_since
-                .max(Some(oldest.since))
-                .is_some_and(|at| at.elapsed() >= SPILL_AFTER)
+        let long = || state.waiting_since.is_some_and(|since| since.elapsed() >= SPILL_AFTER);
+        at_all && (following || self.fill_permille(state) > SPILL_ABOVE_PERMILLE || long())
     }
 
     fn batch(
