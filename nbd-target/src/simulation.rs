@@ -10,7 +10,7 @@
 
 mod branches;
 
-use std::{path::Path, rc::Rc, sync::Arc, time::Duration};
+use std::{ops::Range, path::Path, rc::Rc, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use tidemark_journal::{Position, SECTOR_BYTES, Seq};
@@ -288,6 +288,20 @@ impl SimTarget {
     /// # Errors
     /// [`NoContent`].
     pub fn content(&self, group: &str, volume: &str, spec: &Spec) -> Result<Vec<u8>, NoContent> {
+        self.sectors(group, volume, spec, 0..u64::MAX)
+    }
+
+    /// The same of some sectors, as far as the volume has them.
+    ///
+    /// # Errors
+    /// [`NoContent`].
+    pub fn sectors(
+        &self,
+        group: &str,
+        volume: &str,
+        spec: &Spec,
+        range: Range<u64>,
+    ) -> Result<Vec<u8>, NoContent> {
         let _inside = self.runtime.enter();
         let replica = self.replica(group)?;
         let seq = resolve(&replica, Some(volume), spec)?.seq;
@@ -295,8 +309,9 @@ impl SimTarget {
             history.volume(volume).map(|volume| (volume.id, volume.sectors_at(seq)))
         });
         let (id, sectors) = found.ok_or_else(|| Refusal(format!("no volume '{volume}'")))?;
-        let mut content = vec![0; (sectors * SECTOR_BYTES) as usize];
-        replica.read(id, seq, 0, sectors, &mut content).inspect_err(|error| replica.met(error))?;
+        let (start, end) = (range.start.min(sectors), range.end.min(sectors));
+        let mut content = vec![0; ((end - start) * SECTOR_BYTES) as usize];
+        replica.read(id, seq, start, end, &mut content).inspect_err(|error| replica.met(error))?;
         Ok(content)
     }
 

@@ -224,7 +224,7 @@ impl World {
     /// What the records up to a position of the target say.
     fn image_at(&self, position: Position) -> Image {
         let mut image = Image::new(&self.site.sizes);
-        let entries = self.fed.iter().flat_map(|(_, entries)| entries);
+        let entries = self.fed.iter().flat_map(|fed| &fed.entries);
         for entry in entries.take_while(|entry| entry.record.seq <= position.seq) {
             image.apply(entry);
         }
@@ -236,7 +236,7 @@ impl World {
         if position == Position::default() {
             return self.fed.clear();
         }
-        let end = self.fed.iter().rposition(|(last, _)| *last == position);
+        let end = self.fed.iter().rposition(|fed| fed.last == position);
         let end =
             end.unwrap_or_else(|| panic!("the target ends at {position}, where nothing ends"));
         self.fed.truncate(end + 1);
@@ -272,22 +272,40 @@ impl World {
 
     /// Every point that is offered.
     pub(crate) fn check_points(&mut self) {
+        self.check_window();
         let points = self.target.points();
+        let (oldest, end) = (self.target.oldest(), self.target.position().seq);
         let mut image = Image::new(&self.site.sizes);
         let mut checked = 0;
-        for entry in self.fed.iter().flat_map(|(_, entries)| entries) {
+        for entry in self.fed.iter().flat_map(|fed| &fed.entries) {
             image.apply(entry);
             let seq = entry.record.seq;
+            let good = !image.in_gap.contains(&true);
             if !points.iter().any(|(first, last)| *first <= seq && seq <= *last) {
+                assert!(!good || seq < oldest || seq > end, "the point {seq} is not offered");
                 continue;
             }
-            assert!(!image.in_gap.contains(&true), "a point inside a gap is offered: {seq}");
+            assert!(good, "a point inside a gap is offered: {seq}");
             checked += 1;
             for stretch in 0..self.hot.len() {
                 self.check_content(&image, seq, stretch);
             }
         }
         self.counts.points += checked;
+    }
+
+    /// Nothing has left that was received less than a window ago, whatever the clocks show. Time in
+    /// which nothing is received does not count, so what leaves may be older still.
+    fn check_window(&self) {
+        let oldest = self.target.oldest();
+        let newest_gone = self.fed.iter().find(|fed| fed.last.seq >= oldest);
+        let Some(newest_gone) = newest_gone.filter(|_| oldest > Seq::ZERO) else { return };
+        let age_ns = self.target_ns - newest_gone.at_ns;
+        assert!(
+            age_ns >= self.target.window_ns(),
+            "what was received up to {oldest} has left after {} ms",
+            age_ns / 1_000_000
+        );
     }
 
     fn check_content(&self, image: &Image, seq: Seq, stretch: usize) {
@@ -306,6 +324,10 @@ impl World {
 
     /// One point, any.
     fn check_a_point(&mut self) {
+        if self.target.is_off() {
+            return;
+        }
+        self.check_window();
         let points = self.target.points();
         if points.is_empty() {
             return;
@@ -314,7 +336,7 @@ impl World {
         let seqs: Vec<Seq> = self
             .fed
             .iter()
-            .flat_map(|(_, entries)| entries)
+            .flat_map(|fed| &fed.entries)
             .map(|entry| entry.record.seq)
             .filter(|seq| first <= *seq && *seq <= last)
             .collect();

@@ -57,6 +57,12 @@ impl World {
             }
             67..71 => self.keep_images(),
             71..74 => self.roll_back(),
+            74..80 => {
+                // In the middle of what the target writes next.
+                let effects = self.rng.below(12);
+                self.tell(|| format!("the target's power is to go after {effects} effects"));
+                self.target.cut_after(effects);
+            }
             _ => {}
         }
     }
@@ -142,7 +148,7 @@ impl World {
         self.forget_what_was_lost();
     }
 
-    fn target_crash(&mut self, power: bool) {
+    pub(crate) fn target_crash(&mut self, power: bool) {
         self.counts.crashes += 1;
         self.tell(|| format!("the target crashes, power cut: {power}"));
         self.net = Default::default();

@@ -7,6 +7,7 @@ pub mod agent;
 pub mod checks;
 pub mod content;
 mod faults;
+pub mod real;
 pub mod requests;
 pub mod state_disk;
 pub mod target;
@@ -30,7 +31,14 @@ pub struct Outcome {
 /// Plays a seed: so many steps in which anything may go wrong, and then until everything is at rest.
 /// With `tell` it says what happens.
 pub fn run(seed: u64, steps: u64, tell: bool) -> Outcome {
-    let mut world = World::new(seed, |sizes, rng| Box::new(target::Plain::new(sizes, rng)));
+    let mut world = World::new(seed, |sizes, rng| -> Box<dyn target::Target> {
+        // The plain one shows what the agent does without the other's delays.
+        if seed % 3 == 2 {
+            Box::new(target::Plain::new(sizes, rng))
+        } else {
+            Box::new(real::Real::new(rng))
+        }
+    });
     world.tell = tell;
     let played = catch_unwind(AssertUnwindSafe(|| world.run(steps)));
     let violation = played.err().map(|panic| {

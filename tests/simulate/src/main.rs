@@ -27,7 +27,12 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    std::panic::set_hook(Box::new(|_| {}));
+    // The violation is told below; here is where it was seen.
+    std::panic::set_hook(Box::new(|panic| {
+        if let Some(place) = panic.location() {
+            println!("seen at {place}");
+        }
+    }));
     let mut outcomes: Vec<Outcome> = Vec::new();
     for seed in arguments.from..arguments.from + arguments.seeds {
         let outcome = run(seed, arguments.steps, arguments.tell);

@@ -23,8 +23,8 @@ pub trait Target {
     fn disconnect(&mut self);
     /// Hands a message of the source over.
     fn feed(&mut self, message: Message);
-    /// Lets it work for a while.
-    fn advance(&mut self, millis: u64);
+    /// Lets so many nanoseconds go by for it.
+    fn advance(&mut self, ns: u64);
     /// What it has said since the last call.
     fn replies(&mut self) -> Vec<Message>;
     /// The end of what is durable.
@@ -37,6 +37,20 @@ pub trait Target {
     /// Why there is none, for people.
     fn read(&self, volume: usize, seq: Seq, start: u64, sectors: u64)
     -> Result<Vec<Stamp>, String>;
+    /// The oldest sequence offered: what lies below has left the window.
+    fn oldest(&self) -> Seq {
+        Seq::ZERO
+    }
+    /// How long it keeps what it has received.
+    fn window_ns(&self) -> u64 {
+        u64::MAX
+    }
+    /// Has its power fail after so many more effects on its disk, if it has one.
+    fn cut_after(&mut self, _effects: u64) {}
+    /// Whether its power is off: it is to be crashed.
+    fn is_off(&self) -> bool {
+        false
+    }
     /// Its process dies, or (`power`) its machine; it is there again.
     fn crash(&mut self, power: bool);
     /// Remembers what is on its disk.
@@ -183,7 +197,7 @@ impl Target for Plain {
         self.inbox.push_back(message);
     }
 
-    fn advance(&mut self, _millis: u64) {
+    fn advance(&mut self, _ns: u64) {
         for _ in 0..1 + self.rng.below(8) {
             let Some(message) = self.inbox.pop_front() else { break };
             self.take(message);

@@ -47,6 +47,16 @@ pub struct Net {
     pub cut: u64,
 }
 
+/// A frame that was handed to the target.
+pub struct Fed {
+    /// Where it ends.
+    pub last: Position,
+    /// Its records.
+    pub entries: Vec<Entry>,
+    /// When it was, by the time that has passed for the target.
+    pub at_ns: u64,
+}
+
 /// Counts of a run.
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
 pub struct Counts {
@@ -88,8 +98,10 @@ pub struct World {
     pub hot: Vec<(usize, u64, u64)>,
     /// What each of their sectors may hold.
     pub sectors: Vec<Vec<requests::Sector>>,
-    /// Frames that were handed to the target, and where each ends.
-    pub fed: Vec<(Position, Vec<Entry>)>,
+    /// Those that are written at present: the others are left alone for a while.
+    pub warm: Vec<usize>,
+    /// Frames that were handed to the target.
+    pub fed: Vec<Fed>,
     /// Records of the present term, as committed.
     pub own: Vec<Entry>,
     /// That term.
@@ -121,6 +133,8 @@ pub struct World {
     depth: usize,
     flushing: bool,
     boot_ns: u64,
+    /// How far the target's time has come, on the same scale.
+    pub(crate) target_ns: u64,
     wall_ns: i64,
 }
 
@@ -185,6 +199,7 @@ impl World {
             net: Net::default(),
             asked: Vec::new(),
             unanswered: Vec::new(),
+            warm: (0..hot.len()).collect(),
             hot,
             sectors,
             fed: Vec::new(),
@@ -205,6 +220,7 @@ impl World {
             depth: [2, 6, 16][rng.below(3) as usize],
             flushing: rng.below(4) > 0,
             boot_ns: 1_000_000_000,
+            target_ns: 1_000_000_000,
             wall_ns: 1_700_000_000_000_000_000,
             rng,
         };
@@ -242,6 +258,7 @@ impl World {
         let Some(agent) = &self.agent else { return false };
         let nobody = self.asked.iter().all(|asked| asked.answered.is_some() || asked.lost);
         nobody
+            && !self.target.is_off()
             && self.unanswered.is_empty()
             && agent.is_quiet()
             && matches!(agent.session, Session::Up { .. })
@@ -297,6 +314,12 @@ impl World {
         if self.site.state.is_off() {
             self.power_cut(true);
         }
+        if self.target.is_off() {
+            self.target_crash(true);
+        }
+        if self.rng.below(150) == 0 {
+            self.warm_up();
+        }
         if !self.calm {
             self.maybe_go_wrong();
         }
@@ -304,7 +327,7 @@ impl World {
             if self.calm || self.rng.below(12) == 0 {
                 self.restart();
             } else {
-                self.target.advance(1);
+                self.let_target_work();
             }
             return self.look();
         };
@@ -335,8 +358,7 @@ impl World {
                 }
             }
             87..91 => {
-                let millis = 1 + self.rng.below(30);
-                self.target.advance(millis);
+                self.let_target_work();
                 self.collect();
             }
             91..93 => agent.turn(),
@@ -367,6 +389,27 @@ impl World {
         self.look();
     }
 
+    /// The target comes up to the present time, or a little nearer to it: so that it may be met in the
+    /// middle of something.
+    fn let_target_work(&mut self) {
+        let behind_ns = self.boot_ns - self.target_ns;
+        let by_ns = match self.rng.below(3) {
+            0 => behind_ns,
+            _ => behind_ns.min(self.rng.below(12_000_000)),
+        };
+        self.target_ns += by_ns;
+        self.target.advance(by_ns);
+    }
+
+    /// Applications turn to other places.
+    fn warm_up(&mut self) {
+        let all = 0..self.hot.len();
+        self.warm = all.filter(|_| self.rng.below(2) == 0).collect();
+        if self.warm.is_empty() || self.quiet {
+            self.warm = (0..self.hot.len()).collect();
+        }
+    }
+
     /// An application asks for something.
     fn front(&mut self) {
         let Some(agent) = &mut self.agent else { return };
@@ -382,7 +425,7 @@ impl World {
         if self.quiet {
             return;
         }
-        let stretch = self.rng.below(self.hot.len() as u64) as usize;
+        let stretch = self.warm[self.rng.below(self.warm.len() as u64) as usize];
         let (volume, first, length) = self.hot[stretch];
         let id = VolumeId(volume as u16 + 1);
         let offset = self.rng.below(length);
@@ -392,7 +435,10 @@ impl World {
             0..10 if self.flushing => self.ask(id, Ask::Flush, 0, 0),
             10..16 => self.ask(id, Ask::Zero { unmap: true, fua }, first + offset, sectors),
             16..19 => self.ask(id, Ask::Discard, first + offset, sectors),
-            19..21 => self.ask(id, Ask::Discard, 0, self.site.sizes[volume]),
+            // All of the volume, unless some of it is to be left alone.
+            19..21 if self.warm.len() == self.hot.len() => {
+                self.ask(id, Ask::Discard, 0, self.site.sizes[volume]);
+            }
             // A file system writes the same place again and again.
             _ if self.rng.below(3) == 0 => self.ask(id, Ask::Write { fua }, first, 4.min(length)),
             _ => self.ask(id, Ask::Write { fua }, first + offset, sectors),
@@ -473,12 +519,13 @@ impl World {
             && let Some(message) = self.net.there.pop_front()
         {
             if let Message::Frame(frame) = &message {
-                self.fed.push(crate::target::entries(frame));
+                let (last, entries) = crate::target::entries(frame);
+                self.fed.push(Fed { last, entries, at_ns: self.target_ns });
                 if self.tell {
                     println!(
                         "{:>6} fed up to {:?}",
                         self.counts.steps,
-                        self.fed.last().map(|f| f.0)
+                        self.fed.last().map(|f| f.last)
                     );
                 }
             }

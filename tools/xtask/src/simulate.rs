@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::process;
+use crate::{process, test::target_directory};
 
 /// The most seeds that a planted bug may take to be found.
 const SEEDS_FOR_A_MUTANT: u64 = 999;
@@ -43,6 +43,11 @@ impl Options {
     pub fn seeds(seeds: u64) -> Options {
         Options { seeds, from: 0, steps: 2500, tell: false, mutant: None }
     }
+
+    /// All planted bugs.
+    pub fn mutants() -> Options {
+        Options { mutant: Some("all".to_owned()), ..Options::seeds(0) }
+    }
 }
 
 /// Plays the seeds, or looks for planted bugs.
@@ -64,17 +69,25 @@ pub fn run(root: &Path, options: &Options) -> Result<ExitCode> {
     if patches.is_empty() {
         bail!("there is no tests/mutants/{mutant}.patch");
     }
+    let target = target_directory(root)?;
+    let tree = target.join("mutants/tree");
+    copy(root, &tree)?;
     let mut missed = Vec::new();
+    let mut times = Vec::new();
     for patch in patches {
         let name = patch.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         println!("=== mutant {name}");
         let start = Instant::now();
-        let found = plant(root, &patch, options)?;
-        let verdict = if found { "found" } else { "NOT FOUND" };
-        println!("{name}: {verdict} after {:.1} s", start.elapsed().as_secs_f64());
+        let found = plant(&target, &tree, &patch, options)?;
+        times.push((name.clone(), start.elapsed(), found));
         if !found {
             missed.push(name);
         }
+    }
+    println!("=== mutants");
+    for (name, time, found) in &times {
+        let verdict = if *found { "found" } else { "NOT FOUND" };
+        println!("{name:<44} {verdict:<9} {:>6.1} s", time.as_secs_f64());
     }
     if !missed.is_empty() {
         bail!("planted bugs that no seed has found: {}", missed.join(", "));
@@ -82,28 +95,42 @@ pub fn run(root: &Path, options: &Options) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Plays the seeds on a copy of the tree with the patch applied. Whether a violation was found.
-fn plant(root: &Path, patch: &Path, options: &Options) -> Result<bool> {
-    let work = tempfile::tempdir()?;
-    let tree = work.path().join("tree");
-    fs::create_dir(&tree)?;
-    let copy =
-        "tar --create --exclude=./target --exclude=./.git . | tar --extract --directory \"$0\"";
-    process::run(Command::new("sh").args(["-c", copy]).arg(&tree).current_dir(root))?;
-    process::run(Command::new("git").arg("apply").arg(patch).current_dir(&tree))
-        .with_context(|| format!("{} does not apply any more", patch.display()))?;
-    // What does not change between mutants is built once.
-    let target = root.join("target/mutants");
+/// Copies the tree. All bugs are planted in the same copy, so that little has to be built for each;
+/// what the compiler made of an earlier copy is older than every file of it.
+fn copy(root: &Path, tree: &Path) -> Result<()> {
+    if tree.exists() {
+        fs::remove_dir_all(tree).with_context(|| format!("cannot remove {}", tree.display()))?;
+    }
+    fs::create_dir_all(tree).with_context(|| format!("cannot make {}", tree.display()))?;
+    let copy = "tar --create --exclude=./target --exclude=./.git . \
+                | tar --extract --touch --directory \"$0\"";
+    process::run(Command::new("sh").args(["-c", copy]).arg(tree).current_dir(root))?;
+    Ok(())
+}
+
+/// Plays the seeds on the copied tree with the patch applied, and takes it out again. Whether a
+/// violation was found.
+fn plant(target: &Path, tree: &Path, patch: &Path, options: &Options) -> Result<bool> {
+    let apply = |arguments: &[&str]| {
+        let mut git = Command::new("git");
+        // The copy lies inside the repository; to git it is a directory like any other.
+        git.arg("apply").args(arguments).arg(patch).current_dir(tree);
+        git.env("GIT_CEILING_DIRECTORIES", tree.parent().unwrap_or(tree));
+        process::run(&mut git)
+    };
+    apply(&[]).with_context(|| format!("{} does not apply any more", patch.display()))?;
     let Options { from, steps, tell, .. } = *options;
     let options = Options { seeds: SEEDS_FOR_A_MUTANT, from, steps, tell, mutant: None };
-    match play(&tree, Some(&target), &options)? {
+    let code = play(tree, Some(target), &options)?;
+    apply(&["--reverse"])?;
+    match code {
         FOUND => Ok(true),
         NOTHING => Ok(false),
         code => bail!("the simulator with {} ended with {code}: does it build?", patch.display()),
     }
 }
 
-/// Builds the simulator of a tree and plays the seeds; Its exit code.
+/// Builds the simulator of a tree and plays the seeds; its exit code.
 fn play(tree: &Path, target: Option<&Path>, options: &Options) -> Result<u8> {
     let mut command = Command::new("cargo");
     command.args(["run", "--quiet", "--release", "--package", "tidemark-simulate", "--"]);

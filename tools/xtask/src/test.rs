@@ -33,6 +33,8 @@ pub enum Stage {
     Conformance,
     /// 200 seeds of the joint simulator.
     Simulate,
+    /// Every planted bug is found by the joint simulator.
+    Mutants,
     /// Tests in emulated machines with real kernels.
     Guests,
     /// Every fuzz target for 20 seconds.
@@ -137,6 +139,10 @@ impl Stage {
                 let code = simulate::run(root, &simulate::Options::seeds(200))?;
                 Ok(if code == ExitCode::SUCCESS { Count::PASSED } else { Count::FAILED })
             }
+            Stage::Mutants => {
+                let code = simulate::run(root, &simulate::Options::mutants())?;
+                Ok(if code == ExitCode::SUCCESS { Count::PASSED } else { Count::FAILED })
+            }
             Stage::Guests => tests(root, runner::Selection::Guests),
             Stage::Fuzz => fuzz_targets(root, FUZZ_SECONDS, &[]),
             Stage::Demo => demo(root),
@@ -209,7 +215,8 @@ pub fn workspace_root() -> Result<PathBuf> {
     Ok(root.to_owned())
 }
 
-fn target_directory(root: &Path) -> Result<PathBuf> {
+/// Where cargo puts what it builds.
+pub fn target_directory(root: &Path) -> Result<PathBuf> {
     let metadata = process::capture(
         Command::new("cargo")
             .args(["metadata", "--format-version=1", "--no-deps"])
