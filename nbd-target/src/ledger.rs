@@ -163,7 +163,12 @@ impl Follower for Ledger {
     }
 
     fn received_ns(&self) -> u64 {
-        self.beat().vitals.received_ns
+        let mut beat = self.beat();
+        if beat.last.is_some() {
+            // What is asked about came now: the silence before it is not its age.
+            beat.count();
+        }
+        beat.vitals.received_ns
     }
 
     fn pressed(&self) {

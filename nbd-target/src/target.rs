@@ -347,11 +347,12 @@ pub(crate) async fn housekeeping(
         for replica in to_fold {
             folding.entry(replica.name().to_owned()).or_insert_with(|| {
                 machine.spawn_blocking(move || {
-                    // As many as leave the window now, so that folding keeps up.
-                    loop {
+                    // As many as leave the window now, so that folding keeps up. Each is looked at just
+                    // before: the one that was decided about may have been folded meanwhile.
+                    while retention::look(&replica, segment) {
                         match retention::fold_oldest(&replica) {
-                            Ok(true) if retention::look(&replica, segment) => {}
-                            Ok(_) => return,
+                            Ok(true) => {}
+                            Ok(false) => return,
                             Err(error) => {
                                 tracing::warn!(group = replica.name(), "{error:#}");
                                 return;

@@ -3,3 +3,4 @@
 mod every_crash;
 mod random;
 mod source;
+mod window;
