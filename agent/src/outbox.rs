@@ -11,7 +11,6 @@
 
 use std::{
     collections::VecDeque,
-    ops::Deref,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -63,9 +62,7 @@ struct State {
     start: u64,
     /// The last sequence handed to the sender over the present link.
     sent: Seq,
-    /// The frame the sender is reading, by its last sequence: it stays until it is given back.
-    lent: Option<Seq>,
-    /// The target takes nothing: frames are kept, and none is lent.
+    /// The target takes nothing: frames are kept, and none is taken.
     held: bool,
     /// The highest sequence that was released.
     released: Seq,
@@ -145,7 +142,7 @@ impl Outbox {
         };
         let region = self.memory.region();
         let frames_at = self.memory.layout().frames_at();
-        if state.frames.is_empty() && state.lent.is_none() {
+        if state.frames.is_empty() {
             state.start = at;
             self.memory.word(FRAMES_START_AT).store(at, Ordering::Release);
             self.memory.word(FRAMES_END_AT).store(at, Ordering::Release);
@@ -227,7 +224,7 @@ impl Outbox {
     }
 
     /// Holds all frames back from the sender while the target has no room, or lets them go again.
-    /// A frame that is lent already goes all the same.
+    /// A frame that was taken already goes all the same.
     pub fn hold(&self, held: bool) {
         let before = std::mem::replace(&mut self.state().held, held);
         if before && !held {
@@ -235,18 +232,21 @@ impl Outbox {
         }
     }
 
-    /// The next frame for the sender, if none are held back and it lies in memory. It stays in place until the loan is
-    /// dropped.
-    pub fn lend(&self) -> Option<Loan<'_>> {
+    /// The next frame for the sender, if none are held back and it lies in memory. It is copied, so that
+    /// a link that hangs keeps nothing in memory.
+    pub fn take(&self, buffer: &mut Vec<u8>) -> Option<FrameInfo> {
         let mut state = self.state();
         let spooled = state.sent.max(state.released) < state.spill.through.seq;
         if state.held || spooled {
             return None;
         }
-        let info = *state.frames.get(next(&state))?;
-        state.sent = info.last;
-        state.lent = Some(info.last);
-        Some(Loan { outbox: self, info })
+        let frame = *state.frames.get(next(&state))?;
+        buffer.resize(frame.bytes as usize, 0);
+        let layout = self.memory.layout();
+        let offset = layout.frames_at() + frame.at % layout.frame_bytes;
+        self.memory.region().copy_out(offset, buffer).expect("the frame lies inside the area");
+        state.sent = frame.last;
+        Some(frame)
     }
 
     /// Everything up to `seq` is final-durable: its frames are freed.
@@ -263,7 +263,6 @@ impl Outbox {
         let through = state.released.max(state.spill.through.seq);
         while let Some(frame) = state.frames.front().copied()
             && frame.last <= through
-            && state.lent.is_none_or(|lent| frame.last < lent)
         {
             if frame.last > state.released && frame.last <= state.sent {
                 state.spill.was_sent(frame.last, frame.time_ns);
@@ -273,9 +272,7 @@ impl Outbox {
         }
         if state.frames.is_empty() {
             state.waiting_since = None;
-            if state.lent.is_none() {
-                state.start = state.end;
-            }
+            state.start = state.end;
         }
         self.memory.word(FRAMES_START_AT).store(state.start, Ordering::Release);
         self.look_at_backlog(&state);
@@ -289,11 +286,9 @@ impl Outbox {
         state.discarding = true;
         state.waiting_since = None;
         state.spill.discard();
-        if state.lent.is_none() {
-            state.frames.clear();
-            state.start = state.end;
-            self.memory.word(FRAMES_START_AT).store(state.start, Ordering::Release);
-        }
+        state.frames.clear();
+        state.start = state.end;
+        self.memory.word(FRAMES_START_AT).store(state.start, Ordering::Release);
         drop(state);
         self.room.notify_all();
     }
@@ -366,45 +361,8 @@ fn next(state: &State) -> usize {
 fn place(state: &State, area: u64, bytes: u64) -> Option<u64> {
     let left = area - state.end % area;
     let at = if bytes > left { state.end + left } else { state.end };
-    let fits =
-        at + bytes - state.start <= area || (state.frames.is_empty() && state.lent.is_none());
+    let fits = at + bytes - state.start <= area || state.frames.is_empty();
     fits.then_some(at)
-}
-
-/// A frame lent to the sender.
-pub struct Loan<'a> {
-    outbox: &'a Outbox,
-    info: FrameInfo,
-}
-
-impl Loan<'_> {
-    /// What is known of the frame.
-    pub fn info(&self) -> &FrameInfo {
-        &self.info
-    }
-}
-
-impl Deref for Loan<'_> {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        let memory = &self.outbox.memory;
-        let offset = memory.layout().frames_at() + self.info.at % memory.layout().frame_bytes;
-        // SAFETY: the frame was written before it was listed, and while it is lent neither
-        // `release` nor `discard` frees its place, so `push` does not write there.
-        unsafe { memory.region().slice(offset, self.info.bytes) }.expect("inside the area")
-    }
-}
-
-impl Drop for Loan<'_> {
-    fn drop(&mut self) {
-        let mut state = self.outbox.state();
-        state.lent = None;
-        if state.discarding {
-            state.frames.clear();
-        }
-        self.outbox.free(state);
-    }
 }
 
 #[cfg(test)]

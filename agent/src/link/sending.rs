@@ -43,6 +43,7 @@ impl SendLoop {
             map_generation: self.keeper.generation(),
         };
         let outbox = self.outbox.clone();
+        let mut bytes = Vec::new();
         loop {
             // Either wakes it; what there is to do is looked at below. While frames are held, since
             // the target is full, that is heartbeats alone.
@@ -54,31 +55,30 @@ impl SendLoop {
                     self.heartbeat(number, &mut vouch).await?;
                 }
                 if let Some((after, index)) = outbox.next_in_spool() {
-                    let (frame, bytes) = self.spool.read(&outbox, after, index).await?;
+                    let frame;
+                    (frame, bytes) = self.spool.read(&outbox, after, index, bytes).await?;
                     self.encoder.wake();
-                    let sent = self.send(frame.before.seq, &bytes).await?;
-                    self.spool.give_back(bytes);
+                    self.send(frame.before.seq, &bytes).await?;
                     outbox.sent_spooled(&frame);
-                    self.shared.status().sent_bytes += sent;
                     continue;
                 }
-                let Some(frame) = outbox.lend() else { break };
+                let Some(frame) = outbox.take(&mut bytes) else { break };
                 self.encoder.wake();
-                let sent = self.send(frame.info().before.seq, &frame).await?;
-                drop(frame);
-                self.shared.status().sent_bytes += sent;
+                self.send(frame.before.seq, &bytes).await?;
             }
             self.encoder.wake();
             self.sender.flush().await?;
         }
     }
 
-    /// Sends what the replica lacks of a frame that continues `before`. Returns the bytes sent.
-    async fn send(&mut self, before: Seq, frame: &[u8]) -> anyhow::Result<u64> {
+    /// Sends what the replica lacks of a frame that continues `before`.
+    async fn send(&mut self, before: Seq, frame: &[u8]) -> anyhow::Result<()> {
         let bytes = to_send(frame, before, self.from).context("a frame of our own is damaged")?;
-        let Some(bytes) = bytes else { return Ok(0) };
-        self.sender.send_frame(&[&bytes]).await?;
-        Ok(bytes.len() as u64)
+        if let Some(bytes) = bytes {
+            self.sender.send_frame(&[&bytes]).await?;
+            self.shared.status().sent_bytes += bytes.len() as u64;
+        }
+        Ok(())
     }
 
     async fn heartbeat(&mut self, number: u64, vouch: &mut Heartbeat) -> anyhow::Result<()> {

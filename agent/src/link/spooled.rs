@@ -17,20 +17,19 @@ const FAILURES_MAX: u32 = 5;
 #[derive(Default)]
 pub(super) struct SpoolEnd {
     reader: Option<Reader>,
-    buffer: Vec<u8>,
     failures: u32,
 }
 
 impl SpoolEnd {
-    /// The first frame that reaches over `after`. If it cannot be had, the link ends; if that is so
+    /// The first frame that reaches over `after`, in `buffer`. If it cannot be had, the link ends; if that is so
     /// for good, the next greeting finds that it is not kept any more, and everything is compared.
     pub async fn read(
         &mut self,
         outbox: &Outbox,
         after: Seq,
         index: Arc<Index>,
+        mut buffer: Vec<u8>,
     ) -> anyhow::Result<(Spooled, Vec<u8>)> {
-        let mut buffer = std::mem::take(&mut self.buffer);
         loop {
             let mut reader = self.reader.take().unwrap_or_else(|| Reader::new(Arc::clone(&index)));
             // A thread of its own, since the disk may hang while acknowledgements come in.
@@ -57,10 +56,5 @@ impl SpoolEnd {
                 }
             }
         }
-    }
-
-    /// Gives a buffer back for the next frame.
-    pub fn give_back(&mut self, buffer: Vec<u8>) {
-        self.buffer = buffer;
     }
 }

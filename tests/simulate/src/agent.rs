@@ -574,8 +574,9 @@ impl Agent {
     /// The next frame to send.
     pub fn next_frame(&mut self) -> Option<Vec<u8>> {
         let Session::Up { from, .. } = &self.session else { return None };
-        let loan = self.outbox.lend()?;
-        let bytes = to_send(&loan, loan.info().before.seq, *from).expect("a frame of its own")?;
+        let mut bytes = Vec::new();
+        let frame = self.outbox.take(&mut bytes)?;
+        let bytes = to_send(&bytes, frame.before.seq, *from).expect("a frame of its own")?;
         Some(bytes.into_owned())
     }
 

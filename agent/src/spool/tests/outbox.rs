@@ -27,17 +27,17 @@ fn push(outbox: &Outbox, journal: &Journal) {
 /// Sends the next frame; its last sequence.
 fn send(outbox: &Outbox, reader: &mut Option<Reader>, journal: &Journal) -> Option<Seq> {
     let of = |last: Seq| journal.frames.iter().find(|(position, _)| position.seq == last).unwrap();
+    let mut bytes = Vec::new();
     if let Some((after, index)) = outbox.next_in_spool() {
-        let mut bytes = Vec::new();
         let reader = reader.get_or_insert_with(|| Reader::new(index));
         let frame = reader.next(after, &mut bytes).unwrap();
         assert_eq!(of(frame.last.seq).1, bytes);
         outbox.sent_spooled(&frame);
         return Some(frame.last.seq);
     }
-    let loan = outbox.lend()?;
-    assert_eq!(of(loan.info().last).1, *loan);
-    Some(loan.info().last)
+    let frame = outbox.take(&mut bytes)?;
+    assert_eq!(of(frame.last).1, bytes);
+    Some(frame.last)
 }
 
 #[test]
@@ -140,6 +140,32 @@ fn what_was_sent_past_the_spool_is_noted_before_it_is_used_again() {
     assert_eq!(turn(), None, "what is in it is removed");
     assert_eq!(turn(), Some(Told::Spooled(journal.end, 0)));
     assert!(outbox.spool().in_use);
+}
+
+/// The sender hangs in the middle of a frame: neither that one nor those behind it keep memory from the
+/// frames that come.
+#[test]
+fn a_link_that_hangs_keeps_no_room_from_new_frames() {
+    let outbox = Outbox::new(memory());
+    let store = open(&Disk::default());
+    outbox.use_spool(store.index().clone(), true);
+    let mut worker = Worker::new(store, outbox.clone());
+    let (mut journal, mut frame) = (Journal::new(), Vec::new());
+    journal.add(20);
+    push(&outbox, &journal);
+    assert!(outbox.take(&mut frame).is_some());
+    let area = outbox.backlog().area_bytes;
+    let mut passed = 0;
+    while passed < 3 * area {
+        while outbox.backlog().fill_permille < 700 {
+            journal.add(20);
+            push(&outbox, &journal);
+            passed += journal.frames.last().unwrap().1.len() as u64;
+        }
+        worker.turn(Duration::ZERO, &|_| {});
+        assert_eq!(outbox.backlog().bytes, 0, "all of it went to the spool");
+    }
+    assert_eq!(journal.frames[0].1, frame);
 }
 
 #[test]
