@@ -34,6 +34,8 @@ pub struct Groups {
     /// A window should be looked at.
     attention: Arc<Notify>,
     table: Mutex<BTreeMap<String, Entry>>,
+    /// Held while a replica is made: a source may greet again before that has come to its end.
+    making: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -87,6 +89,7 @@ impl Groups {
             owners,
             attention: Arc::default(),
             table: Mutex::default(),
+            making: Mutex::default(),
         };
         for config in configs {
             let name = config.name.as_str();
@@ -197,6 +200,10 @@ impl Groups {
         }
         let (groups, name, hello) = (Arc::clone(self), name.to_owned(), hello.clone());
         blocking(&self.machine().clone(), move || {
+            let _making = groups.making.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(replica) = groups.replica(&name) {
+                return Ok(replica);
+            }
             let config = groups.configs.iter().find(|config| config.name.as_str() == name);
             let config = config.context("the group is not configured")?;
             if groups.row(&name)?.is_none() {

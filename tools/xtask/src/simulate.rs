@@ -69,8 +69,8 @@ pub fn run(root: &Path, options: &Options) -> Result<ExitCode> {
     if patches.is_empty() {
         bail!("there is no tests/mutants/{mutant}.patch");
     }
-    let target = target_directory(root)?;
-    let tree = target.join("mutants/tree");
+    let work = target_directory(root)?.join("mutants");
+    let tree = work.join("tree");
     copy(root, &tree)?;
     let mut missed = Vec::new();
     let mut times = Vec::new();
@@ -78,7 +78,7 @@ pub fn run(root: &Path, options: &Options) -> Result<ExitCode> {
         let name = patch.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         println!("=== mutant {name}");
         let start = Instant::now();
-        let found = plant(&target, &tree, &patch, options)?;
+        let found = plant(&work, &tree, &patch, options)?;
         times.push((name.clone(), start.elapsed(), found));
         if !found {
             missed.push(name);
@@ -110,18 +110,18 @@ fn copy(root: &Path, tree: &Path) -> Result<()> {
 
 /// Plays the seeds on the copied tree with the patch applied, and takes it out again. Whether a
 /// violation was found.
-fn plant(target: &Path, tree: &Path, patch: &Path, options: &Options) -> Result<bool> {
+fn plant(work: &Path, tree: &Path, patch: &Path, options: &Options) -> Result<bool> {
     let apply = |arguments: &[&str]| {
         let mut git = Command::new("git");
-        // The copy lies inside the repository; to git it is a directory like any other.
+        // The copy may lie inside the repository; to git it is a directory like any other.
         git.arg("apply").args(arguments).arg(patch).current_dir(tree);
-        git.env("GIT_CEILING_DIRECTORIES", tree.parent().unwrap_or(tree));
+        git.env("GIT_CEILING_DIRECTORIES", work);
         process::run(&mut git)
     };
     apply(&[]).with_context(|| format!("{} does not apply any more", patch.display()))?;
     let Options { from, steps, tell, .. } = *options;
     let options = Options { seeds: SEEDS_FOR_A_MUTANT, from, steps, tell, mutant: None };
-    let code = play(tree, Some(target), &options)?;
+    let code = play(tree, Some(&work.join("build")), &options)?;
     apply(&["--reverse"])?;
     match code {
         FOUND => Ok(true),
@@ -130,8 +130,10 @@ fn plant(target: &Path, tree: &Path, patch: &Path, options: &Options) -> Result<
     }
 }
 
-/// Builds the simulator of a tree and plays the seeds; its exit code.
-fn play(tree: &Path, target: Option<&Path>, options: &Options) -> Result<u8> {
+/// Builds the simulator of a tree and plays the seeds; its exit code. What a copy of the tree builds
+/// goes to a place of its own, since cargo tells two trees in one place apart by their files' times
+/// alone; and is built for soon being there rather than for speed.
+fn play(tree: &Path, copy_builds: Option<&Path>, options: &Options) -> Result<u8> {
     let mut command = Command::new("cargo");
     command.args(["run", "--quiet", "--release", "--package", "tidemark-simulate", "--"]);
     command.args(["--seeds", &options.seeds.to_string(), "--from", &options.from.to_string()]);
@@ -139,8 +141,10 @@ fn play(tree: &Path, target: Option<&Path>, options: &Options) -> Result<u8> {
     if options.tell {
         command.arg("--tell");
     }
-    if let Some(target) = target {
-        command.env("CARGO_TARGET_DIR", target);
+    if let Some(builds) = copy_builds {
+        command.env("CARGO_TARGET_DIR", builds).env("CARGO_INCREMENTAL", "1");
+        command.env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1");
+        command.env("CARGO_PROFILE_RELEASE_DEBUG", "false");
     }
     let status = command.current_dir(tree).status().context("cannot run cargo")?;
     match status.code() {
