@@ -4,11 +4,8 @@ use std::{io, path::PathBuf};
 
 use tidemark_journal::{VolumeId, checksum::crc64};
 
-use super::{BLOCK_BYTES, BLOCK_SECTORS, Base, Place};
-use crate::{
-    machine::{File, How, Machine},
-    store::ReadError,
-};
+use super::{BLOCK_BYTES, Base, Place, sum::Unknown};
+use crate::machine::{File, How, Machine};
 
 /// A run of blocks of one volume that get new content.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -26,6 +23,8 @@ pub struct Change {
 pub enum NewContent {
     /// Whole blocks of bytes.
     Data(Vec<u8>),
+    /// One block of which some sectors are unknown, and zeros.
+    Parts(Vec<u8>, Unknown),
     /// So many blocks of zeros.
     Zeros(u64),
     /// So many blocks whose content is unknown.
@@ -36,7 +35,9 @@ impl NewContent {
     /// How many blocks it is.
     pub fn blocks(&self) -> u64 {
         match self {
-            NewContent::Data(bytes) => bytes.len() as u64 / BLOCK_BYTES,
+            NewContent::Data(bytes) | NewContent::Parts(bytes, _) => {
+                bytes.len() as u64 / BLOCK_BYTES
+            }
             NewContent::Zeros(blocks) | NewContent::Unreadable(blocks) => *blocks,
         }
     }
@@ -56,19 +57,6 @@ impl Base {
         self.volume_or_create(change.volume)?.apply(change.first, &change.content, damage)
     }
 
-    /// One block as it is, and whether it is known.
-    ///
-    /// # Errors
-    /// When it cannot be read, does not match its sum, or has been lost.
-    pub fn block(&self, id: VolumeId, number: u64) -> Result<Option<Vec<u8>>, ReadError> {
-        let mut block = vec![0; BLOCK_BYTES as usize];
-        match self.read(id, number * BLOCK_SECTORS, (number + 1) * BLOCK_SECTORS, &mut block) {
-            Ok(()) => Ok(Some(block)),
-            Err(ReadError::Unreadable { .. }) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
     fn redo_path(&self) -> PathBuf {
         self.dir.join("fold.redo")
     }
@@ -77,8 +65,8 @@ impl Base {
 /// Blocks that were put together from old and new content, kept until the base is synced: a block
 /// torn by a crash could not be put together again from itself.
 ///
-/// A file of entries: volume (2 bytes), zeros (6), block (8), content (4096), CRC-64/NVME of the
-/// entry so far (8).
+/// A file of entries: volume (2 bytes), the sectors that are unknown (1, a bit for each, lowest
+/// first), zeros (5), block (8), content (4096), CRC-64/NVME of the entry so far (8).
 pub struct Redo {
     machine: Machine,
     path: PathBuf,
@@ -107,10 +95,16 @@ impl Redo {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn push(&mut self, volume: VolumeId, block: u64, content: &[u8]) -> io::Result<()> {
+    pub fn push(
+        &mut self,
+        volume: VolumeId,
+        block: u64,
+        content: &[u8],
+        unknown: Unknown,
+    ) -> io::Result<()> {
         let mut entry = Vec::with_capacity(REDO_BYTES);
         entry.extend_from_slice(&volume.0.to_le_bytes());
-        entry.extend_from_slice(&[0; 6]);
+        entry.extend_from_slice(&[unknown.0, 0, 0, 0, 0, 0]);
         entry.extend_from_slice(&block.to_le_bytes());
         entry.extend_from_slice(content);
         entry.extend_from_slice(&crc64(&entry).to_le_bytes());
@@ -162,7 +156,7 @@ impl Redo {
             }
             let volume = VolumeId(u16::from_le_bytes([body[0], body[1]]));
             let first = u64::from_le_bytes(body[8..16].try_into().unwrap_or_default());
-            let content = NewContent::Data(body[16..].to_vec());
+            let content = NewContent::Parts(body[16..].to_vec(), Unknown(body[2]));
             if matches!(base.volumes().get(&volume), Some(Place::Here(_))) {
                 // Damage that is met here is met again by the fold, which names it.
                 base.apply(&Change { volume, first, content }, &mut Vec::new())?;

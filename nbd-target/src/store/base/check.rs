@@ -5,7 +5,8 @@ use std::{io, sync::Arc};
 use tidemark_journal::VolumeId;
 
 use super::{
-    BLOCK_BYTES, Base, Place, SUM_UNREADABLE, SUM_ZEROS, sum_of,
+    BLOCK_BYTES, Base, Place,
+    sum::{SUM_UNREADABLE, SUM_ZEROS, Unknown, unknown_by},
     sums::{self, Header, SECTOR, Seal, UNIT_BLOCKS},
     volume::BaseVolume,
 };
@@ -146,16 +147,14 @@ impl BaseVolume {
             }
             looked.bytes += BLOCK_BYTES;
             let read = self.data.read_exact_at(&mut content, block * BLOCK_BYTES);
-            match read {
-                Ok(()) if sum_of(&content) == sum => {}
+            let what = match read.map(|()| unknown_by(&content, sum)) {
+                Ok(Some(Unknown::NONE)) => continue,
+                Ok(Some(_)) => "some of its sectors are unknown",
                 Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => return Err(error),
-                _ => {
-                    let name = self.data_path().display();
-                    let at = block * BLOCK_BYTES;
-                    let what = "the content does not match its checksum";
-                    looked.find(block, 1, format!("{name}, block {block} at byte {at}: {what}"));
-                }
-            }
+                _ => "the content does not match its checksum",
+            };
+            let (name, at) = (self.data_path().display(), block * BLOCK_BYTES);
+            looked.find(block, 1, format!("{name}, block {block} at byte {at}: {what}"));
         }
         self.data.drop_cached(at, UNIT_BLOCKS * BLOCK_BYTES);
         Ok(())

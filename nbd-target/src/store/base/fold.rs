@@ -14,7 +14,7 @@
 //! Until step 5 readers find everything the segment holds in the segment, so what the base holds of
 //! it meanwhile does not matter; and applying it again gives the same.
 
-use std::{collections::BTreeMap, io, sync::Arc};
+use std::{collections::BTreeMap, io, slice, sync::Arc};
 
 use anyhow::Context;
 use tidemark_journal::{SECTOR_BYTES, VolumeId};
@@ -22,6 +22,7 @@ use tidemark_journal::{SECTOR_BYTES, VolumeId};
 use super::{
     BLOCK_BYTES, BLOCK_SECTORS, Base, BaseRow, DAMAGE_NAMED_MAX,
     apply::{Change, NewContent, Redo},
+    sum::Unknown,
 };
 use crate::store::{
     ReadError,
@@ -104,7 +105,10 @@ pub fn fold(
                 let bytes = raw.get(range).context("the index points outside its chunk")?;
                 NewContent::Data(bytes.to_vec())
             }
-            Err(error) => batch.unknown(error, u64::from(run.blocks))?,
+            Err(error) => {
+                batch.damaged(error)?;
+                NewContent::Unreadable(u64::from(run.blocks))
+            }
         };
         let change = Change { volume: run.volume, first: run.first, content };
         batch.apply_one(base, &change, &mut at)?;
@@ -200,62 +204,60 @@ impl Window {
         }
         mixed.dedup();
         for block in mixed {
-            let content = match self.put_together(base, redo, block) {
-                Ok(content) => content,
-                Err(Mixed::Read(error)) => batch.unknown(error, 1)?,
-                Err(Mixed::Redo(error)) => return Err(error.into()),
-            };
+            let content = self.put_together(base, redo, batch, block)?;
             batch.push(self.volume, block, content);
         }
         Ok(())
     }
 
-    /// A block of which several extents, or the base, have a part.
-    fn put_together(&self, base: &Base, redo: &mut Redo, block: u64) -> Result<NewContent, Mixed> {
+    /// A block of which several extents, or the base, have a part. Sectors that are damaged, here or
+    /// there, are unknown from now on, and no others.
+    fn put_together(
+        &self,
+        base: &Base,
+        redo: &mut Redo,
+        batch: &mut Batch,
+        block: u64,
+    ) -> anyhow::Result<NewContent> {
         let (from, to) = (block * BLOCK_SECTORS, (block + 1) * BLOCK_SECTORS);
         debug_assert!(self.start <= from && to <= self.end);
-        let first = self.pieces.partition_point(|piece| piece.end <= from);
-        let parts: Vec<Piece> = self.pieces[first..]
-            .iter()
-            .take_while(|piece| piece.start < to)
-            .map(|piece| piece.within(from, to))
-            .collect();
-        if parts.iter().any(|piece| matches!(piece.content, PieceContent::Unreadable)) {
-            return Ok(NewContent::Unreadable(1));
-        }
         let mut content = vec![0; BLOCK];
-        read::fill(&parts, from, &mut content)?;
+        let mut unknown = Unknown::NONE;
+        let first = self.pieces.partition_point(|piece| piece.end <= from);
+        let pieces = self.pieces[first..].iter().take_while(|piece| piece.start < to);
+        for piece in pieces.map(|piece| piece.within(from, to)) {
+            let sectors = Unknown::of(piece.start - from..piece.end - from);
+            match read::fill(slice::from_ref(&piece), from, &mut content) {
+                Ok(()) => {}
+                Err(ReadError::Unreadable { .. }) => unknown = unknown | sectors,
+                Err(error) => {
+                    batch.damaged(error)?;
+                    unknown = unknown | sectors;
+                }
+            }
+        }
         let missing: Vec<(u64, u64)> = overlaps(&self.rest, from, to).collect();
         if !missing.is_empty() {
-            let Some(old) = base.block(self.volume, block)? else {
-                return Ok(NewContent::Unreadable(1));
+            let (old, lost) = match base.block(self.volume, block) {
+                Ok(old) => old,
+                Err(error) => {
+                    batch.damaged(error)?;
+                    (vec![0; BLOCK], Unknown::ALL)
+                }
             };
             for (start, end) in missing {
                 let at = ((start - from) * SECTOR_BYTES) as usize;
                 let till = ((end - from) * SECTOR_BYTES) as usize;
                 content[at..till].copy_from_slice(&old[at..till]);
+                unknown = unknown | (lost & Unknown::of(start - from..end - from));
             }
-            redo.push(self.volume, block, &content)?;
+            redo.push(self.volume, block, &content, unknown)?;
         }
-        Ok(NewContent::Data(content))
-    }
-}
-
-/// Why a block cannot be put together.
-enum Mixed {
-    Read(ReadError),
-    Redo(io::Error),
-}
-
-impl From<ReadError> for Mixed {
-    fn from(error: ReadError) -> Mixed {
-        Mixed::Read(error)
-    }
-}
-
-impl From<io::Error> for Mixed {
-    fn from(error: io::Error) -> Mixed {
-        Mixed::Redo(error)
+        Ok(match unknown {
+            Unknown::NONE => NewContent::Data(content),
+            Unknown::ALL => NewContent::Unreadable(1),
+            _ => NewContent::Parts(content, unknown),
+        })
     }
 }
 
@@ -266,11 +268,11 @@ struct Batch {
 }
 
 impl Batch {
-    /// What blocks get whose content is damaged. Any other error may pass, and ends the fold.
-    fn unknown(&mut self, error: ReadError, blocks: u64) -> Result<NewContent, ReadError> {
+    /// Takes note of damage. Any other error may pass, and ends the fold.
+    fn damaged(&mut self, error: ReadError) -> Result<(), ReadError> {
         let ReadError::Damaged(text) = error else { return Err(error) };
         self.name(text.text);
-        Ok(NewContent::Unreadable(blocks))
+        Ok(())
     }
 
     fn name(&mut self, damage: String) {
@@ -281,7 +283,7 @@ impl Batch {
 
     fn push(&mut self, volume: VolumeId, first: u64, content: NewContent) {
         self.bytes += match &content {
-            NewContent::Data(bytes) => bytes.len(),
+            NewContent::Data(bytes) | NewContent::Parts(bytes, _) => bytes.len(),
             // Not their size, but a bound on the list.
             NewContent::Zeros(_) | NewContent::Unreadable(_) => 256,
         };

@@ -1,13 +1,7 @@
 //! The base: the oldest retained state of each volume, with a checksum per 4 KiB beside it.
 //!
 //! A volume is a sparse file of blocks, `NNNNN.data`, and a file of sums, `NNNNN.sums` (its format:
-//! [`sums`]), eight bytes for each block of 4096:
-//!
-//! | sum | the block |
-//! |---|---|
-//! | 0 | reads as zeros |
-//! | 1 | unknown: it could not be read at the source, was damaged in the log, or has been lost here |
-//! | else | its content has this CRC-64/NVME (a checksum of 0 or 1 has its top bit flipped) |
+//! [`sums`]), eight bytes for each block of 4096 ([`sum`]).
 //!
 //! Blocks and sums change only while segments are folded in, and until their log is deleted the
 //! segments are read before the base; so a block torn by a crash in the middle of it is never seen.
@@ -23,6 +17,7 @@
 pub mod apply;
 pub mod check;
 pub mod fold;
+pub mod sum;
 pub mod sums;
 pub mod volume;
 
@@ -34,11 +29,12 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use tidemark_journal::{GroupId, SECTOR_BYTES, VolumeId, checksum::crc64};
+use tidemark_journal::{GroupId, SECTOR_BYTES, VolumeId};
 
 use super::{Damage, ReadError, Where};
 use crate::machine::Machine;
 use apply::Redo;
+use sum::Unknown;
 use sums::{Rest, Seal};
 use volume::BaseVolume;
 
@@ -47,22 +43,6 @@ pub const BLOCK_BYTES: u64 = 4096;
 const BLOCK_SECTORS: u64 = BLOCK_BYTES / SECTOR_BYTES;
 /// The most places of damage that are named at once.
 const DAMAGE_NAMED_MAX: usize = 10;
-
-/// The sum of a block that reads as zeros.
-pub const SUM_ZEROS: u64 = 0;
-/// The sum of a block whose content is unknown.
-pub const SUM_UNREADABLE: u64 = 1;
-
-/// The sum that is kept for a block's content.
-pub fn sum_of(block: &[u8]) -> u64 {
-    if block.iter().all(|byte| *byte == 0) {
-        return SUM_ZEROS;
-    }
-    match crc64(block) {
-        sum @ (SUM_ZEROS | SUM_UNREADABLE) => sum ^ (1 << 63),
-        sum => sum,
-    }
-}
 
 /// What the catalogue knows of a volume's base. A volume that has none was never written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -157,6 +137,19 @@ impl Base {
         out: &mut [u8],
     ) -> Result<(), ReadError> {
         self.volume(id)?.map_or(Ok(()), |volume| volume.read(start, end, out))
+    }
+
+    /// One block as it is, and which of its sectors are unknown: zeros.
+    ///
+    /// # Errors
+    /// When it cannot be read, does not match its sum, or has been lost.
+    pub fn block(&self, id: VolumeId, number: u64) -> Result<(Vec<u8>, Unknown), ReadError> {
+        let mut block = vec![0; BLOCK_BYTES as usize];
+        let unknown = match self.volume(id)? {
+            Some(volume) => volume.block(number, &mut block)?,
+            None => Unknown::NONE,
+        };
+        Ok((block, unknown))
     }
 
     /// The stretches of `start..end` by allocation; the list may end early, never empty.

@@ -37,11 +37,10 @@ fn make(dir: &Path, group: GroupId) -> (Base, Rows) {
 
 /// A block's first byte, after all of it was checked.
 fn block(base: &Base, number: u64) -> Result<Option<u8>, ReadError> {
-    let block = base.block(VOLUME, number)?;
-    Ok(block.map(|block| {
-        assert_eq!(block, vec![block[0]; BLOCK_BYTES as usize]);
-        block[0]
-    }))
+    let (block, unknown) = base.block(VOLUME, number)?;
+    assert_eq!(block, vec![block[0]; BLOCK_BYTES as usize]);
+    assert!(unknown == Unknown::NONE || unknown == Unknown::ALL, "{unknown:?}");
+    Ok((unknown == Unknown::NONE).then_some(block[0]))
 }
 
 fn is_damaged(base: &Base, number: u64) {

@@ -10,9 +10,9 @@ use std::{
 use tidemark_journal::SECTOR_BYTES;
 
 use super::{
-    BLOCK_BYTES, BLOCK_SECTORS, BaseRow, SUM_UNREADABLE, SUM_ZEROS, Stretch,
+    BLOCK_BYTES, BLOCK_SECTORS, BaseRow, Stretch,
     apply::NewContent,
-    sum_of,
+    sum::{SUM_UNREADABLE, SUM_ZEROS, Sums, Unknown, sum_of, unknown_by},
     sums::{self, CONTENT, Header, MAP_UNITS, Rest, SECTOR, Seal, UNIT_BLOCKS},
 };
 use crate::{
@@ -188,28 +188,48 @@ impl BaseVolume {
                 }
                 let from = (number * BLOCK_SECTORS).max(start);
                 let to = ((number + 1) * BLOCK_SECTORS).min(end);
-                if sum == SUM_UNREADABLE {
-                    return Err(ReadError::Unreadable { start: from, end: to });
-                }
-                let name = || self.data_path.display().to_string();
-                let read = self.data.read_exact_at(&mut block, number * BLOCK_BYTES);
-                read.map_err(|error| ReadError::io(name(), error))?;
-                if sum_of(&block) != sum {
-                    let place = self.place(number, 1);
-                    let text = format!(
-                        "{}, block {number} at byte {}: the content does not match its checksum",
-                        name(),
-                        number * BLOCK_BYTES
-                    );
-                    return Err(ReadError::Damaged(Damage::at(place, text)));
+                let begin = number * BLOCK_SECTORS;
+                let unknown = self.content(number, sum, &mut block)?;
+                if let Some(unknown) = unknown.first_in(from - begin..to - begin) {
+                    let (start, end) = (begin + unknown.start, begin + unknown.end);
+                    return Err(ReadError::Unreadable { start, end });
                 }
                 let at = ((from - start) * SECTOR_BYTES) as usize;
-                let skip = ((from - number * BLOCK_SECTORS) * SECTOR_BYTES) as usize;
+                let skip = ((from - begin) * SECTOR_BYTES) as usize;
                 let bytes = ((to - from) * SECTOR_BYTES) as usize;
                 out[at..at + bytes].copy_from_slice(&block[skip..skip + bytes]);
             }
         }
         Ok(())
+    }
+
+    /// Reads one block into `out`, which comes zeroed, and says which of its sectors are unknown.
+    ///
+    /// # Errors
+    /// When it cannot be read, or does not match its sum.
+    pub fn block(&self, number: u64, out: &mut [u8]) -> Result<Unknown, ReadError> {
+        let state = self.state();
+        let sums = self.sums(&state, number / UNIT_BLOCKS)?;
+        match sums[(number % UNIT_BLOCKS) as usize] {
+            SUM_ZEROS => Ok(Unknown::NONE),
+            sum => self.content(number, sum, out),
+        }
+    }
+
+    /// Reads a block's content by its sum, which is not that of zeros, and says which of its sectors
+    /// are unknown.
+    fn content(&self, number: u64, sum: u64, out: &mut [u8]) -> Result<Unknown, ReadError> {
+        if sum == SUM_UNREADABLE {
+            return Ok(Unknown::ALL);
+        }
+        let name = || self.data_path.display().to_string();
+        let at = number * BLOCK_BYTES;
+        self.data.read_exact_at(out, at).map_err(|error| ReadError::io(name(), error))?;
+        unknown_by(out, sum).ok_or_else(|| {
+            let what = "the content does not match its checksum";
+            let text = format!("{}, block {number} at byte {at}: {what}", name());
+            ReadError::Damaged(Damage::at(self.place(number, 1), text))
+        })
     }
 
     /// The stretches of `start..end` by allocation; the list may end early, never empty.
@@ -261,9 +281,14 @@ impl BaseVolume {
         self.reach(&mut state, first + content.blocks())?;
         match content {
             NewContent::Data(bytes) => {
-                let new: Vec<u64> = bytes.chunks(BLOCK_BYTES as usize).map(sum_of).collect();
+                let blocks = bytes.chunks(BLOCK_BYTES as usize);
+                let new: Vec<u64> = blocks.map(|block| sum_of(block, Unknown::NONE)).collect();
                 self.data.write_all_at(bytes, first * BLOCK_BYTES)?;
                 self.set_sums(&mut state, first, &Sums::Each(&new), damage)
+            }
+            NewContent::Parts(bytes, unknown) => {
+                self.data.write_all_at(bytes, first * BLOCK_BYTES)?;
+                self.set_sums(&mut state, first, &Sums::All(sum_of(bytes, *unknown), 1), damage)
             }
             NewContent::Zeros(blocks) => {
                 // Sums first: a block without one is not looked at.
@@ -465,32 +490,6 @@ impl Rest {
             Rest::Zeros => SUM_ZEROS,
             Rest::Unknown => SUM_UNREADABLE,
         }
-    }
-}
-
-/// New sums of blocks.
-enum Sums<'a> {
-    Each(&'a [u64]),
-    All(u64, u64),
-}
-
-impl Sums<'_> {
-    fn blocks(&self) -> u64 {
-        match self {
-            Sums::Each(sums) => sums.len() as u64,
-            Sums::All(_, blocks) => *blocks,
-        }
-    }
-
-    fn of(&self, place: u64) -> u64 {
-        match self {
-            Sums::Each(sums) => sums.get(place as usize).copied().unwrap_or(SUM_UNREADABLE),
-            Sums::All(sum, _) => *sum,
-        }
-    }
-
-    fn are_zeros(&self) -> bool {
-        matches!(self, Sums::All(SUM_ZEROS, _))
     }
 }
 
