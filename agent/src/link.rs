@@ -339,8 +339,8 @@ impl Worker {
         };
         let (from, mode) = match self.greeter.welcomed(&hello, &welcome, &parts.outbox) {
             Start::Stream { from, mode } => (from, mode),
-            Start::Doubt { why, at, generation } => {
-                parts.engine.tell(Command::Doubt(at, generation));
+            Start::Doubt { why, after } => {
+                parts.engine.tell(Command::Doubt(after));
                 return Ok(End::Doubt(why));
             }
             Start::Refused(refuse) => return Ok(End::Refused(refuse.code, refuse.sentence)),

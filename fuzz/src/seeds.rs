@@ -127,7 +127,7 @@ fn link(frame: &[u8]) -> std::io::Result<()> {
         features: vec!["relay".into()],
         software: "0.1.0".into(),
         group: GroupHello { id: GroupId([1; 16]), name: "db".into() },
-        ancestry,
+        ancestry: ancestry.clone(),
         volumes: vec![volume],
         acked: position,
         ceiling: Seq(1 << 20),
@@ -138,6 +138,7 @@ fn link(frame: &[u8]) -> std::io::Result<()> {
         features: Vec::new(),
         software: "0.1.0".into(),
         position: Some(position),
+        path: ancestry.until(position),
         map_generation: 6,
         volumes: vec![VolumeSize { id: VolumeId(1), sectors: 2048 }],
     };

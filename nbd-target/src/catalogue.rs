@@ -57,7 +57,7 @@ pub struct GroupRow {
     pub id: GroupId,
     /// The node that writes it.
     pub node: String,
-    /// The path of terms, as the source last named it.
+    /// The path of terms, as the source last named it; the replica's end lies on it.
     pub ancestry: Ancestry,
     /// When it was first seen, nanoseconds since 1970.
     pub created_ns: i64,

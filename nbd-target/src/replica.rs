@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::Context;
-use tidemark_journal::{SECTOR_BYTES, Seq, VolumeId};
+use tidemark_journal::{Ancestry, Position, SECTOR_BYTES, Seq, VolumeId};
 use tidemark_link::message::Hello;
 use tokio::sync::{Notify, watch};
 
@@ -165,13 +165,23 @@ impl Replica {
     pub fn announce(&self, hello: &Hello) -> anyhow::Result<()> {
         let changed = self.ledger.change(|row| row.history.announce(&hello.volumes));
         let mut group = self.group();
-        if changed || group.ancestry != hello.ancestry {
-            group.ancestry = hello.ancestry.clone();
+        // A source that has forgotten terms is not to make this side forget them.
+        let end = self.journal().progress().durable;
+        let knows = end.term.is_nil() || hello.ancestry.contains(end);
+        if changed || (knows && group.ancestry != hello.ancestry) {
+            if knows {
+                group.ancestry = hello.ancestry.clone();
+            }
             self.ledger.keep(|history| self.catalogue.put_group(&self.name, &group, history))?;
             *self.group.write().unwrap_or_else(PoisonError::into_inner) = group;
         }
         self.ledger.begin();
         Ok(())
+    }
+
+    /// The path of terms that ends with a position's, if it is known.
+    pub fn path_to(&self, position: Position) -> Option<Ancestry> {
+        self.group().ancestry.until(position)
     }
 
     /// Reads sectors `start..end` of a volume as of a position into `out`, which comes zeroed. The

@@ -29,12 +29,23 @@ pub struct NewTerm {
     pub place: Place,
 }
 
+/// What the term that ends a doubt has to continue, and to exceed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AfterDoubt {
+    /// Where the replica ends.
+    pub end: Seq,
+    /// The generation of the state that its target has seen.
+    pub generation: u64,
+    /// The path to the replica's end, if this side has forgotten it.
+    pub path: Option<Ancestry>,
+}
+
 /// The path of terms and what may change it.
 pub struct Course {
     ancestry: Ancestry,
     outbox: Arc<Outbox>,
-    /// A doubt being prepared: where the replica ends, and the generation to exceed.
-    doubt: Option<(Seq, u64)>,
+    /// A doubt whose end is being prepared.
+    doubt: Option<AfterDoubt>,
     tracking_lost: Option<String>,
 }
 
@@ -78,10 +89,9 @@ impl Course {
         (epoch == self.outbox.epoch()).then_some(Job::Spooled(position))
     }
 
-    /// The two sides' memories disagree: the replica ends at `seq`, and its target has seen
-    /// `generation`. The encoder is to be woken.
-    pub fn doubt(&mut self, core: &mut Core, seq: Seq, generation: u64) {
-        self.doubt = Some((seq, generation));
+    /// The two sides' memories disagree. The encoder is to be woken.
+    pub fn doubt(&mut self, core: &mut Core, after: AfterDoubt) {
+        self.doubt = Some(after);
         self.outbox.discard();
         core.begin_doubt();
     }
@@ -90,14 +100,16 @@ impl Course {
     /// region is durably marked, a new term is to be written, with the id that `fresh` gives; until
     /// then the encoder is to be woken.
     pub fn advance(&mut self, core: &mut Core, fresh: impl FnOnce() -> Option<TermId>) -> Advance {
-        let Some((seq, generation)) = self.doubt else { return Advance::Nothing };
+        let Some(after) = &self.doubt else { return Advance::Nothing };
         if !core.is_ready_for_term() {
             core.maintain();
             return Advance::Waits;
         }
-        let fork_seq = core.last_seq().max(seq);
-        let next = fresh().and_then(|id| self.ancestry.fork(id, fork_seq).ok());
+        let path = after.path.as_ref().unwrap_or(&self.ancestry);
+        let fork_seq = core.last_seq().max(after.end).max(path.current().fork_seq);
+        let next = fresh().and_then(|id| path.fork(id, fork_seq).ok());
         let Some(ancestry) = next else { return Advance::Waits };
+        let generation = after.generation;
         // Not again: the answer ends the doubt.
         self.doubt = None;
         Advance::Write(Job::Term(ancestry, Seq(fork_seq.0 + TERM_RESERVE), generation))

@@ -26,6 +26,7 @@ use tidemark_journal::{Ancestry, GapReason, Position, Sector, Seq, VolumeId};
 use tidemark_link::message::RegionRun;
 use tokio::sync::oneshot;
 
+use self::course::AfterDoubt;
 use crate::{
     capture::{
         catchup::Mode,
@@ -73,9 +74,8 @@ pub enum Command {
     VerifyFrom(VolumeId, u32),
     /// Compare these regions: the target has lost what it had of them.
     Repair(Vec<RegionRun>),
-    /// The two sides' memories disagree: the replica ends at this sequence, and its target has
-    /// seen this generation.
-    Doubt(Seq, u64),
+    /// The two sides' memories disagree.
+    Doubt(AfterDoubt),
     /// Say how things stand now.
     Report(oneshot::Sender<Snapshot>),
     /// Serve a ublk device.

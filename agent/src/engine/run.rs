@@ -198,8 +198,8 @@ impl Loop {
                     self.core.compare(run.volume, run.first, run.regions);
                 }
             }
-            Command::Doubt(seq, generation) => {
-                self.course.doubt(&mut self.core, seq, generation);
+            Command::Doubt(after) => {
+                self.course.doubt(&mut self.core, after);
                 self.encoder.wake();
             }
             Command::Report(answer) => {

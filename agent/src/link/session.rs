@@ -11,7 +11,7 @@ use tidemark_link::{
     },
 };
 
-use crate::{capture::catchup::Mode, outbox::Outbox};
+use crate::{capture::catchup::Mode, engine::course::AfterDoubt, outbox::Outbox};
 
 /// What the source says of itself, from one session to the next.
 pub struct Greeter {
@@ -41,10 +41,8 @@ pub enum Start {
     Doubt {
         /// What disagrees, for people.
         why: String,
-        /// The end of the replica.
-        at: Seq,
-        /// The generation that the target has seen.
-        generation: u64,
+        /// What the next term follows.
+        after: AfterDoubt,
     },
     /// Nothing may be sent.
     Refused(Refuse),
@@ -81,13 +79,15 @@ impl Greeter {
                 let first = hello.ancestry.terms()[0];
                 (Position { term: first.id, seq: first.fork_seq }, Mode::Send)
             }
-            Verdict::Doubt { why } => return self.doubt(why.sentence().to_owned(), welcome),
+            Verdict::Doubt { why, path } => {
+                return self.doubt(why.sentence().to_owned(), welcome, path);
+            }
             Verdict::Refuse(refuse) => return Start::Refused(refuse),
         };
         outbox.release(from.seq);
         if !outbox.covers(from, &hello.ancestry) {
             let why = "records that the target lacks are no longer kept";
-            return self.doubt(why.to_owned(), welcome);
+            return self.doubt(why.to_owned(), welcome, None);
         }
         outbox.rewind(from.seq);
         // If it is full still, its next acknowledgement says so.
@@ -96,11 +96,12 @@ impl Greeter {
         Start::Stream { from, mode }
     }
 
-    fn doubt(&mut self, why: String, welcome: &Welcome) -> Start {
+    fn doubt(&mut self, why: String, welcome: &Welcome, path: Option<Ancestry>) -> Start {
         // The new term's state exceeds both sides', and nothing of it is acknowledged yet.
         (self.greeted, self.acked) = (true, Position::default());
-        let at = welcome.position.map_or(Seq::ZERO, |position| position.seq);
-        Start::Doubt { why, at, generation: welcome.map_generation }
+        let end = welcome.position.map_or(Seq::ZERO, |position| position.seq);
+        let generation = welcome.map_generation;
+        Start::Doubt { why, after: AfterDoubt { end, generation, path } }
     }
 }
 

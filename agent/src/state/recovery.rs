@@ -10,6 +10,7 @@
 //! | there | either | no | either | either | a new term at the ceiling; everything is compared, gap *doubt* |
 //! | there | either | either | yes | either | the same |
 //!
+//! A state block whose term is neither of the last two of the path counts as a map that cannot be read.
 //! Disks that may have been written without the agent (`disks`) make it the last row whatever the map says.
 //! After a clean stop a ring is sound only if it ends where the stop says. Where the ring's column says
 //! no, one that was left behind is dropped, and a new one made.
@@ -117,15 +118,11 @@ pub fn decide(
     let (Some(old), Some(ancestry)) = (found.state, found.ancestry.clone()) else {
         return Ok(new_group(group, volumes, fresh));
     };
-    if ancestry.current().id != old.term {
-        // The terms are written before the block that uses them, so they may be one ahead.
-        let ahead = ancestry.terms().iter().rev().nth(1).is_some_and(|term| term.id == old.term);
-        if !ahead {
-            return Err(StateError::Damaged(dir.to_owned()));
-        }
-    }
+    // The terms are written before the block that uses them, so they may be one ahead. Else a path
+    // was being taken over from the target to end a doubt, or one of the two is older than the other.
+    let fits = ancestry.terms().iter().rev().take(2).any(|term| term.id == old.term);
     let log = active::recover(&found.log, old.map_id);
-    let mut doubt = found.doubted || log.is_err();
+    let mut doubt = found.doubted || log.is_err() || !fits;
     let log = log.unwrap_or_else(|damaged| active::Recovered {
         active: Vec::new(),
         transaction: damaged.transaction,
@@ -211,20 +208,21 @@ pub fn decide(
             with_spool: false,
         });
     }
+    let fork_seq = old.ceiling.max(ancestry.current().fork_seq);
     let ancestry = ancestry
-        .fork(TermId(fresh[0]), old.ceiling)
+        .fork(TermId(fresh[0]), fork_seq)
         .map_err(|_| StateError::Damaged(dir.to_owned()))?;
     Ok(Start {
         state: GroupState {
             term: TermId(fresh[0]),
-            ceiling: Seq(old.ceiling.0 + FIRST_RESERVE),
+            ceiling: Seq(fork_seq.0 + FIRST_RESERVE),
             time_ceiling_ns: old.time_ceiling_ns + TIME_RESERVE_NS,
             clean: None,
             spooled: relied_on(&old, with_spool),
             ..old
         },
         new_term: true,
-        last_seq: old.ceiling,
+        last_seq: fork_seq,
         time_base_ns: old.time_ceiling_ns,
         place: opening(&ancestry),
         ancestry,

@@ -115,6 +115,13 @@ impl Ancestry {
             && self.0.get(index + 1).is_none_or(|next| position.seq <= next.fork_seq)
     }
 
+    /// The path as far as the position's term; none if the position does not lie on it.
+    pub fn until(&self, position: Position) -> Option<Ancestry> {
+        let on_it = self.contains(position);
+        let last = self.0.iter().position(|term| term.id == position.term).filter(|_| on_it)?;
+        Some(Ancestry(self.0[..=last].to_vec()))
+    }
+
     /// Whether a frame whose header names `before` may follow the durable position `at`, both on
     /// this path. Inside one term it must continue exactly; the first frame of a term names the end
     /// of its parent, and follows whatever part of the parent's path has been kept.
@@ -150,6 +157,9 @@ mod tests {
         assert!(!path.contains(at(1, 101)), "the path left term 1 at 100");
         assert!(!path.contains(at(2, 99)) && !path.contains(at(4, 0)));
         assert!(path.contains(at(3, u64::MAX)));
+        assert_eq!(path.until(at(3, 250)).as_ref(), Some(&path));
+        assert_eq!(path.until(at(1, 100)), Some(Ancestry::root(id(1))));
+        assert_eq!((path.until(at(1, 101)), path.until(at(4, 0))), (None, None));
         assert_eq!(
             [0, 99, 100, 249, 250].map(|seq| path.at(Seq(seq))),
             [at(1, 0), at(1, 99), at(2, 100), at(2, 249), at(3, 250)]

@@ -1,9 +1,9 @@
 //! What a greeting means: may the stream go on where the replica ends, or is something wrong?
 //!
 //! Both ends decide by the same [`compare`]: the target to refuse at once, the source to know what
-//! to do. The decision is a table over seven facts ([`TABLE`]); a test walks every combination.
+//! to do. The decision is a table over eight facts ([`TABLE`]); a test walks every combination.
 
-use tidemark_journal::{Position, VolumeId};
+use tidemark_journal::{Ancestry, Position, VolumeId};
 
 use crate::message::{Hello, Refuse, RefuseCode, VolumeSize, Welcome};
 
@@ -12,6 +12,8 @@ use crate::message::{Hello, Refuse, RefuseCode, VolumeSize, Welcome};
 pub struct TargetMemory {
     /// The durable end of the replica; none when it is new.
     pub position: Option<Position>,
+    /// The path of terms that ends with the position's, if it is known.
+    pub path: Option<Ancestry>,
     /// The newest generation of the source's dirty map that it has durably seen.
     pub map_generation: u64,
     /// The sizes of its volumes. A volume that only one side knows is not compared.
@@ -22,6 +24,7 @@ impl From<&Welcome> for TargetMemory {
     fn from(welcome: &Welcome) -> TargetMemory {
         TargetMemory {
             position: welcome.position,
+            path: welcome.path.clone(),
             map_generation: welcome.map_generation,
             volumes: welcome.volumes.clone(),
         }
@@ -46,6 +49,9 @@ pub enum Verdict {
     Doubt {
         /// What disagrees.
         why: Doubt,
+        /// The path that the new term continues, when the source's own does not hold the replica's
+        /// position: it has forgotten terms of its own.
+        path: Option<Ancestry>,
     },
     /// Nothing may be sent; people must decide.
     Refuse(Refuse),
@@ -92,7 +98,10 @@ pub fn compare(hello: &Hello, target: &TargetMemory) -> Verdict {
     match (facts.decide(), target.position) {
         (Outcome::Resume, Some(from)) => Verdict::Resume { from },
         (Outcome::Resume | Outcome::Fresh, _) => Verdict::Fresh,
-        (Outcome::Doubt(why), _) => Verdict::Doubt { why },
+        (Outcome::Doubt(why), _) => {
+            let path = target.path.clone().filter(|_| !facts.new && !facts.on_path);
+            Verdict::Doubt { why, path }
+        }
         (Outcome::SizeMismatch, _) => Verdict::Refuse(Refuse::new(
             RefuseCode::SizeMismatch,
             size_sentence(hello, target).unwrap_or_default(),
@@ -119,6 +128,8 @@ struct Facts {
     new: bool,
     /// The target's position is part of the source's history.
     on_path: bool,
+    /// The path to the target's position is known.
+    path_known: bool,
     /// What the source calls acknowledged is not part of its own history or above its ceiling.
     contradicts: bool,
     /// The target's position is above the source's ceiling.
@@ -162,21 +173,24 @@ use Is::{Any as A, No as N, Yes as Y};
 /// The decision; exactly one row fits any facts. A refusal goes before a doubt, since comparing
 /// everything would not help; doubts go in the order of how much they tell people.
 #[rustfmt::skip]
-const TABLE: [([Is; 7], Outcome); 11] = [
-    // sizes  new  on    contra- above    map    below
-    // differ      path  dicts   ceiling  newer  acked
-    ([Y,      A,   A,    A,      A,       A,     A], Outcome::SizeMismatch),
-    ([N,      N,   N,    A,      A,       A,     A], Outcome::Diverged),
-    ([N,      N,   Y,    Y,      A,       A,     A], Outcome::Doubt(Doubt::SourceContradicts)),
-    ([N,      N,   Y,    N,      Y,       A,     A], Outcome::Doubt(Doubt::SourceBehind)),
-    ([N,      N,   Y,    N,      N,       Y,     A], Outcome::Doubt(Doubt::MapBehind)),
-    ([N,      N,   Y,    N,      N,       N,     Y], Outcome::Doubt(Doubt::TargetBehind)),
-    ([N,      N,   Y,    N,      N,       N,     N], Outcome::Resume),
+const TABLE: [([Is; 8], Outcome); 13] = [
+    // sizes  new  on    path   contra- above    map    below
+    // differ      path  known  dicts   ceiling  newer  acked
+    ([Y,      A,   A,    A,     A,      A,       A,     A], Outcome::SizeMismatch),
+    // A source that knows less than it once told the target has forgotten; else somebody else wrote.
+    ([N,      N,   N,    Y,     A,      A,       Y,     A], Outcome::Doubt(Doubt::MapBehind)),
+    ([N,      N,   N,    N,     A,      A,       Y,     A], Outcome::Diverged),
+    ([N,      N,   N,    A,     A,      A,       N,     A], Outcome::Diverged),
+    ([N,      N,   Y,    A,     Y,      A,       A,     A], Outcome::Doubt(Doubt::SourceContradicts)),
+    ([N,      N,   Y,    A,     N,      Y,       A,     A], Outcome::Doubt(Doubt::SourceBehind)),
+    ([N,      N,   Y,    A,     N,      N,       Y,     A], Outcome::Doubt(Doubt::MapBehind)),
+    ([N,      N,   Y,    A,     N,      N,       N,     Y], Outcome::Doubt(Doubt::TargetBehind)),
+    ([N,      N,   Y,    A,     N,      N,       N,     N], Outcome::Resume),
     // A new replica has no position, so neither its path nor the ceiling says anything.
-    ([N,      Y,   A,    Y,      A,       A,     A], Outcome::Doubt(Doubt::SourceContradicts)),
-    ([N,      Y,   A,    N,      A,       Y,     A], Outcome::Doubt(Doubt::MapBehind)),
-    ([N,      Y,   A,    N,      A,       N,     Y], Outcome::Doubt(Doubt::TargetBehind)),
-    ([N,      Y,   A,    N,      A,       N,     N], Outcome::Fresh),
+    ([N,      Y,   A,    A,     Y,      A,       A,     A], Outcome::Doubt(Doubt::SourceContradicts)),
+    ([N,      Y,   A,    A,     N,      A,       Y,     A], Outcome::Doubt(Doubt::MapBehind)),
+    ([N,      Y,   A,    A,     N,      A,       N,     Y], Outcome::Doubt(Doubt::TargetBehind)),
+    ([N,      Y,   A,    A,     N,      A,       N,     N], Outcome::Fresh),
 ];
 
 impl Facts {
@@ -184,10 +198,12 @@ impl Facts {
         let acked = hello.acked;
         let any_acked = acked.seq.0 > 0;
         let position = target.position;
+        let path = target.path.as_ref();
         Facts {
             sizes_differ: size_sentence(hello, target).is_some(),
             new: position.is_none(),
             on_path: position.is_some_and(|position| hello.ancestry.contains(position)),
+            path_known: position.is_some_and(|at| path.is_some_and(|path| path.contains(at))),
             contradicts: any_acked
                 && (acked.seq > hello.ceiling || !hello.ancestry.contains(acked)),
             above_ceiling: position.is_some_and(|position| position.seq > hello.ceiling),
@@ -197,11 +213,12 @@ impl Facts {
         }
     }
 
-    fn list(self) -> [bool; 7] {
+    fn list(self) -> [bool; 8] {
         [
             self.sizes_differ,
             self.new,
             self.on_path,
+            self.path_known,
             self.contradicts,
             self.above_ceiling,
             self.map_newer,
@@ -210,7 +227,7 @@ impl Facts {
     }
 
     fn decide(self) -> Outcome {
-        let fits = |row: &&([Is; 7], Outcome)| {
+        let fits = |row: &&([Is; 8], Outcome)| {
             row.0.iter().zip(self.list()).all(|(is, fact)| is.met_by(fact))
         };
         TABLE.iter().find(fits).expect("a test walks every combination of facts").1

@@ -242,6 +242,7 @@ impl Sessions {
         let vitals = replica.ledger().vitals();
         let memory = TargetMemory {
             position: (!position.term.is_nil()).then_some(position),
+            path: replica.path_to(position),
             map_generation: vitals.map_generation,
             volumes: replica.ledger().history(sizes),
         };

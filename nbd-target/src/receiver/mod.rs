@@ -110,7 +110,7 @@ impl Session {
     ) -> Result<(Session, Welcome), Refuse> {
         let doubt = match compare(hello, &memory) {
             Verdict::Resume { .. } | Verdict::Fresh => None,
-            Verdict::Doubt { why } => Some(why.sentence()),
+            Verdict::Doubt { why, .. } => Some(why.sentence()),
             Verdict::Refuse(refuse) => return Err(refuse),
         };
         let repairs = hello.features.iter().any(|feature| feature == REPAIR_FEATURE);
@@ -119,6 +119,7 @@ impl Session {
             features: repairs.then(|| REPAIR_FEATURE.to_owned()).into_iter().collect(),
             software: SOFTWARE.to_owned(),
             position: memory.position,
+            path: memory.path,
             map_generation: memory.map_generation,
             volumes: memory.volumes,
         };

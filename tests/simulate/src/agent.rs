@@ -476,9 +476,7 @@ impl Agent {
             Some(Command::Needed(seq, bits)) => self.core.needed(seq, |block| {
                 bits.get(block as usize / 8).is_some_and(|byte| byte & (1 << (block % 8)) != 0)
             }),
-            Some(Command::Doubt(seq, generation)) => {
-                self.course.doubt(&mut self.core, seq, generation);
-            }
+            Some(Command::Doubt(after)) => self.course.doubt(&mut self.core, after),
             _ => {}
         }
         self.turn();
@@ -533,8 +531,8 @@ impl Agent {
                 self.session = Session::Up { ancestry, from, vouch };
                 Ok(Some(from))
             }
-            Start::Doubt { at, generation, .. } => {
-                self.commands.push_back(Command::Doubt(at, generation));
+            Start::Doubt { after, .. } => {
+                self.commands.push_back(Command::Doubt(after));
                 self.hang_up();
                 Ok(None)
             }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use tidemark_journal::{FrameView, Kind, Position, Seq};
+use tidemark_journal::{Ancestry, FrameView, Kind, Position, Seq};
 use tidemark_link::{
     hello::TargetMemory,
     message::{Echo, Hello, Message, Need, VolumeSize},
@@ -73,6 +73,8 @@ pub struct Plain {
     /// The generation heard of, and the durable one.
     generation: (u64, u64),
     volumes: Vec<VolumeSize>,
+    /// The path of terms, as the source last named it.
+    path: Option<Ancestry>,
     image: Option<(Log, u64, Vec<VolumeSize>)>,
     rng: Rng,
 }
@@ -89,6 +91,7 @@ impl Plain {
             durable: 0,
             generation: (0, 0),
             volumes: Vec::new(),
+            path: None,
             image: None,
             rng: rng.fork(),
         }
@@ -168,13 +171,18 @@ impl Target for Plain {
         // What the last session left is durable before the next is answered.
         self.durable = self.log.len();
         self.generation.1 = self.generation.0;
+        let position = self.log.last().map(|(last, _)| *last);
         let memory = TargetMemory {
-            position: self.log.last().map(|(last, _)| *last),
+            position,
+            path: position.and_then(|position| self.path.as_ref()?.until(position)),
             map_generation: self.generation.1,
             volumes: self.volumes.clone(),
         };
         match Session::greet(&hello, 1, memory) {
             Ok((session, welcome)) => {
+                if position.is_none_or(|position| hello.ancestry.contains(position)) {
+                    self.path = Some(hello.ancestry.clone());
+                }
                 self.volumes = hello
                     .volumes
                     .iter()

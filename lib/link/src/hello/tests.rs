@@ -32,13 +32,14 @@ fn hello() -> Hello {
 fn target(position: Option<Position>) -> TargetMemory {
     TargetMemory {
         position,
+        path: None,
         map_generation: 7,
         volumes: vec![VolumeSize { id: VolumeId(1), sectors: 2048 }],
     }
 }
 
 fn doubt(why: Doubt) -> Verdict {
-    Verdict::Doubt { why }
+    Verdict::Doubt { why, path: None }
 }
 
 fn refused(verdict: Verdict) -> (RefuseCode, String) {
@@ -49,7 +50,7 @@ fn refused(verdict: Verdict) -> (RefuseCode, String) {
 }
 
 fn every_combination() -> impl Iterator<Item = Facts> {
-    (0..1u32 << 7).map(|bits| {
+    (0..1u32 << 8).map(|bits| {
         let fact = |bit: u32| bits & (1 << bit) != 0;
         Facts {
             sizes_differ: fact(0),
@@ -59,6 +60,7 @@ fn every_combination() -> impl Iterator<Item = Facts> {
             above_ceiling: fact(4),
             map_newer: fact(5),
             below_acked: fact(6),
+            path_known: fact(7),
         }
     })
 }
@@ -66,7 +68,7 @@ fn every_combination() -> impl Iterator<Item = Facts> {
 #[test]
 fn exactly_one_row_fits_every_combination() {
     for facts in every_combination() {
-        let fits = |row: &&([Is; 7], Outcome)| {
+        let fits = |row: &&([Is; 8], Outcome)| {
             row.0.iter().zip(facts.list()).all(|(is, fact)| is.met_by(fact))
         };
         assert_eq!(TABLE.iter().filter(fits).count(), 1, "{facts:?}");
@@ -81,7 +83,8 @@ fn every_combination_is_decided_as_the_rules_say() {
         seen.push(outcome);
         // Another size or another history is never written into, and nothing else is refused.
         let refuses = matches!(outcome, Outcome::SizeMismatch | Outcome::Diverged);
-        let must = facts.sizes_differ || (!facts.new && !facts.on_path);
+        let forgotten = facts.map_newer && facts.path_known;
+        let must = facts.sizes_differ || (!facts.new && !facts.on_path && !forgotten);
         assert_eq!(refuses, must, "{facts:?}");
         if refuses {
             assert_eq!(outcome == Outcome::SizeMismatch, facts.sizes_differ, "{facts:?}");
@@ -92,6 +95,7 @@ fn every_combination_is_decided_as_the_rules_say() {
         let disagree = facts.contradicts || above || facts.map_newer || facts.below_acked;
         match outcome {
             Outcome::Doubt(why) => {
+                assert!(facts.new || facts.on_path || why == Doubt::MapBehind, "{facts:?}");
                 assert!(disagree, "{facts:?}");
                 let true_of_it = match why {
                     Doubt::SourceContradicts => facts.contradicts,
@@ -170,6 +174,23 @@ fn another_history_is_refused() {
         let (code, sentence) = refused(compare(&hello(), &target(Some(position))));
         assert_eq!(code, RefuseCode::Diverged);
         assert!(sentence.contains("'db'") && sentence.contains(&position.to_string()));
+    }
+}
+
+/// The source was rolled back to before a term of its own, in which the replica ends.
+#[test]
+fn a_source_that_has_forgotten_a_term_compares_everything() {
+    let path = hello().ancestry.fork(TermId([3; 16]), Seq(1000)).unwrap();
+    let mut newer = target(Some(at(3, 1200)));
+    newer.map_generation = 8;
+    newer.path = Some(path.clone());
+    let verdict = compare(&hello(), &newer);
+    assert_eq!(verdict, Verdict::Doubt { why: Doubt::MapBehind, path: Some(path.clone()) });
+    // Nobody can continue a path that is not known; and a source that has told everything it knows
+    // has forgotten nothing.
+    for (path, generation) in [(None, 8), (Some(hello().ancestry), 8), (Some(path), 7)] {
+        (newer.path, newer.map_generation) = (path, generation);
+        assert_eq!(refused(compare(&hello(), &newer)).0, RefuseCode::Diverged);
     }
 }
 

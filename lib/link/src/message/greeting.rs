@@ -95,6 +95,10 @@ pub struct Welcome {
     pub software: String,
     /// The durable end of the replica; none when the replica is new.
     pub position: Option<Position>,
+    /// The path of terms that ends with the position's: a source whose state is from an earlier time
+    /// may not know it. None when the replica is new, or its path is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<Ancestry>,
     /// The newest generation of the source's dirty map that the target has durably seen.
     pub map_generation: u64,
     /// The sizes of the replica's volumes.

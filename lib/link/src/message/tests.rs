@@ -62,6 +62,7 @@ fn welcome() -> Welcome {
         features: Vec::new(),
         software: "0.1.0".into(),
         position: Some(Position { term: TermId([2; 16]), seq: Seq(160) }),
+        path: Some(Ancestry::root(TermId([2; 16]))),
         map_generation: 6,
         volumes: vec![VolumeSize { id: VolumeId(1), sectors: 2048 }],
     }
@@ -79,8 +80,8 @@ fn golden() -> Vec<(Message, &'static str, &'static str)> {
         ),
         (
             Message::Welcome(welcome()),
-            "02000100a7000000",
-            r#"{"protocol":1,"features":[],"software":"0.1.0","position":{"term":"02020202020202020202020202020202","seq":160},"map_generation":6,"volumes":[{"id":1,"sectors":2048}]}"#,
+            "0200010013010000",
+            r#"{"protocol":1,"features":[],"software":"0.1.0","position":{"term":"02020202020202020202020202020202","seq":160},"path":[{"id":"02020202020202020202020202020202","parent":"00000000000000000000000000000000","fork_seq":0}],"map_generation":6,"volumes":[{"id":1,"sectors":2048}]}"#,
         ),
         (
             Message::Refuse(Refuse::new(RefuseCode::SizeMismatch, "no")),
