@@ -3,7 +3,8 @@
 //! The way of a write: a [`front`] hands it to the [`engine`], which does what the [`capture`] core
 //! decides: range lock, [`dirty`] map, ring slot, sequence, local disk. The [`encoder`] makes frames
 //! of committed records, the [`outbox`] keeps them (and the [`spool`], on a disk, what does not fit in
-//! memory), the [`link`] sends them until the target has them durably. [`state`] is what survives a
+//! memory), the [`link`] sends them until the target has them durably; in sync mode ([`lease`]) answers wait for
+//! that. [`state`] is what survives a
 //! crash of the machine, and [`rings`] one of the agent; [`disks`] tells whether the disks are those
 //! that were protected; [`verify`] is the comparison on a schedule; [`group`] puts the parts together;
 //! [`agent::Agent`] holds the groups and answers the local [`api`]; [`passthrough`] serves the devices
@@ -26,6 +27,7 @@ pub mod group;
 pub mod kernel;
 pub mod ladder;
 pub mod lag;
+pub mod lease;
 pub mod link;
 pub mod outbox;
 pub mod passthrough;

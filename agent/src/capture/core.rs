@@ -1,5 +1,6 @@
 //! The capture core: requests in, effects out.
 
+pub mod answers;
 mod flushes;
 mod inherited;
 mod order;
