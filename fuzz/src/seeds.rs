@@ -14,9 +14,10 @@ use tidemark_journal::{
     Ancestry, Compression, FrameBuilder, FrameMeta, FrameView, GapReason, GroupId, Kind, Position,
     Record, Sector, Seq, TermId, VolumeId,
 };
+use tidemark_link::lease::LEASE;
 use tidemark_link::message::{
-    Ack, AckFlags, Echo, GroupHello, Heartbeat, Hello, Message, Need, Notice, ProtocolRange,
-    Refuse, RefuseCode, Severity, VolumeHello, VolumeSize, Welcome,
+    Ack, AckFlags, Echo, GroupHello, Heartbeat, Hello, LeaseAsk, LeaseGrant, Message, Need, Notice,
+    ProtocolRange, Refuse, RefuseCode, Severity, VolumeHello, VolumeSize, Welcome,
 };
 use tidemark_nbd::proto::options::{
     BASE_ALLOCATION, InfoRequest, MetaContextRequest, OptionHeader, option,
@@ -157,6 +158,7 @@ fn link(frame: &[u8]) -> std::io::Result<()> {
         Message::Hello(hello),
         Message::Frame(frame.to_vec()),
         Message::Heartbeat(heartbeat),
+        Message::LeaseGrant(LeaseGrant { number: 1, lease: LEASE }),
         Message::Bye,
     ];
     let target = [
@@ -164,6 +166,7 @@ fn link(frame: &[u8]) -> std::io::Result<()> {
         Message::Ack(ack),
         Message::Need(need),
         Message::Echo(Echo { number: 1, received_wall_ns: -2 }),
+        Message::LeaseAsk(LeaseAsk { number: 1 }),
         Message::Notice(Notice::new(Severity::Warning, "a disk is slow")),
         Message::Refuse(Refuse::new(RefuseCode::SizeMismatch, "no")),
     ];

@@ -29,6 +29,7 @@ use crate::{
     config::GroupConfig,
     groups::Groups,
     history::History,
+    lease,
     machine::Machine,
     points::{
         Refusal, Spec,
@@ -173,6 +174,7 @@ fn replica_status(api: &Api, replica: &Replica) -> ReplicaStatus {
         exports: pins.iter().filter(|pin| pin.what.starts_with("an open export")).count() as u32,
         problems,
         damage: whole::damaged(replica),
+        zero_loss: lease::look(replica),
         scrub: scrub_status(&api.scrubs, replica),
         volumes: present
             .map(|volume| ReplicaVolume {
@@ -210,6 +212,7 @@ fn failed_status(groups: &Groups, config: &GroupConfig, why: &str) -> ReplicaSta
         exports: 0,
         problems: vec![why.to_owned()],
         damage: Vec::new(),
+        zero_loss: None,
         scrub: ScrubStatus::default(),
         volumes: Vec::new(),
     }

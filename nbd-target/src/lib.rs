@@ -2,7 +2,8 @@
 //!
 //! The way through this crate: [`receiver`] takes frames from a source and hands them to a
 //! [`store::log`]; a [`replica`] reads any position out of the log and the base below it;
-//! [`points`] turns names into positions; [`export`] serves them over NBD. [`Target`] is all of it
+//! [`lease`] says
+//! whether it lacks anything; [`points`] turns names into positions; [`export`] serves them over NBD. [`Target`] is all of it
 //! in one process.
 
 pub mod api;
@@ -15,6 +16,7 @@ pub mod damage;
 pub mod export;
 pub mod groups;
 pub mod history;
+pub mod lease;
 pub mod ledger;
 pub mod machine;
 pub mod pins;

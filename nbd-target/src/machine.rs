@@ -6,7 +6,8 @@
 //! [`File`] have one variant and are what the standard library gives. The log's own writes go past
 //! the page cache through the seam of `tidemark-link`; [`log`] chooses between the two.
 //!
-//! Time that passes is tokio's, which a simulation can stop and turn.
+//! Time that passes is tokio's, which a simulation can stop and turn, or, where it must go on while the
+//! machine sleeps, the boot clock's.
 
 mod file;
 pub mod log;
@@ -191,6 +192,19 @@ impl Machine {
             }
             #[cfg(feature = "simulation")]
             Machine::Simulated(simulated) => simulated.wall_ns(),
+        }
+    }
+
+    /// The boot clock, nanoseconds: it goes on while the machine sleeps, and is never set.
+    pub fn boot_ns(&self) -> u64 {
+        match self {
+            Machine::Real => {
+                let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME);
+                let time = time.expect("Linux has a boot clock");
+                u64::try_from(std::time::Duration::from(time).as_nanos()).unwrap_or(u64::MAX)
+            }
+            #[cfg(feature = "simulation")]
+            Machine::Simulated(simulated) => simulated.boot_ns(),
         }
     }
 

@@ -14,6 +14,7 @@ use crate::{
     catalogue::{Catalogue, GroupRow, HistoryRow},
     config::{GroupConfig, StoreConfig},
     damage::{Damages, Place, Spot},
+    lease::Lease,
     ledger::Ledger,
     pins::{PinGuard, Pins},
     store::{
@@ -45,6 +46,7 @@ pub struct Replica {
     held: watch::Sender<Option<Arc<str>>>,
     notices: Mutex<Vec<String>>,
     damages: Damages,
+    lease: Lease,
 }
 
 /// How a log of this target is written. That of a replica has a size, and each batch is synced.
@@ -121,6 +123,7 @@ impl Replica {
             held,
             notices: Mutex::new(notices),
             damages: Damages::open(name, catalogue)?,
+            lease: Lease::default(),
         };
         for (volume, blocks, text) in replica.base.lost() {
             let place = Place::Base { volume, first: 0, blocks };
@@ -370,6 +373,11 @@ impl Replica {
     /// What people should know.
     pub fn notices(&self) -> Vec<String> {
         self.notices.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The lease that its source has granted.
+    pub fn lease(&self) -> &Lease {
+        &self.lease
     }
 
     /// What is damaged of it.

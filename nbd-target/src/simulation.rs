@@ -13,6 +13,7 @@ mod branches;
 use std::{ops::Range, path::Path, rc::Rc, sync::Arc, time::Duration};
 
 use anyhow::Context;
+use tidemark_control::target::ZeroLoss;
 use tidemark_journal::{Position, SECTOR_BYTES, Seq};
 use tidemark_link::{
     NodeName,
@@ -31,6 +32,7 @@ use crate::{
     catalogue::Catalogue,
     config::{GroupConfig, StoreConfig},
     groups::Groups,
+    lease,
     machine::{Machine, simulated::Simulated},
     points::{
         Refusal, Spec,
@@ -252,6 +254,13 @@ impl SimTarget {
     /// A group's log as its readers see it.
     pub fn journal(&self, group: &str) -> Option<Arc<Journal>> {
         self.groups.replica(group).map(|replica| Arc::clone(replica.journal()))
+    }
+
+    /// What is said of the writes that a group's source has answered.
+    pub fn zero_loss(&self, group: &str) -> Option<ZeroLoss> {
+        // The clock is that of the runtime.
+        let _inside = self.runtime.enter();
+        self.groups.replica(group).and_then(|replica| lease::look(&replica))
     }
 
     /// The oldest sequence offered.

@@ -14,9 +14,13 @@ use common::{
     run,
     source::Source,
 };
+use tidemark_control::target::ZeroLoss;
 use tidemark_journal::{FrameView, GapReason, Seq, VolumeId, segment};
-use tidemark_link::message::{REPAIR_FEATURE, RegionRun};
-use tidemark_target::{damage::Place, points::whole};
+use tidemark_link::{
+    lease::LEASE,
+    message::{LeaseGrant, Message, REPAIR_FEATURE, RegionRun, SYNC_FEATURE},
+};
+use tidemark_target::{damage::Place, lease, points::whole, replica::Replica};
 
 const MIB: usize = 1 << 20;
 /// Bytes and sectors of a write in these tests: one chunk.
@@ -208,6 +212,40 @@ fn only_the_points_that_need_it_are_damaged_and_a_source_that_lives_mends_the_ne
         assert_eq!(damaged[0].last_seq, Some(Seq(again.0 - 1)));
         assert_eq!(damaged[0].first_seq, seqs[3]);
         assert_eq!(source.heard(|heard| heard.repairs.len()), 1, "asked for once");
+        source.disconnect();
+    });
+}
+
+#[test]
+fn nothing_is_claimed_while_the_newest_point_is_damaged() {
+    run(async || {
+        let mut lab = Lab::new("segment = \"1 MiB\"", "");
+        let mut random = Random(5);
+        let (mut source, _) = filled(&lab, &mut random).await;
+        source.disconnect();
+        lab.stop();
+        let path = first_segment(&lab);
+        let (at, bytes) = frames(&path)[4];
+        flip(&path, at + bytes as u64 - 100);
+        lab.start();
+        source.features = vec![SYNC_FEATURE.to_owned()];
+        assert_eq!(source.connect(&lab).await.features, [SYNC_FEATURE]);
+        async fn granted(source: &mut Source, replica: &Replica, wanted: ZeroLoss) {
+            eventually("it is asked", || source.heard(|heard| heard.lease_ask > 0)).await;
+            let number = source.heard(|heard| heard.lease_ask);
+            source.say(&Message::LeaseGrant(LeaseGrant { number, lease: LEASE })).await;
+            eventually("it is taken in", || lease::look(replica) == Some(wanted)).await;
+        }
+        let replica = lab.replica();
+        granted(&mut source, &replica, ZeroLoss::Held).await;
+        scrub(&lab).await;
+        assert_eq!(lease::look(&replica), Some(ZeroLoss::None));
+        let again = write(&mut source, &mut random, &[3]).await[0];
+        eventually("it is mended", || {
+            replica.damages().stretches().iter().all(|stretch| stretch.until == Some(again))
+        })
+        .await;
+        granted(&mut source, &replica, ZeroLoss::Held).await;
         source.disconnect();
     });
 }

@@ -78,11 +78,29 @@ pub struct ReplicaStatus {
     /// Points at which something cannot be read.
     #[serde(default)]
     pub damage: Vec<DamagedPoints>,
+    /// What may be said of the writes that the source has answered; none if it is not to be in sync.
+    #[serde(default)]
+    pub zero_loss: Option<ZeroLoss>,
     /// How far the scrub is.
     #[serde(default)]
     pub scrub: ScrubStatus,
     /// The volumes.
     pub volumes: Vec<ReplicaVolume>,
+}
+
+/// Whether a failover would lose a write that the source has answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum ZeroLoss {
+    /// It would lose none: the target holds a lease.
+    Held,
+    /// None that was answered up to this time; of later ones nothing is known.
+    Until {
+        /// The target's wall clock, nanoseconds since 1970.
+        wall_ns: i64,
+    },
+    /// Nothing is known.
+    None,
 }
 
 /// A volume's replica.

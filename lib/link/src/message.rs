@@ -3,11 +3,13 @@
 //! Each message is an [`Envelope`] of eight bytes and a body. What is said once per connection is
 //! JSON, so that two versions can still explain to each other why they do not get along; what is
 //! said all the time is a fixed structure; a frame is the journal's bytes, verbatim. After TLS the
-//! source says [`Hello`] and the target answers [`Welcome`] or [`Refuse`]; then frames, heartbeats
-//! and at last [`Message::Bye`] go one way, acknowledgements, echoes, needs and notices the other.
+//! source says [`Hello`] and the target answers [`Welcome`] or [`Refuse`]; then frames, heartbeats,
+//! grants of leases and at last [`Message::Bye`] go one way, acknowledgements, echoes, needs, notices
+//! and asks the other.
 
 mod binary;
 mod greeting;
+mod lease;
 mod repair;
 
 use serde::{Serialize, de::DeserializeOwned};
@@ -22,6 +24,7 @@ pub use greeting::{
     GroupHello, Hello, Notice, ProtocolRange, Refuse, RefuseCode, SENTENCE_CHARS_MAX, Severity,
     VolumeHello, VolumeSize, Welcome,
 };
+pub use lease::{LeaseAsk, LeaseGrant, SYNC_FEATURE};
 pub use repair::{REPAIR_FEATURE, REPAIR_ROWS_MAX, RegionRun, Repair};
 
 /// The newest protocol that this program speaks.
@@ -80,11 +83,15 @@ pub enum MessageKind {
     Bye = 10,
     /// [`Repair`], target to source, if both have [`REPAIR_FEATURE`].
     Repair = 11,
+    /// [`LeaseAsk`], target to source, if both have [`SYNC_FEATURE`].
+    LeaseAsk = 12,
+    /// [`LeaseGrant`], source to target, for an ask.
+    LeaseGrant = 13,
 }
 
 impl MessageKind {
     /// Every kind, in the order of their numbers.
-    pub const ALL: [MessageKind; 11] = [
+    pub const ALL: [MessageKind; 13] = [
         MessageKind::Hello,
         MessageKind::Welcome,
         MessageKind::Refuse,
@@ -96,6 +103,8 @@ impl MessageKind {
         MessageKind::Notice,
         MessageKind::Bye,
         MessageKind::Repair,
+        MessageKind::LeaseAsk,
+        MessageKind::LeaseGrant,
     ];
 
     /// The kind with this number, if there is one.
@@ -116,6 +125,8 @@ impl MessageKind {
             MessageKind::Need => fixed(size_of::<binary::NeedBody>()),
             MessageKind::Bye => fixed(0),
             MessageKind::Repair => (repair::ROW_BYTES, REPAIR_ROWS_MAX * repair::ROW_BYTES),
+            MessageKind::LeaseAsk => fixed(size_of::<lease::LeaseAskBody>()),
+            MessageKind::LeaseGrant => fixed(size_of::<lease::LeaseGrantBody>()),
         }
     }
 }
@@ -145,6 +156,10 @@ pub enum Message {
     Bye,
     /// What the target has lost and wants to be compared afresh.
     Repair(Repair),
+    /// The target asks for a zero-loss lease.
+    LeaseAsk(LeaseAsk),
+    /// The source grants it.
+    LeaseGrant(LeaseGrant),
 }
 
 /// Why bytes are not a message. The connection is of no use after it.
@@ -246,6 +261,8 @@ impl Message {
             Message::Notice(_) => MessageKind::Notice,
             Message::Bye => MessageKind::Bye,
             Message::Repair(_) => MessageKind::Repair,
+            Message::LeaseAsk(_) => MessageKind::LeaseAsk,
+            Message::LeaseGrant(_) => MessageKind::LeaseGrant,
         }
     }
 
@@ -270,6 +287,12 @@ impl Message {
             Message::Need(body) => out.extend_from_slice(binary::NeedBody::from(body).as_bytes()),
             Message::Bye => {}
             Message::Repair(body) => body.encode(out),
+            Message::LeaseAsk(body) => {
+                out.extend_from_slice(lease::LeaseAskBody::from(body).as_bytes());
+            }
+            Message::LeaseGrant(body) => {
+                out.extend_from_slice(lease::LeaseGrantBody::from(body).as_bytes());
+            }
         }
         match Envelope::new(self.kind(), out.len() - start - ENVELOPE_BYTES) {
             Ok(envelope) => {
@@ -312,6 +335,12 @@ impl Message {
             MessageKind::Need => Ok(Message::Need(fixed::<binary::NeedBody>(&body).into())),
             MessageKind::Bye => Ok(Message::Bye),
             MessageKind::Repair => Repair::decode(&body).map(Message::Repair),
+            MessageKind::LeaseAsk => {
+                Ok(Message::LeaseAsk(fixed::<lease::LeaseAskBody>(&body).into()))
+            }
+            MessageKind::LeaseGrant => {
+                fixed::<lease::LeaseGrantBody>(&body).checked().map(Message::LeaseGrant)
+            }
         };
         message.map_err(|why| DecodeError::Body { kind, why })
     }

@@ -43,6 +43,11 @@ impl Simulated {
         self.wall_ns.load(Ordering::Relaxed).saturating_add(passed)
     }
 
+    /// As much as has passed in its runtime.
+    pub(super) fn boot_ns(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
     pub(super) fn new_term(&self) -> TermId {
         let mut rng = self.rng();
         let mut id = [0; 16];

@@ -12,6 +12,7 @@ use std::{
 use tidemark_link::{
     conn::{Closer, Connection, LinkError, Receiver, Sender, Timeouts},
     hello::TargetMemory,
+    lease::{self as link_lease, Moment},
     message::{Echo, Hello, Message, Notice, Refuse, RefuseCode, Severity},
     seam::{self, Listener, Stream},
 };
@@ -23,7 +24,7 @@ use super::{
     pending::{Newcomer, Pending},
     sizes,
 };
-use crate::{groups::Groups, machine::Machine, replica::Replica};
+use crate::{groups::Groups, lease, machine::Machine, replica::Replica};
 
 /// Messages waiting to be sent to a source.
 const OUT_MAX: usize = 1024;
@@ -259,6 +260,7 @@ impl Sessions {
             tracing::error!(group = name, "{error:#}");
             return Ok(Some(Refuse::new(RefuseCode::Other, format!("{error:#}"))));
         }
+        replica.lease().greeted(session.has_leases());
         sender.send(&Message::Welcome(welcome)).await?;
         sender.flush().await?;
         tracing::info!(group = name, node = %replica.config().node, %position, "receiving");
@@ -326,6 +328,10 @@ impl Sessions {
                         return Ok(None);
                     }
                 }
+                Ok(Step::Lease(until)) => {
+                    until.into_iter().for_each(|until| replica.lease().hold(until));
+                    lease::look(replica);
+                }
                 Ok(Step::End) => return Ok(None),
                 Err(refusal) => return Ok(Some(refusal)),
             }
@@ -347,11 +353,22 @@ async fn write(
     progress.mark_changed();
     let mut damage = replica.damages().watch();
     damage.mark_changed();
+    let mut leases = tokio::time::interval(link_lease::ASK_EVERY);
+    leases.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let with_leases = session.borrow().has_leases();
     loop {
         let mut last = false;
         tokio::select! {
             biased;
             () = stop.notified() => last = true,
+            _ = leases.tick(), if with_leases => {
+                lease::look(replica);
+                let now = Moment(replica.catalogue().machine().boot_ns());
+                let ask = session.borrow_mut().ask_lease(now);
+                if let Some(ask) = ask {
+                    sender.send(&Message::LeaseAsk(ask)).await?;
+                }
+            }
             changed = progress.changed() => last = changed.is_err(),
             _ = damage.changed() => loop {
                 let asked = session.borrow_mut().ask(&replica.damages().regions());

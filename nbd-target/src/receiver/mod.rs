@@ -14,9 +14,10 @@ use tidemark_journal::{
 };
 use tidemark_link::{
     hello::{TargetMemory, Verdict, compare},
+    lease::{Asks, Moment},
     message::{
-        Ack, AckFlags, Heartbeat, Hello, Message, ProtocolRange, REPAIR_FEATURE, Refuse,
-        RefuseCode, Repair, VolumeSize, Welcome,
+        Ack, AckFlags, Heartbeat, Hello, LeaseAsk, Message, ProtocolRange, REPAIR_FEATURE, Refuse,
+        RefuseCode, Repair, SYNC_FEATURE, VolumeSize, Welcome,
     },
 };
 
@@ -80,6 +81,8 @@ pub struct Session {
     doubt: Option<&'static str>,
     acked: Option<Ack>,
     repairs: Repairs,
+    /// Leases that were asked for; none if the source grants none.
+    asks: Option<Asks>,
 }
 
 /// What to do after a message.
@@ -94,6 +97,8 @@ pub enum Step {
     },
     /// Take the heartbeat in and echo it.
     Heartbeat(Heartbeat),
+    /// The source has granted a lease, up to this moment; or one that comes too late.
+    Lease(Option<Moment>),
     /// The source says that it ends.
     End,
 }
@@ -113,10 +118,12 @@ impl Session {
             Verdict::Doubt { why, .. } => Some(why.sentence()),
             Verdict::Refuse(refuse) => return Err(refuse),
         };
-        let repairs = hello.features.iter().any(|feature| feature == REPAIR_FEATURE);
+        let has = |wanted: &&str| hello.features.iter().any(|feature| feature == wanted);
+        let (repairs, leases) = (has(&REPAIR_FEATURE), has(&SYNC_FEATURE));
+        let common = [REPAIR_FEATURE, SYNC_FEATURE].into_iter().filter(has);
         let welcome = Welcome {
             protocol,
-            features: repairs.then(|| REPAIR_FEATURE.to_owned()).into_iter().collect(),
+            features: common.map(str::to_owned).collect(),
             software: SOFTWARE.to_owned(),
             position: memory.position,
             path: memory.path,
@@ -131,6 +138,7 @@ impl Session {
             doubt,
             acked: None,
             repairs: Repairs::new(repairs),
+            asks: leases.then(Asks::default),
         };
         Ok((session, welcome))
     }
@@ -148,6 +156,12 @@ impl Session {
                 Ok(Step::Append { frame, offers })
             }
             Message::Heartbeat(heartbeat) => Ok(Step::Heartbeat(heartbeat)),
+            Message::LeaseGrant(grant) if let Some(asks) = &mut self.asks => {
+                let until = asks.granted(grant.number, grant.lease);
+                let until =
+                    until.map_err(|unasked| Refuse::new(RefuseCode::Other, unasked.to_string()))?;
+                Ok(Step::Lease(until))
+            }
             Message::Bye => Ok(Step::End),
             Message::Refuse(refuse) => {
                 tracing::warn!("the source ends the session: {refuse}");
@@ -182,6 +196,17 @@ impl Session {
         let known: Vec<(VolumeId, u64, u64)> =
             damaged.iter().filter(|(id, ..)| self.volumes.contains_key(id)).copied().collect();
         self.repairs.ask(&known)
+    }
+
+    /// Whether the source grants leases.
+    pub fn has_leases(&self) -> bool {
+        self.asks.is_some()
+    }
+
+    /// Asks for a lease, if the source grants any; `now` was read before the message leaves.
+    pub fn ask_lease(&mut self, now: Moment) -> Option<LeaseAsk> {
+        let asks = self.asks.as_mut()?;
+        Some(LeaseAsk { number: asks.ask(now) })
     }
 
     /// Has the next acknowledgement made even if nothing has changed.

@@ -60,6 +60,8 @@ pub struct Heard {
     pub notices: Vec<Notice>,
     pub repairs: Vec<RegionRun>,
     pub echoes: u64,
+    /// The last number with which a lease was asked for.
+    pub lease_ask: u64,
     pub end: Option<String>,
 }
 
@@ -140,6 +142,9 @@ impl Source {
                     Ok(Some(Message::Notice(n))) => listening.borrow_mut().notices.push(n),
                     Ok(Some(Message::Repair(repair))) => {
                         listening.borrow_mut().repairs.extend(repair.runs);
+                    }
+                    Ok(Some(Message::LeaseAsk(ask))) => {
+                        listening.borrow_mut().lease_ask = ask.number;
                     }
                     Ok(Some(Message::Echo(_))) => listening.borrow_mut().echoes += 1,
                     Ok(Some(Message::Refuse(refuse))) => break refuse.to_string(),

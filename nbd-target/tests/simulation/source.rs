@@ -49,6 +49,10 @@ pub struct Source {
     /// Offers not answered yet, with the blocks that are wanted at least.
     pub offers: BTreeMap<Seq, Vec<usize>>,
     pub refusals: Vec<String>,
+    /// What it says that it can.
+    pub features: Vec<String>,
+    /// The numbers with which leases were asked for.
+    pub lease_asks: Vec<u64>,
 }
 
 impl Source {
@@ -74,6 +78,8 @@ impl Source {
             full: false,
             offers: BTreeMap::new(),
             refusals: Vec::new(),
+            features: Vec::new(),
+            lease_asks: Vec::new(),
         };
         source.states.insert(Seq::ZERO, source.now.clone());
         source
@@ -92,6 +98,8 @@ impl Source {
             frames: self.frames.clone(),
             offers: self.offers.clone(),
             refusals: self.refusals.clone(),
+            features: self.features.clone(),
+            lease_asks: self.lease_asks.clone(),
             ..*self
         }
     }
@@ -110,7 +118,7 @@ impl Source {
         };
         Hello {
             protocol: ProtocolRange::OWN,
-            features: Vec::new(),
+            features: self.features.clone(),
             software: "a played source".to_owned(),
             group: GroupHello { id: GroupId([7; 16]), name: GROUP.to_owned() },
             ancestry: self.ancestry.clone(),
@@ -187,6 +195,13 @@ impl Source {
         self.in_gap = true;
         self.finish();
         self.sync_all();
+    }
+
+    /// A volume is in a gap from now on.
+    pub fn gap_begin(&mut self) {
+        let begin = self.push(Kind::GapBegin, GapReason::Overflow as u8, 0, 0, 0, &[]);
+        self.gaps.push((begin, None));
+        self.in_gap = true;
     }
 
     /// Sends all content and ends the gap.
@@ -348,6 +363,7 @@ impl Source {
                     }
                 }
                 Message::Refuse(refuse) => self.refusals.push(refuse.to_string()),
+                Message::LeaseAsk(ask) => self.lease_asks.push(ask.number),
                 _ => {}
             }
         }

@@ -122,6 +122,8 @@ impl Plain {
                     self.replies.push(Message::Need(need));
                 }
             }
+            // The source grants none.
+            Ok(Step::Lease(_)) => {}
             Ok(Step::Heartbeat(heartbeat)) => {
                 self.generation.0 = self.generation.0.max(heartbeat.map_generation);
                 let echo = Echo { number: heartbeat.number, received_wall_ns: 0 };

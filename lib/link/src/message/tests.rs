@@ -1,5 +1,7 @@
 //! Golden bytes of every message, round trips, and what hostile bytes do.
 
+use std::time::Duration;
+
 use proptest::{collection::vec, option, prelude::*};
 use tidemark_journal::{Ancestry, GroupId, Position, Seq, TermId, VolumeId};
 
@@ -136,6 +138,12 @@ fn golden() -> Vec<(Message, &'static str, &'static str)> {
             "0b0001000c000000",
             "010000000200000003000000",
         ),
+        (Message::LeaseAsk(LeaseAsk { number: 0x0102 }), "0c00010008000000", "0201000000000000"),
+        (
+            Message::LeaseGrant(LeaseGrant { number: 0x0304, lease: Duration::from_secs(2) }),
+            "0d00010010000000",
+            "04030000000000000094357700000000",
+        ),
     ]
 }
 
@@ -187,7 +195,7 @@ fn what_an_envelope_may_say_is_bounded() {
         Envelope { kind, flags, version, body_bytes }.check()
     };
     assert_eq!(check(0, 0, 1, 0), Err(DecodeError::Kind(0)));
-    assert_eq!(check(12, 0, 1, 0), Err(DecodeError::Kind(12)));
+    assert_eq!(check(14, 0, 1, 0), Err(DecodeError::Kind(14)));
     assert!(matches!(check(10, 1, 1, 0), Err(DecodeError::Layout { .. })));
     assert!(matches!(check(10, 0, 2, 0), Err(DecodeError::Layout { version: 2, .. })));
     for kind in MessageKind::ALL {

@@ -82,6 +82,7 @@ pub fn replica() -> TargetStatus {
         exports: 0,
         problems: Vec::new(),
         damage: Vec::new(),
+        zero_loss: None,
         scrub: ScrubStatus::default(),
         volumes: vec![volume],
     };
