@@ -2,7 +2,8 @@
 //!
 //! They let the application and the capture thread go first, which have somebody waiting, and get
 //! their usual share of the processors back before the ring is full: a processor that is short is
-//! paid for in lag, up to half of the ring, and never in a gap.
+//! paid for in lag, up to half of the ring, and never in a gap. In sync mode an application waits for them
+//! too, and they have their usual share all the time.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -23,13 +24,22 @@ pub struct Carriers {
 struct State {
     threads: Vec<ThreadId>,
     behind: bool,
+    /// An application waits for them.
+    hurry: bool,
+    ring_permille: u64,
     /// Whether this process may give them their usual share again: if not, they keep it.
     may_return: bool,
 }
 
 impl Default for Carriers {
     fn default() -> Carriers {
-        let state = State { threads: Vec::new(), behind: true, may_return: priority::may_return() };
+        let state = State {
+            threads: Vec::new(),
+            behind: true,
+            hurry: false,
+            ring_permille: 0,
+            may_return: priority::may_return(),
+        };
         Carriers { state: Mutex::new(state) }
     }
 }
@@ -47,15 +57,26 @@ impl Carriers {
     /// To be told now and then how full the ring is.
     pub fn ring_filled(&self, permille: u64) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let behind = goes_behind(state.behind, permille);
-        if behind != state.behind {
-            state.behind = behind;
-            state.apply();
-        }
+        state.ring_permille = permille;
+        state.decide();
+    }
+
+    /// An application waits for what they do, or no longer.
+    pub fn hurry(&self, hurry: bool) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.hurry = hurry;
+        state.decide();
     }
 }
 
 impl State {
+    fn decide(&mut self) {
+        let behind = !self.hurry && goes_behind(self.behind, self.ring_permille);
+        if std::mem::replace(&mut self.behind, behind) != behind {
+            self.apply();
+        }
+    }
+
     fn apply(&self) {
         if !self.may_return {
             return;

@@ -43,7 +43,7 @@ use tidemark_control::config::{ConfigError, Name, Source, files_in};
 
 pub use group::{GroupConfig, TargetConfig, VolumeConfig};
 pub use node::{NodeConfig, SpoolConfig, TlsConfig, TlsError};
-pub use values::{CompressionSetting, FrontChoice, HostPort, RingBytes, SpoolBytes};
+pub use values::{CompressionSetting, FrontChoice, HostPort, RingBytes, SpoolBytes, SyncTimeout};
 
 /// Where the configuration lies unless told otherwise.
 pub const DIRECTORY: &str = "/etc/tidemark";

@@ -2,7 +2,7 @@
 //!
 //! Frames batch by themselves: while the sender is busy with a frame, the next one fills; when it
 //! has nothing to send, whatever is there goes, at once after a rest and else a little later, since
-//! a frame costs about as much as a hundred small writes. Nor does one stay open for longer than a second while
+//! a frame costs about as much as a hundred small writes; in sync mode always at once. Nor does one stay open for longer than a second while
 //! the sender is busy or the link is cut: only a frame can go to the spool.
 
 use std::{
@@ -45,6 +45,7 @@ pub struct Place {
 struct Shared {
     asleep: AtomicBool,
     stop: AtomicBool,
+    hurry: AtomicBool,
     frames: AtomicU64,
     raw_bytes: AtomicU64,
     frame_bytes: AtomicU64,
@@ -81,6 +82,11 @@ impl Waker {
         if self.shared.asleep.swap(false, Ordering::AcqRel) {
             self.thread.unpark();
         }
+    }
+
+    /// Answers wait for what it makes, or no longer: then small frames follow each other at once.
+    pub fn hurry(&self, hurry: bool) {
+        self.shared.hurry.store(hurry, Ordering::Relaxed);
     }
 
     /// Asks the encoder to end when the ring is drained.
@@ -167,6 +173,7 @@ impl Encoder {
         let shared = Arc::new(Shared {
             asleep: AtomicBool::new(false),
             stop: AtomicBool::new(false),
+            hurry: AtomicBool::new(false),
             frames: AtomicU64::new(0),
             raw_bytes: AtomicU64::new(0),
             frame_bytes: AtomicU64::new(0),
@@ -209,7 +216,8 @@ impl Encoder {
             self.first.is_some_and(|first| now_ns.saturating_sub(first.time_ns) >= OPEN_NS_MAX);
         let ready = full || stopping || old || self.outbox.unsent() == 0;
         if !self.builder.is_empty() && ready {
-            if !full && !stopping && now_ns < self.not_before_ns {
+            let hurry = stopping || self.shared.hurry.load(Ordering::Relaxed);
+            if !full && !hurry && now_ns < self.not_before_ns {
                 return Turn::Rest(Duration::from_nanos(self.not_before_ns - now_ns));
             }
             self.not_before_ns = now_ns + PAUSE_NS;

@@ -15,7 +15,7 @@ use crate::{
     capture::ring::Layout,
     carriers::Carriers,
     clock::JournalClock,
-    config::{GroupConfig, NodeConfig, VolumeConfig},
+    config::{GroupConfig, NodeConfig, SyncTimeout, VolumeConfig},
     disks, encoder,
     engine::{self, Command, Engine, EngineVolume, Parts},
     front::Front,
@@ -139,6 +139,7 @@ impl Group {
             volumes: &sizes,
             layout: Layout::of(config.ring_bytes.get()),
             rings: rings.take(config.id),
+            sync_timeout: config.sync_timeout.map(SyncTimeout::get),
             fresh,
         };
         let (spool, no_spool) = spool_of(node, config);
@@ -244,6 +245,7 @@ impl Group {
                 keeper,
                 generation_found,
                 clock,
+                sync: config.sync_timeout.is_some(),
                 throttle: config.throttle.clone(),
             },
             teller,

@@ -185,14 +185,18 @@ impl SyncMode {
             Peer::Unable | Peer::Able => None,
         };
         let hindrance = self.hindrance(facts);
-        self.pace.look(facts, hindrance.is_some(), self.timeout_ns.unwrap_or(0) / 2);
+        let behind = self.pace.is_behind(facts, self.timeout_ns.unwrap_or(0) / 2);
+        if behind || hindrance.is_some() {
+            self.pace.calm_since_ns = now_ns;
+        }
         let waited = |since: Option<u64>| {
             since.is_some_and(|since| now_ns.saturating_sub(since) >= self.timeout_ns.unwrap_or(0))
         };
         let late = waited(facts.waiting_since_ns).then_some(Why::Slow);
         match self.stage {
             Stage::Async => {
-                self.why = hindrance.unwrap_or(Why::Settling);
+                let settling = if behind { Why::Slow } else { Why::Settling };
+                self.why = hindrance.unwrap_or(settling);
                 if hindrance.is_none() && self.pace.is_calm(now_ns) {
                     self.boundary = facts.last_seq;
                     self.go(Stage::Entering, Why::Settling, now_ns);
@@ -258,6 +262,11 @@ impl SyncMode {
         self.stopping = true;
     }
 
+    /// Whether it has nothing to decide: it was not asked for, and there is nothing to wait for.
+    pub fn is_idle(&self) -> bool {
+        self.timeout_ns.is_none() && self.stage == Stage::Async && self.note == Note::Right
+    }
+
     /// Whether nothing is answered that is not final-durable.
     pub fn holds(&self) -> bool {
         self.stage != Stage::Async
@@ -306,14 +315,12 @@ impl SyncMode {
 }
 
 impl Pace {
-    fn look(&mut self, facts: &Facts, hindered: bool, behind_ns_max: u64) {
-        let now_ns = facts.now_ns;
+    /// Whether the target is behind by more than so much.
+    fn is_behind(&mut self, facts: &Facts, behind_ns_max: u64) -> bool {
         if facts.durable >= self.sample.0 {
-            self.sample = (facts.last_seq, now_ns);
+            self.sample = (facts.last_seq, facts.now_ns);
         }
-        if hindered || now_ns.saturating_sub(self.sample.1) > behind_ns_max {
-            self.calm_since_ns = now_ns;
-        }
+        facts.now_ns.saturating_sub(self.sample.1) > behind_ns_max
     }
 
     fn is_calm(&self, now_ns: u64) -> bool {

@@ -5,6 +5,7 @@
 //! [outbox](crate::outbox), which keeps it until the target has it durably; after a reconnect the
 //! stream goes on exactly where the replica ends.
 
+mod grants;
 mod sending;
 pub mod session;
 mod spooled;
@@ -22,7 +23,7 @@ use rustls::ClientConfig;
 use tidemark_journal::{Ancestry, Position, Seq};
 use tidemark_link::{
     conn::{Connection, Receiver, Timeouts},
-    message::{GroupHello, Hello, Message, Notice, RefuseCode, Severity, VolumeHello},
+    message::{GroupHello, Hello, LeaseGrant, Message, Notice, RefuseCode, Severity, VolumeHello},
     pki::NodeName,
     seam,
     throttle::Schedule,
@@ -30,8 +31,9 @@ use tidemark_link::{
 use tokio::sync::Notify;
 
 use self::{
+    grants::Grants,
     sending::SendLoop,
-    session::{Greeter, Start, acknowledged},
+    session::{Greeter, Start, acknowledged, peer},
     spooled::SpoolEnd,
 };
 use crate::{
@@ -40,6 +42,7 @@ use crate::{
     encoder,
     engine::{Command, Engine},
     lag::LagHistogram,
+    lease::Peer,
     outbox::Outbox,
     state::keeper::Keeper,
 };
@@ -87,6 +90,8 @@ pub struct LinkParts {
     pub generation_found: u64,
     /// Journal time.
     pub clock: JournalClock,
+    /// The group is to be in sync.
+    pub sync: bool,
     /// Bounds the rate.
     pub throttle: Schedule,
 }
@@ -215,6 +220,7 @@ impl Link {
                 acked: parts.acked,
                 generation_found: parts.generation_found,
                 greeted: false,
+                sync: parts.sync,
             };
             let work = Worker { parts, shared: worker.clone(), greeter, doubts: 0 };
             if let Err(error) = seam::run(work.run()) {
@@ -273,6 +279,7 @@ impl Worker {
             let ended = self.session().await;
             self.parts.outbox.link_ended();
             self.parts.engine.tell(Command::Link(None));
+            self.parts.engine.tell(Command::Peer(Peer::Away));
             if self.shared.stopping() {
                 break;
             }
@@ -347,6 +354,7 @@ impl Worker {
         };
         parts.engine.tell(Command::Durable(from.seq));
         parts.engine.tell(Command::Link(Some(mode)));
+        parts.engine.tell(Command::Peer(peer(&welcome)));
         self.doubts = 0;
         {
             let mut status = self.shared.status();
@@ -370,6 +378,7 @@ impl Worker {
         let (sender, receiver) = connection.split();
         let closer = sender.closer();
         let beats = Rc::new(RefCell::new(None));
+        let grants = Grants::default();
         let sending = SendLoop {
             sender,
             from,
@@ -380,13 +389,14 @@ impl Worker {
             keeper: self.parts.keeper.clone(),
             shared: self.shared.clone(),
             beats: beats.clone(),
+            grants: grants.clone(),
             throttle: self.parts.throttle.clone(),
             spool: SpoolEnd::default(),
         };
         // Sending must not be dropped in the middle of a message, so it is a task of its own.
         let sending = seam::spawn(sending.run());
         let received = tokio::select! {
-            received = self.receive(receiver, ancestry, &beats) => received,
+            received = self.receive(receiver, ancestry, &beats, &grants) => received,
             () = self.changed() => Ok(End::Changed),
         };
         closer.close();
@@ -407,6 +417,7 @@ impl Worker {
         mut receiver: Receiver,
         ancestry: &Ancestry,
         beats: &RefCell<Option<(u64, Instant)>>,
+        grants: &Grants,
     ) -> anyhow::Result<End> {
         while let Some(message) = receiver.recv().await? {
             match message {
@@ -446,6 +457,14 @@ impl Worker {
                     {
                         self.shared.status().round_trip_ns = Some(at.elapsed().as_nanos() as u64);
                     }
+                }
+                Message::LeaseAsk(ask) => {
+                    let (grants, outbox) = (grants.clone(), self.parts.outbox.clone());
+                    let granted = move |lease| {
+                        grants.put(LeaseGrant { number: ask.number, lease });
+                        outbox.filled.notify_one();
+                    };
+                    self.parts.engine.tell(Command::LeaseAsk(Box::new(granted)));
                 }
                 Message::Notice(notice) => {
                     tracing::warn!(sentence = %notice.sentence, "the target says");

@@ -5,7 +5,8 @@
 //! it serves anything, the group's record of its disks says durably that they are written without capture
 //! ([`disks::distrust`]); the next start then drops whatever ring there is and compares everything with the
 //! target. It is the ordinary engine, whose core has no sequence to draw and a dirty map in memory in which
-//! everything is uncaptured; so each write finds that it cannot be recorded, and goes on.
+//! everything is uncaptured; so each write finds that it cannot be recorded, and goes on. A zero-loss lease that
+//! an agent before it may have granted is waited for before anything is answered.
 
 use std::{sync::Arc, thread::JoinHandle, time::Duration};
 
@@ -32,8 +33,9 @@ use crate::{
     front::Front,
     group::claim,
     kernel::blockdev::Backing,
+    lease::SyncMode,
     outbox::Outbox,
-    state::{keeper, recovery::opening},
+    state::{keeper, leases, recovery::opening},
 };
 
 /// Never used: the smallest that there is.
@@ -67,7 +69,8 @@ impl Passthrough {
         let backings: Vec<Arc<Backing>> =
             volumes.iter().map(|volume| volume.backing.clone()).collect();
         declare(node, config, &volumes, tracking_lost)?;
-        let mut passthrough = Passthrough::run(config, volumes)?;
+        let left = leases::left_in(&node.state_of(&config.name), config.id);
+        let mut passthrough = Passthrough::run(config, volumes, left)?;
         if let Err(error) = passthrough.present(node, config, &backings).await {
             passthrough.stop().await;
             return Err(error);
@@ -94,7 +97,11 @@ impl Passthrough {
         Ok(())
     }
 
-    fn run(config: &GroupConfig, volumes: Vec<EngineVolume>) -> anyhow::Result<Passthrough> {
+    fn run(
+        config: &GroupConfig,
+        volumes: Vec<EngineVolume>,
+        left: Option<Duration>,
+    ) -> anyhow::Result<Passthrough> {
         let about = About {
             group: config.id,
             id: 0,
@@ -119,8 +126,11 @@ impl Passthrough {
             .map(|volume| VolumeStart { id: volume.id, sectors: volume.sectors, gap: None })
             .collect();
         let map = all_uncaptured(&volumes);
+        let mut core = Core::new(&starts, map, RingWriter::new(ring), Seq::ZERO, Seq::ZERO);
+        core.set_now(about.clock.now_ns());
+        core.begin_sync(SyncMode::new(None, left, about.clock.now_ns()));
         let parts = Parts {
-            core: Core::new(&starts, map, RingWriter::new(ring), Seq::ZERO, Seq::ZERO),
+            core,
             volumes,
             clock: about.clock,
             encoder: encoder.clone(),

@@ -106,6 +106,8 @@ struct Verify {
     next: u32,
     regions: u32,
     again: Vec<u32>,
+    /// The target lacked something.
+    differs: bool,
 }
 
 /// The state of catch-up for all volumes of a group.
@@ -146,6 +148,12 @@ impl CatchUp {
 }
 
 impl CatchUp {
+    /// Whether a verify under way has found that the target lacks something: what else it lacks is
+    /// known at its end.
+    pub(super) fn has_found_differences(&self) -> bool {
+        self.verify.iter().flatten().any(|verify| verify.differs)
+    }
+
     pub(super) fn hold(&mut self, held: bool) {
         self.held = held;
     }
@@ -190,7 +198,9 @@ impl Core {
         let index = self.volume_index(volume);
         let regions = regions_in(self.volumes[index].sectors);
         let next = region.min(regions);
-        self.catch_up.verify[index] = Some(Verify { next, regions, again: Vec::new() });
+        let slot = &mut self.catch_up.verify[index];
+        let differs = slot.as_ref().is_some_and(|before| before.differs);
+        *slot = Some(Verify { next, regions, again: Vec::new(), differs });
     }
 
     /// The first region of a volume that its verify may not have compared. None if there is none.
@@ -237,6 +247,9 @@ impl Core {
         let Some(work) = self.catch_up.working.get_mut(&region) else { return };
         if work.verify {
             self.counters.verify_differing_blocks += differing;
+            if let Some(verify) = &mut self.catch_up.verify[part.volume] {
+                verify.differs |= differing > 0;
+            }
         }
         work.left += runs.len() as u32;
         self.catch_up.parts.extend(runs);

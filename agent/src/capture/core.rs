@@ -4,6 +4,7 @@ pub mod answers;
 mod flushes;
 mod inherited;
 mod order;
+mod sync;
 mod writes;
 
 use std::{collections::VecDeque, sync::Arc};
@@ -11,6 +12,7 @@ use std::{collections::VecDeque, sync::Arc};
 use tidemark_journal::{GapReason, Seq, VolumeId};
 
 use self::{
+    answers::Answers,
     flushes::{Epoch, FlushBy, Flushing},
     inherited::{Failed, RedoOp},
     writes::{RequestState, WriteOp},
@@ -23,7 +25,11 @@ use super::{
     ring::{RingMemory, RingWriter},
     slab::Slab,
 };
-use crate::{dirty::map::DirtyMap, kernel::memfd::Region};
+use crate::{
+    dirty::map::DirtyMap,
+    kernel::memfd::Region,
+    lease::{Peer, SyncMode},
+};
 
 /// The ring's fill, in thousandths, below which capture resumes after an overflow.
 const RESUME_BELOW_PERMILLE: u64 = 500;
@@ -104,6 +110,11 @@ pub struct Core {
     granted: Vec<LockId>,
     /// Writes that the local disk refused, until that is durably marked.
     failed: Vec<Failed>,
+    sync: SyncMode,
+    /// The other end of the link.
+    peer: Peer,
+    /// Answers that wait for the target.
+    answers: Answers<(RequestId, Result<(), i32>)>,
 }
 
 impl Core {
@@ -152,6 +163,9 @@ impl Core {
             stop_flushed: None,
             granted: Vec::with_capacity(64),
             failed: Vec::new(),
+            sync: SyncMode::new(None, None, 0),
+            peer: Peer::Away,
+            answers: Answers::with_capacity(1024),
         }
     }
 
@@ -211,6 +225,7 @@ impl Core {
         }
         self.poll_catch_up();
         self.poll_epoch();
+        self.poll_sync();
         if self.map.wants_commit() {
             self.begin_commit(false);
         }
@@ -268,7 +283,10 @@ impl Core {
 
     /// Whether no request and no read is under way.
     pub fn is_idle(&self) -> bool {
-        self.ops.len() == 0 && self.requests.len() == 0 && self.effects.is_empty()
+        self.ops.len() == 0
+            && self.requests.len() == 0
+            && self.answers.is_empty()
+            && self.effects.is_empty()
     }
 
     /// The gap a volume is in.

@@ -11,7 +11,8 @@
 //! 3. room in the ring is found, or the group falls to the next rung: the write is let through with
 //!    its region durably marked *uncaptured*, inside a gap;
 //! 4. sequence and slot are drawn; the payload is copied; the slot is committed;
-//! 5. the local write is submitted; its completion answers the application.
+//! 5. the local write is submitted; its completion answers the application, in sync mode
+//!    ([`lease`](crate::lease)) when the record is final-durable as well.
 
 pub mod catchup;
 pub mod core;
@@ -21,6 +22,8 @@ pub mod ring;
 mod slab;
 #[cfg(test)]
 mod tests;
+
+use std::time::Duration;
 
 use tidemark_journal::{Sector, Seq, VolumeId};
 
@@ -147,4 +150,7 @@ pub enum Effect {
     CommitMap(Commit),
     /// Durably reserve sequences up to this one, then call [`core::Core::ceiling_reserved`].
     Reserve(Seq),
+    /// Durably note that leases of up to so long are granted, or with zero that none are, then call
+    /// [`core::Core::lease_noted`].
+    NoteLease(Duration),
 }

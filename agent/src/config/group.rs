@@ -10,7 +10,7 @@ use tidemark_link::NodeName;
 use tidemark_link::throttle::Schedule;
 use toml::Spanned;
 
-use super::values::{CompressionSetting, FrontChoice, HostPort, RingBytes};
+use super::values::{CompressionSetting, FrontChoice, HostPort, RingBytes, SyncTimeout};
 
 /// The most volumes in a group, as the link has it.
 const VOLUMES_MAX: usize = crate::capture::ring::VOLUMES_MAX;
@@ -36,6 +36,9 @@ pub struct GroupConfig {
     pub rpo_target_s: Option<Seconds>,
     /// How often everything is compared with the target; none: only when somebody asks for it.
     pub verify_every_s: Option<Seconds>,
+    /// How long an answer waits for the target before the group falls back to async; none if it is not
+    /// to be in sync at all.
+    pub sync_timeout: Option<SyncTimeout>,
     /// How volumes are presented unless they say otherwise.
     pub front: FrontChoice,
     /// The volumes, at least one, in the order of their ids.
@@ -123,6 +126,14 @@ impl GroupConfig {
                 }
                 every => every.map(Spanned::into_inner),
             },
+            sync_timeout: match (file.sync, file.sync_timeout) {
+                (true, timeout) => Some(timeout.map(Spanned::into_inner).unwrap_or_default()),
+                (false, None) => None,
+                (false, Some(timeout)) => {
+                    let sentence = "a time to wait is of use with sync = true only";
+                    return Err(source.fault(timeout.span(), sentence));
+                }
+            },
             front: file.front,
             volumes,
         })
@@ -143,6 +154,9 @@ struct GroupFile {
     #[serde(default)]
     throttle: Schedule,
     rpo_target_s: Option<Seconds>,
+    #[serde(default)]
+    sync: bool,
+    sync_timeout: Option<Spanned<SyncTimeout>>,
     #[serde(default)]
     verify: VerifyFile,
     #[serde(default)]

@@ -1,4 +1,5 @@
 use std::fs;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use tidemark_control::agent::FrontKind;
@@ -15,6 +16,8 @@ ring_bytes = "32 MiB"
 compression = 3
 catch_up_bytes_per_s = "50 MiB"
 rpo_target_s = "1 min"
+sync = true
+sync_timeout = "2 s"
 front = "nbd-socket"
 
 [target]
@@ -67,6 +70,7 @@ fn a_group_is_read_whole() {
     assert_eq!(group.compression.0, Compression::Zstd(3));
     assert_eq!(group.catch_up_bytes_per_s.unwrap().get(), 50 << 20);
     assert_eq!(group.rpo_target_s.unwrap().0, 60);
+    assert_eq!(group.sync_timeout.unwrap().get(), Duration::from_secs(2));
     assert_eq!(group.verify_every_s.unwrap().0, 7 * 86_400);
     assert_eq!(group.throttle.windows.len(), 1);
     let volumes: Vec<_> =
@@ -89,7 +93,9 @@ fn little_needs_to_be_said() {
     assert_eq!(group.ring_bytes.get(), 256 << 20);
     assert_eq!(group.compression.0, Compression::Zstd(1));
     assert_eq!((group.catch_up_bytes_per_s, group.rpo_target_s), (None, None));
-    assert_eq!(group.front, FrontChoice::Auto);
+    assert_eq!((group.front, group.sync_timeout), (FrontChoice::Auto, None));
+    let in_sync = self::group(&format!("sync = true\n{least}")).unwrap();
+    assert_eq!(in_sync.sync_timeout.unwrap().get(), Duration::from_secs(3));
     let node = node(NODE).unwrap();
     assert_eq!(node.api_socket, Path::new("/run/tidemark/agent.sock"));
     assert_eq!(node.tls.ca, Path::new("/etc/tidemark/pki/ca.pem"));
@@ -114,13 +120,15 @@ fn every_mistake_is_told_where_it_stands() {
         ("compression = 3", "compression = 20", "line 4: 20 is not a compression"),
         ("compression = 3", "compression = \"of\"", "line 4: \"of\" is not a compression"),
         ("\"50 MiB\"", "0", "line 5: 'catch_up_bytes_per_s' of 0 would stop it"),
+        ("\"2 s\"", "\"6 s\"", "line 8: answers cannot wait for 6 s: 1 to 5 seconds are possible"),
+        ("sync = true", "sync = false", "line 8: a time to wait is of use with sync = true only"),
         (
             "front = \"nbd-socket\"",
             "front = \"nbd-sock\"",
-            "line 7: unknown value 'nbd-sock'; did you mean 'nbd-socket'?",
+            "line 9: unknown value 'nbd-sock'; did you mean 'nbd-socket'?",
         ),
-        ("\"192.0.2.7\"", "\"192.0.2.7:0\"", "line 10: '192.0.2.7:0' is not an address"),
-        ("\"recovery\"", "\"Recovery\"", "line 11: 'Recovery' is not a node name"),
+        ("\"192.0.2.7\"", "\"192.0.2.7:0\"", "line 12: '192.0.2.7:0' is not an address"),
+        ("\"recovery\"", "\"Recovery\"", "line 13: 'Recovery' is not a node name"),
         (
             "\"5f0c3a9be1d24c7f8a6b0d9e2c4f1a37\"",
             "\"5f\"",
@@ -132,17 +140,17 @@ fn every_mistake_is_told_where_it_stands() {
             "line 2: an id of zeros",
         ),
         ("from = \"08:00\"", "from = \"8:00\"", "'8:00' is not a time of day"),
-        ("id = 1\n", "id = 2\n", "line 24: another volume of the group has this id"),
-        ("\"data\"", "\"log\"", "line 25: another volume of the group has this name"),
-        ("\"/dev/sdb\"", "\"/dev/sdc\"", "line 26: another volume of the group has this backing"),
-        ("\"/dev/sdb\"", "\"sdb\"", "line 26: this must be a path that begins with '/'"),
-        ("\"/run/data.sock\"", "\"data.sock\"", "line 27: this must be a path"),
+        ("id = 1\n", "id = 2\n", "line 26: another volume of the group has this id"),
+        ("\"data\"", "\"log\"", "line 27: another volume of the group has this name"),
+        ("\"/dev/sdb\"", "\"/dev/sdc\"", "line 28: another volume of the group has this backing"),
+        ("\"/dev/sdb\"", "\"sdb\"", "line 28: this must be a path that begins with '/'"),
+        ("\"/run/data.sock\"", "\"data.sock\"", "line 29: this must be a path"),
         (
             "socket = \"/run/data.sock\"",
             "socket = \"/s\"\nfront = \"ublk\"",
-            "line 27: a socket is of use with",
+            "line 29: a socket is of use with",
         ),
-        ("\"7 d\"", "0", "line 30: an interval of 0 would never end"),
+        ("\"7 d\"", "0", "line 32: an interval of 0 would never end"),
         ("name = \"recovery\"", "", "the key 'name' is missing"),
     ];
     for (from, to, expected) in cases {

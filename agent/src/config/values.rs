@@ -2,10 +2,11 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tidemark_control::agent::FrontKind;
-use tidemark_control::config::Bytes;
+use tidemark_control::config::{Bytes, Seconds};
 use tidemark_journal::Compression;
 
 /// Size of a group's ring in memory.
@@ -66,6 +67,42 @@ impl TryFrom<Bytes> for SpoolBytes {
             Ok(SpoolBytes(bytes.0))
         } else {
             Err(format!("a spool of {bytes} is not possible: it takes 64 MiB at least"))
+        }
+    }
+}
+
+/// How long an answer waits for the target in sync mode.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(try_from = "Seconds")]
+pub struct SyncTimeout(Seconds);
+
+impl SyncTimeout {
+    /// The shortest, in seconds.
+    pub const MIN_S: u64 = 1;
+    /// The longest: with a lease it stays well below the time after which the kernel's NBD client gives
+    /// a request up.
+    pub const MAX_S: u64 = 5;
+
+    /// As a time.
+    pub fn get(self) -> Duration {
+        Duration::from_secs(self.0.0)
+    }
+}
+
+impl Default for SyncTimeout {
+    fn default() -> SyncTimeout {
+        SyncTimeout(Seconds(3))
+    }
+}
+
+impl TryFrom<Seconds> for SyncTimeout {
+    type Error = String;
+
+    fn try_from(seconds: Seconds) -> Result<SyncTimeout, String> {
+        if (SyncTimeout::MIN_S..=SyncTimeout::MAX_S).contains(&seconds.0) {
+            Ok(SyncTimeout(seconds))
+        } else {
+            Err(format!("answers cannot wait for {seconds}: 1 to 5 seconds are possible"))
         }
     }
 }

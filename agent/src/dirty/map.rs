@@ -398,6 +398,11 @@ impl DirtyMap {
                 .all(|map| map.current.count() + map.previous.count() + map.uncaptured.count() == 0)
     }
 
+    /// Whether any region is uncaptured.
+    pub fn has_uncaptured(&self) -> bool {
+        self.volumes.iter().any(|map| map.uncaptured.count() > 0)
+    }
+
     /// The uncaptured regions of a volume.
     pub fn uncaptured(&self, volume: VolumeId) -> &Bits {
         let map = self.volumes.iter().find(|map| map.id == volume);

@@ -120,6 +120,7 @@ impl Course {
         match done {
             Done::Committed => core.map_committed(),
             Done::Reserved(seq) => core.ceiling_reserved(seq),
+            Done::LeaseNoted => core.lease_noted(),
             Done::Noted { acked, spooled } => {
                 self.outbox.forget(acked);
                 core.spooled(spooled);

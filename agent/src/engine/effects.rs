@@ -285,6 +285,7 @@ impl Loop {
                 Effect::Complete { request, result } => self.complete(request, result),
                 Effect::CommitMap(commit) => self.keeper.ask(Job::Commit(commit)),
                 Effect::Reserve(seq) => self.keeper.ask(Job::Reserve(seq)),
+                Effect::NoteLease(lease) => self.keeper.ask(Job::NoteLease(lease)),
             }
         }
         any

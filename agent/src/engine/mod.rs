@@ -20,6 +20,7 @@ use std::{
         mpsc,
     },
     thread::JoinHandle,
+    time::Duration,
 };
 
 use tidemark_journal::{Ancestry, GapReason, Position, Sector, Seq, VolumeId};
@@ -36,6 +37,7 @@ use crate::{
     clock::JournalClock,
     encoder, kernel,
     kernel::blockdev::Backing,
+    lease::{Peer, View},
     outbox::Outbox,
     state::keeper::{Done, Keeper},
 };
@@ -64,6 +66,10 @@ pub enum Command {
     Settle,
     /// The link is up (and how content goes over it) or down.
     Link(Option<Mode>),
+    /// Who is at the other end of the link.
+    Peer(Peer),
+    /// The target asks for a lease: to be told if it may hold one, and for how long.
+    LeaseAsk(Box<dyn FnOnce(Duration) + Send>),
     /// The target's answer to an offer: a bit for each block of 4 KiB.
     Needed(Seq, [u8; 32]),
     /// Set a mark.
@@ -152,6 +158,10 @@ pub struct Snapshot {
     pub requests: u64,
     /// Writes of an earlier process that are still being carried out again.
     pub redone_writes_left: u64,
+    /// How sync mode stands.
+    pub sync: View,
+    /// Answers that wait for the target.
+    pub answers_waiting: u64,
     /// For each volume.
     pub volumes: Vec<VolumeSnapshot>,
 }

@@ -54,6 +54,8 @@ pub(super) struct Loop {
     catch_up_bytes_per_s: Option<u64>,
     catch_up_at: Instant,
     stop: Option<(bool, oneshot::Sender<bool>)>,
+    /// What is on its way to the target hurries, since answers wait for it.
+    hurry: bool,
 }
 
 impl Loop {
@@ -97,6 +99,7 @@ impl Loop {
             catch_up_bytes_per_s: parts.catch_up_bytes_per_s,
             catch_up_at: now,
             stop: None,
+            hurry: false,
         };
         work.publish(now);
         Ok((engine, work))
@@ -127,6 +130,7 @@ impl Loop {
                 self.encoder.wake();
                 self.core.poll();
             }
+            self.hurry();
             if self.advance_stop() {
                 return;
             }
@@ -174,6 +178,14 @@ impl Loop {
                 }
             }
             Command::Settle => self.keeper.ask(Job::Settle),
+            Command::Peer(peer) => self.core.peer(peer),
+            Command::LeaseAsk(grant) => {
+                // The time at the turn's beginning may be before the question.
+                self.core.set_now(self.clock.now_ns());
+                if let Some(lease) = self.core.lease_asked() {
+                    grant(lease);
+                }
+            }
             Command::Link(mode) => self.core.link(mode.filter(|_| self.stop.is_none())),
             Command::Needed(seq, bits) => self.core.needed(seq, |block| {
                 bits.get(block as usize / 8).is_some_and(|byte| byte & (1 << (block % 8)) != 0)
@@ -209,6 +221,7 @@ impl Loop {
             Command::Serve(queue) => self.devices.serve(queue, &mut self.disk.ring),
             Command::Stop { at_once, done } => {
                 self.core.link(None);
+                self.core.stop_leases();
                 self.devices.pause();
                 self.stop = Some((at_once, done));
             }
@@ -265,7 +278,8 @@ impl Loop {
             });
         let settled = sent && !catching_up && self.core.settle_for_stop();
         let clean = settled && self.course.tracking_lost().is_none();
-        let through = settled || (sent && catching_up) || *at_once;
+        // Who stops it may write to the disks next.
+        let through = (settled || (sent && catching_up)) && !self.core.has_granted() || *at_once;
         if !through {
             return false;
         }
@@ -277,6 +291,14 @@ impl Loop {
             let _ = done.send(clean);
         }
         true
+    }
+
+    fn hurry(&mut self) {
+        let hurry = self.core.holds_answers();
+        if std::mem::replace(&mut self.hurry, hurry) != hurry {
+            self.encoder.hurry(hurry);
+            self.carriers.hurry(hurry);
+        }
     }
 
     fn publish(&mut self, now: Instant) {
@@ -297,7 +319,10 @@ impl Loop {
             verify: self.core.verify_progress(id),
             verify_reached: self.core.verify_reached(id),
         });
+        let (sync, answers_waiting) = self.core.sync_view();
         Snapshot {
+            sync,
+            answers_waiting: answers_waiting as u64,
             counters: self.core.counters(),
             last_seq: self.core.last_seq(),
             vouched: self.core.vouched(),

@@ -1,7 +1,7 @@
 //! How a group is opened: from what its state directory and a ring that was left behind say, to
 //! everything that then runs, but for threads, disks and the network.
 
-use std::{os::fd::OwnedFd, path::Path, sync::Arc};
+use std::{os::fd::OwnedFd, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use tidemark_journal::{GroupId, Seq, VolumeId};
@@ -15,6 +15,7 @@ use crate::{
     clock::JournalClock,
     dirty::{map::DirtyMap, regions_in},
     encoder::Place,
+    lease::SyncMode,
     outbox::Outbox,
     state::{
         block::GroupState,
@@ -35,6 +36,8 @@ pub struct Opening<'a> {
     pub layout: Layout,
     /// Rings that were left behind.
     pub rings: Vec<OwnedFd>,
+    /// How long an answer waits for the target; none if the group is not to be in sync.
+    pub sync_timeout: Option<Duration>,
     /// Ids for what has to be made: a term, a map, a ring.
     pub fresh: [[u8; 16]; 3],
 }
@@ -149,6 +152,7 @@ impl Opening<'_> {
             .collect();
         let mut core = Core::new(&starts, map, ring.writer, start.last_seq, state.ceiling);
         core.set_now(clock.now_ns());
+        core.begin_sync(SyncMode::new(self.sync_timeout, found.lease, clock.now_ns()));
         core.take_over(&ring.redo, &ring.failed);
         if start.new_term {
             core.open_term();

@@ -10,7 +10,7 @@ use tidemark_link::{
     throttle::{Schedule, Throttle},
 };
 
-use super::{HEARTBEAT, Shared, session::to_send, spooled::SpoolEnd};
+use super::{HEARTBEAT, Shared, grants::Grants, session::to_send, spooled::SpoolEnd};
 use crate::{encoder, engine::Engine, outbox::Outbox, state::keeper::Keeper};
 
 /// What sends, while a session lasts.
@@ -24,6 +24,7 @@ pub(super) struct SendLoop {
     pub keeper: Keeper,
     pub shared: Arc<Shared>,
     pub beats: Rc<RefCell<Option<(u64, Instant)>>>,
+    pub grants: Grants,
     pub throttle: Schedule,
     pub spool: SpoolEnd,
 }
@@ -53,6 +54,9 @@ impl SendLoop {
                     beat_at = tokio::time::Instant::now() + HEARTBEAT;
                     number += 1;
                     self.heartbeat(number, &mut vouch).await?;
+                }
+                if let Some(grant) = self.grants.take() {
+                    self.sender.send(&Message::LeaseGrant(grant)).await?;
                 }
                 if let Some((after, index)) = outbox.next_in_spool() {
                     let frame;

@@ -7,11 +7,12 @@ use tidemark_journal::{Ancestry, FrameError, FrameView, Position, Seq, cut};
 use tidemark_link::{
     hello::{TargetMemory, Verdict, compare},
     message::{
-        Ack, GroupHello, Hello, ProtocolRange, REPAIR_FEATURE, Refuse, VolumeHello, Welcome,
+        Ack, GroupHello, Hello, ProtocolRange, REPAIR_FEATURE, Refuse, SYNC_FEATURE, VolumeHello,
+        Welcome,
     },
 };
 
-use crate::{capture::catchup::Mode, engine::course::AfterDoubt, outbox::Outbox};
+use crate::{capture::catchup::Mode, engine::course::AfterDoubt, lease::Peer, outbox::Outbox};
 
 /// What the source says of itself, from one session to the next.
 pub struct Greeter {
@@ -25,6 +26,8 @@ pub struct Greeter {
     pub generation_found: u64,
     /// A target has been told of the state that was found, and of everything since.
     pub greeted: bool,
+    /// The group is to be in sync, so the target may ask for leases.
+    pub sync: bool,
 }
 
 /// What a welcome means.
@@ -58,9 +61,10 @@ impl Greeter {
         ceiling: Seq,
         generation: u64,
     ) -> Hello {
+        let sync = self.sync.then_some(SYNC_FEATURE);
         Hello {
             protocol: ProtocolRange::OWN,
-            features: vec![REPAIR_FEATURE.to_owned()],
+            features: [REPAIR_FEATURE].into_iter().chain(sync).map(str::to_owned).collect(),
             software: env!("CARGO_PKG_VERSION").to_owned(),
             group: self.group.clone(),
             ancestry,
@@ -103,6 +107,12 @@ impl Greeter {
         let generation = welcome.map_generation;
         Start::Doubt { why, after: AfterDoubt { end, generation, path } }
     }
+}
+
+/// Whether a target that welcomes so asks for leases.
+pub fn peer(welcome: &Welcome) -> Peer {
+    let able = welcome.features.iter().any(|feature| feature == SYNC_FEATURE);
+    if able { Peer::Able } else { Peer::Unable }
 }
 
 /// Takes an acknowledgement in. Returns the new final-durable position, if it is higher than

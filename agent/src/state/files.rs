@@ -3,6 +3,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use tidemark_journal::{Ancestry, GroupId, VolumeId};
@@ -11,6 +12,7 @@ use super::{
     StateError,
     block::{GroupState, STATE_BLOCK_BYTES},
     disk::{StateDir, StateDisk},
+    leases,
 };
 use crate::dirty::{
     active, bitmap,
@@ -39,6 +41,8 @@ pub struct Found {
     pub log: Vec<u8>,
     /// The whole bitmap files, in the order of the volumes asked for.
     pub maps: Vec<Vec<u8>>,
+    /// The longest lease that may have been granted; none if none was.
+    pub lease: Option<Duration>,
     /// The disks may have been written without the agent: what all this says of them is worth nothing.
     pub doubted: bool,
 }
@@ -100,11 +104,14 @@ impl StateFiles {
             let (path, found) = (dir.to_owned(), state.group);
             return Err(StateError::OtherGroup { path, expected: group, found });
         }
+        let lease =
+            disk.read(leases::FILE).map_err(|e| fail("read", &dir.join(leases::FILE), e))?;
+        let lease = lease.and_then(|bytes| leases::decode(&bytes, group));
         disk.sync_names().map_err(|e| fail("sync", dir, e))?;
         let counter = newest.map_or(0, |(counter, _)| counter);
         let ancestry = if found.is_some() { ancestry } else { None };
         let files = StateFiles { dir: dir.to_owned(), disk, counter };
-        Ok((files, Found { state: found, ancestry, log, maps, doubted: false }))
+        Ok((files, Found { state: found, ancestry, log, maps, lease, doubted: false }))
     }
 
     /// Writes the state block durably.
@@ -124,16 +131,26 @@ impl StateFiles {
     /// # Errors
     /// The disk's error.
     pub fn write_terms(&mut self, ancestry: &Ancestry) -> Result<(), StateError> {
-        const NEW: &str = "terms.json.new";
-        let path = self.dir.join(TERMS);
-        let json =
-            serde_json::to_vec(ancestry).map_err(|e| fail("encode", &path, io::Error::other(e)))?;
-        let disk = &mut self.disk;
+        let json = serde_json::to_vec(ancestry);
+        let json = json.map_err(|e| fail("encode", &self.dir.join(TERMS), io::Error::other(e)))?;
+        self.replace(TERMS, &json)
+    }
+
+    /// Notes durably that leases of up to so long are granted, or with zero that none are.
+    ///
+    /// # Errors
+    /// The disk's error.
+    pub fn write_lease(&mut self, group: GroupId, lease: Duration) -> Result<(), StateError> {
+        self.replace(leases::FILE, &leases::encode(group, lease))
+    }
+
+    fn replace(&mut self, name: &str, content: &[u8]) -> Result<(), StateError> {
+        let (new, disk) = (format!("{name}.new"), &mut self.disk);
         let written = disk
-            .create(NEW, &json)
-            .and_then(|()| disk.rename(NEW, TERMS))
+            .create(&new, content)
+            .and_then(|()| disk.rename(&new, name))
             .and_then(|()| disk.sync_names());
-        written.map_err(|e| fail("write", &path, e))
+        written.map_err(|e| fail("write", &self.dir.join(name), e))
     }
 
     /// Writes a commit of the dirty map: the pages, made durable, then the log's block.

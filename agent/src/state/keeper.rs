@@ -33,6 +33,8 @@ pub enum Job {
     Settle,
     /// A new term, with the sequences it may use and the generation that it has to exceed.
     Term(Ancestry, Seq, u64),
+    /// That leases of up to so long are granted, or with zero none.
+    NoteLease(Duration),
     /// The end: cleanly, with the last sequence used, or not.
     Stop(Option<Seq>),
 }
@@ -46,6 +48,8 @@ pub enum Done {
     Reserved(Seq),
     /// The term is durable.
     Term(Ancestry, Seq),
+    /// It says how long leases may be.
+    LeaseNoted,
     /// The positions last given as final-durable, and as in the spool, are durable.
     Noted {
         /// Final-durable up to here.
@@ -117,8 +121,12 @@ pub fn without_disk(
             match job {
                 Job::Commit(_) => answer(Done::Committed),
                 Job::Stop(_) => return,
-                Job::Reserve(_) | Job::Acked(_) | Job::Spooled(_) | Job::Settle | Job::Term(..) => {
-                }
+                Job::Reserve(_)
+                | Job::Acked(_)
+                | Job::Spooled(_)
+                | Job::Settle
+                | Job::Term(..)
+                | Job::NoteLease(_) => {}
             }
         }
     })?;
@@ -217,6 +225,11 @@ impl Books {
                     self.unfailed(|files, _| files.write_terms(&ancestry)).and(self.write_state());
                 (written, Some(Done::Term(ancestry, ceiling)))
             }
+            Job::NoteLease(lease) => {
+                let written = self.unfailed(|files, state| files.write_lease(state.group, lease));
+                // Leases that are not durably known of are not granted.
+                (written, (!self.failed).then_some(Done::LeaseNoted))
+            }
             Job::Stop(clean) => {
                 self.state.clean = clean.filter(|_| !self.failed);
                 if self.state.clean.is_some() {
@@ -225,6 +238,7 @@ impl Books {
                 (self.write_state(), None)
             }
         };
+        let done = done.filter(|done| written.is_ok() || !matches!(done, Done::LeaseNoted));
         self.check(written, answer);
         if let Some(done) = done {
             answer(done);

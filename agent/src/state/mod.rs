@@ -6,18 +6,20 @@
 //!   terms.json   the path of terms, replaced as a whole
 //!   active.log   the dirty map's log of active regions
 //!   N.map        the dirty map's bitmap of volume N
+//!   leases       whether the target may hold a zero-loss lease, replaced as a whole
 //!   disks.json   which disks they are (see [`crate::disks`]), replaced as a whole
 //!   verify.json  the last verify and the one under way (see [`crate::verify`]), replaced as a whole
 //! ```
 //!
 //! [`block`] is the state block, [`files`] reads and writes the directory on its [`disk`], [`keeper`] is
-//! the thread that does so while the group runs, [`recovery`] decides what a restart means, [`replace`]
+//! the thread that does so while the group runs, [`leases`] what it says of leases, [`recovery`] decides what a restart means, [`replace`]
 //! replaces small files.
 
 pub mod block;
 pub mod disk;
 pub mod files;
 pub mod keeper;
+pub mod leases;
 pub mod recovery;
 pub mod replace;
 

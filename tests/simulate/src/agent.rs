@@ -192,6 +192,7 @@ impl Agent {
             name: "group",
             volumes: &volumes,
             layout: site.layout,
+            sync_timeout: None,
             rings,
             fresh,
         };
@@ -223,6 +224,7 @@ impl Agent {
             acked: state.acked,
             generation_found,
             greeted: false,
+            sync: false,
         };
         let fresh_shadow = RingReader::new(memory.clone());
         Ok(Agent {
@@ -311,6 +313,7 @@ impl Agent {
                 }
                 Effect::CommitMap(commit) => self.jobs.push_back(Job::Commit(commit)),
                 Effect::Reserve(seq) => self.jobs.push_back(Job::Reserve(seq)),
+                Effect::NoteLease(lease) => self.jobs.push_back(Job::NoteLease(lease)),
             }
         }
         self.read_along();

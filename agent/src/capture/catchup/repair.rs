@@ -16,8 +16,12 @@ impl Core {
         let all = regions_in(self.volumes[index].sectors);
         let run = first..first.saturating_add(regions).min(all);
         let slot = &mut self.catch_up.verify[index];
-        let verify =
-            slot.get_or_insert_with(|| Verify { next: all, regions: all, again: Vec::new() });
+        let verify = slot.get_or_insert_with(|| Verify {
+            next: all,
+            regions: all,
+            again: Vec::new(),
+            differs: false,
+        });
         if verify.again.len() + run.len() > REGIONS_MAX {
             return self.verify(volume);
         }

@@ -47,6 +47,11 @@ impl<T: Copy> Answers<T> {
         self.held.front().map(|held| held.since_ns)
     }
 
+    /// Whether one is held back that nothing makes final-durable.
+    pub fn has_endless(&self) -> bool {
+        self.held.iter().any(|held| held.needs.is_none())
+    }
+
     /// How many are held back.
     pub fn len(&self) -> usize {
         self.held.len()

@@ -70,6 +70,9 @@ impl Core {
             }
         }
         if let FlushBy::Request(request) = by {
+            if result.is_err() {
+                self.requests.get_mut(request).needs = None;
+            }
             self.part_ended(request, result);
         }
     }

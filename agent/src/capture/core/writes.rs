@@ -21,6 +21,15 @@ pub(super) struct RequestState {
     next: Sector,
     parts: u32,
     result: Result<(), i32>,
+    /// The sequence up to which everything is final-durable once the request is; none if nothing makes
+    /// it so, since some of it has no record or the disk refused it.
+    pub needs: Option<Seq>,
+}
+
+impl RequestState {
+    fn need(&mut self, seq: Seq) {
+        self.needs = self.needs.map(|needs| needs.max(seq));
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,7 +66,8 @@ impl Core {
     /// When the range is empty or beyond the volume's end; the front checks that.
     pub fn submit(&mut self, request: Request) {
         let volume = self.volume_index(request.volume);
-        let state = RequestState { request, next: request.start, parts: 0, result: Ok(()) };
+        let (next, needs) = (request.start, Some(Seq::ZERO));
+        let state = RequestState { request, next, parts: 0, result: Ok(()), needs };
         let id = self.requests.insert(state);
         if request.ask == Ask::Flush {
             self.requests.get_mut(id).parts = 1;
@@ -66,6 +76,8 @@ impl Core {
             {
                 self.record(Kind::Flush, 0, request.volume, seq, Sector(0), 0);
             }
+            // It vouches for what was answered before, with a record or without.
+            self.requests.get_mut(id).need(self.last_seq);
             return self.flush(FlushBy::Request(id), volume);
         }
         let end = request.start.0.checked_add(request.sectors);
@@ -192,6 +204,7 @@ impl Core {
         for index in first..first + op.held as u32 {
             self.map.drawn(RegionId { volume: volume_id, index }, seq);
         }
+        self.requests.get_mut(op.request).need(seq);
         self.counters.captured += 1;
         self.counters.captured_bytes += payload_bytes;
         let Op::Write(state) = self.ops.get_mut(id.0) else { unreachable!() };
@@ -228,7 +241,8 @@ impl Core {
     /// The write has no record. Its region is durably marked.
     fn pass_uncaptured(&mut self, id: OpId) {
         let Op::Write(op) = self.ops.get(id.0) else { unreachable!() };
-        let (volume, start, sectors) = (op.volume, op.start, op.sectors);
+        let (volume, start, sectors, request) = (op.volume, op.start, op.sectors, op.request);
+        self.requests.get_mut(request).needs = None;
         if self.volumes[volume].gap.is_none() {
             self.set_gap(volume, Some(Gap::owed(GapReason::Overflow)));
         }
@@ -278,6 +292,7 @@ impl Core {
         }
         let slot = op.slot.map(|(slot, _)| slot);
         if result.is_err() && op.stage == Stage::Local {
+            self.requests.get_mut(op.request).needs = None;
             self.local_failed(slot, op.volume, op.start, op.sectors);
         } else if let Some(slot) = slot {
             self.ring.local_done(slot);
@@ -308,8 +323,7 @@ impl Core {
         let state = self.requests.get(id);
         if state.parts == 0 {
             let state = self.requests.remove(id);
-            let request = state.request.id;
-            self.effects.push_back(Effect::Complete { request, result: state.result });
+            self.answer(state.request.id, state.result, state.needs);
         }
     }
 }

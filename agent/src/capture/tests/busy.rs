@@ -68,7 +68,7 @@ impl Bench {
                     seen.reads.push((op, start));
                 }
                 Effect::Local { op, .. } => seen.writes.push(op),
-                Effect::Complete { .. } | Effect::Reserve(_) => {}
+                Effect::Complete { .. } | Effect::Reserve(_) | Effect::NoteLease(_) => {}
             }
         }
         seen

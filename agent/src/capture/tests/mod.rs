@@ -10,3 +10,4 @@ mod ring;
 mod sim;
 mod steps;
 mod storage;
+mod sync;

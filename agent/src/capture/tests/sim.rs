@@ -289,6 +289,7 @@ impl Sim {
                     self.tasks.push(Task::Commit { commit, pages_written: false });
                 }
                 Effect::Reserve(seq) => self.tasks.push(Task::Reserve(seq)),
+                Effect::NoteLease(_) => unreachable!("no sync mode"),
             }
         }
         self.decode();

@@ -84,7 +84,8 @@ fn found(clean: Option<Seq>, map: Map, terms: Terms) -> Found {
         ring: 11,
         spooled: Position::default(),
     };
-    Found { state: Some(state), ancestry: Some(ancestry), log, maps: maps.to_vec(), doubted: false }
+    let (state, ancestry) = (Some(state), Some(ancestry));
+    Found { state, ancestry, log, maps: maps.to_vec(), lease: None, doubted: false }
 }
 
 fn ring() -> LeftRing {
