@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc, thread::JoinHandle, time::Duration};
 use anyhow::Context;
 use rustls::ClientConfig;
 use tidemark_control::agent::{
-    FrontKind, GroupStatus, LinkState, LinkStatus, Progress, Rung, VolumeStatus,
+    FrontKind, GroupStatus, LinkState, LinkStatus, Progress, Rung, SyncStatus, VolumeStatus,
 };
 use tidemark_journal::{GapReason, GroupId, Position, Seq, VolumeId};
 use tidemark_link::message::{GroupHello, VolumeHello};
@@ -400,6 +400,12 @@ impl Group {
             raw_bytes_total: encoded.raw_bytes,
             frames_total: encoded.frames,
             gaps_total: snapshot.counters.overflows,
+            sync: self.config.sync_timeout.map(|_| SyncStatus {
+                stage: snapshot.sync.stage,
+                reason: snapshot.sync.why.map(|why| why.describe().to_owned()),
+                answers_waiting: snapshot.answers_waiting,
+                left_total: snapshot.sync.left_total,
+            }),
             problems,
             verified: self.verifies.report(),
             doubt: self.doubt.clone().filter(|_| {

@@ -21,6 +21,7 @@
 
 use std::time::Duration;
 
+use tidemark_control::agent::SyncStage as Stage;
 use tidemark_journal::Seq;
 use tidemark_link::lease::{LEASE, outlived_ns};
 
@@ -61,20 +62,6 @@ pub struct Facts {
     pub waiting_since_ns: Option<u64>,
 }
 
-/// Where a group is between the two modes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Stage {
-    /// What is locally done is answered.
-    #[default]
-    Async,
-    /// Answers are held back, and what was answered before is not final-durable yet.
-    Entering,
-    /// Everything that was answered is final-durable.
-    Sync,
-    /// Answers are held back until no lease is left.
-    Leaving,
-}
-
 /// Why a group is not in sync.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Why {
@@ -99,7 +86,24 @@ pub enum Why {
     Stopping,
 }
 
-/// How it stands, for people.
+impl Why {
+    /// For people, as a clause.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Why::Off => "it was not asked for",
+            Why::Restarted => "an agent before this one may have granted a zero-loss lease",
+            Why::Unnoted => "the state disk has not noted yet that leases are granted",
+            Why::Away => "there is no link to the target",
+            Why::Unable => "the target is of a version that knows no sync mode",
+            Why::Gap => "a volume is in a gap, or is compared or read back",
+            Why::Slow => "the target does not make writes durable in time",
+            Why::Settling => "the target has to keep up for a while first",
+            Why::Stopping => "the group is stopping",
+        }
+    }
+}
+
+/// How it stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct View {
     /// The stage.

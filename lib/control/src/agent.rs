@@ -73,6 +73,9 @@ pub struct GroupStatus {
     pub frames_total: u64,
     /// Gaps that began since the start.
     pub gaps_total: u64,
+    /// How sync mode stands; none if the group is not to be in sync.
+    #[serde(default)]
+    pub sync: Option<SyncStatus>,
     /// What went wrong and still matters: a sentence each. Empty if nothing did.
     pub problems: Vec<String>,
     /// Why the disks were not taken for what they were at the start, while everything is compared for it.
@@ -176,6 +179,34 @@ pub enum Rung {
     Spool,
     /// In the dirty map alone: a gap.
     Gap,
+}
+
+/// Where a group is between the two modes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SyncStage {
+    /// What is locally done is answered.
+    #[default]
+    Async,
+    /// Answers are held back, and what was answered before is not final-durable yet.
+    Entering,
+    /// Everything that was answered is final-durable.
+    Sync,
+    /// Answers are held back until no zero-loss lease is left.
+    Leaving,
+}
+
+/// Sync mode of a group that is to be in sync.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncStatus {
+    /// The stage.
+    pub stage: SyncStage,
+    /// Why it is not in sync, as a clause; none if it is.
+    pub reason: Option<String>,
+    /// Answers that wait for the target at the moment.
+    pub answers_waiting: u64,
+    /// How often it has fallen back to async since the start.
+    pub left_total: u64,
 }
 
 /// How a group stands on the ladder.

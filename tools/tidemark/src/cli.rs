@@ -170,6 +170,9 @@ pub struct Protect {
     /// How far the target may lag before somebody should know, such as "60 s".
     #[arg(long, value_name = "TIME")]
     pub rpo_target: Option<Seconds>,
+    /// Answer a write when the target has it too, so that a failover loses none.
+    #[arg(long)]
+    pub sync: bool,
     /// Only say what would be done.
     #[arg(long)]
     pub dry_run: bool,

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use tidemark_control::agent::SyncStage as Stage;
 use tidemark_journal::{Sector, Seq, VolumeId};
 use tidemark_link::lease::LEASE;
 
@@ -16,7 +17,7 @@ use crate::{
         bitmap::Bits,
         map::{self, DirtyMap},
     },
-    lease::{Peer, Stage, SyncMode, Why},
+    lease::{Peer, SyncMode, Why},
 };
 
 const VOLUME: VolumeId = VolumeId(1);

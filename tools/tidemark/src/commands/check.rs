@@ -8,10 +8,13 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde::Serialize;
 use tidemark_control::ClientError;
-use tidemark_control::agent::{AgentStatus, GroupFailure, GroupStatus};
-use tidemark_control::target::{ReplicaStatus, TargetStatus};
+use tidemark_control::agent::{AgentStatus, GroupFailure, GroupStatus, SyncStage};
+use tidemark_control::target::{ReplicaStatus, TargetStatus, ZeroLoss};
 
-use super::{points, status::real_lag_ns};
+use super::{
+    points,
+    status::{real_lag_ns, zero_loss},
+};
 use crate::cli::{Check, Global};
 use crate::output::Output;
 use crate::{daemons, words};
@@ -215,6 +218,16 @@ impl Verdict {
             self.perfdata.push(format!("'{name}_verify_age'={age_s}s;;;0"));
             self.perfdata.push(format!("'{name}_verify_differing'={bytes}B;;;0"));
         }
+        if let Some(sync) = &group.sync {
+            let in_sync = sync.stage == SyncStage::Sync;
+            if !in_sync {
+                let reason = sync.reason.as_deref().unwrap_or("it is being entered");
+                self.find(Level::Warning, format!("{name}: not in sync, {reason}"));
+            }
+            self.perfdata.push(format!("'{name}_sync'={};;;0;1", u8::from(in_sync)));
+            self.perfdata.push(format!("'{name}_sync_left'={}c;;;0", sync.left_total));
+            self.perfdata.push(format!("'{name}_answers_waiting'={};;;0", sync.answers_waiting));
+        }
         if let Some(warning) = words::next_rung(&group.ladder) {
             self.find(Level::Warning, format!("{name}: {warning}"));
         }
@@ -253,6 +266,13 @@ impl Verdict {
             let level = if damage.last_seq.is_none() { Level::Critical } else { Level::Warning };
             let what = points::damage(name, damage);
             self.find(level, format!("{name}: damaged points, {what}"));
+        }
+        if let Some(claim) = group.zero_loss {
+            let held = claim == ZeroLoss::Held;
+            if !held {
+                self.find(Level::Warning, format!("{name}: {}", zero_loss(claim)));
+            }
+            self.perfdata.push(format!("'{name}_zero_loss'={};;;0;1", u8::from(held)));
         }
         for volume in &group.volumes {
             if let Some(reason) = &volume.gap {

@@ -288,6 +288,9 @@ fn group_file(args: &Protect, id: GroupId, disks: &[Disk]) -> String {
     if let Some(target) = args.rpo_target {
         let _ = writeln!(out, "rpo_target_s = \"{target}\"");
     }
+    if args.sync {
+        let _ = writeln!(out, "sync = true");
+    }
     let _ =
         writeln!(out, "\n[target]\naddress = \"{}\"\nname = \"{}\"", args.target, args.target_name);
     for (number, disk) in (1..).zip(disks) {

@@ -17,9 +17,9 @@ use crate::{daemons, words};
 
 mod tree;
 
-pub use tree::real_lag_ns;
 #[cfg(test)]
 pub use tree::tests;
+pub use tree::{real_lag_ns, zero_loss};
 
 /// What the daemons of this machine say.
 #[derive(Serialize)]

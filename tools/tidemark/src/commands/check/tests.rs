@@ -1,6 +1,6 @@
 use std::io;
 
-use tidemark_control::agent::{Ladder, LinkState, Rung};
+use tidemark_control::agent::{Ladder, LinkState, Rung, SyncStatus};
 
 use super::super::status::tests::{NOW_NS, link, replica, source};
 use super::*;
@@ -123,4 +123,38 @@ fn the_next_rung_is_a_warning_before_it_is_reached() {
     let line = verdict.line();
     assert!(line.contains("shop: the spool will be used in less than a minute"), "{line}");
     assert!(line.contains("'shop_spool'=5B;;;0;100"), "{line}");
+}
+
+#[test]
+fn a_group_that_is_to_be_in_sync_and_is_not_is_a_warning() {
+    let mut status = source();
+    status.groups[0].sync = Some(SyncStatus { stage: SyncStage::Sync, ..SyncStatus::default() });
+    let verdict = judged(&status, &args());
+    assert_eq!(verdict.level(), Level::Ok);
+    assert!(verdict.line().contains("'shop_sync'=1;;;0;1 'shop_sync_left'=0c;;;0"));
+    let reason = Some("there is no link to the target".to_owned());
+    status.groups[0].sync = Some(SyncStatus { reason, left_total: 2, ..SyncStatus::default() });
+    let verdict = judged(&status, &args());
+    assert_eq!(verdict.level(), Level::Warning);
+    let line = verdict.line();
+    assert!(line.contains("shop: not in sync, there is no link to the target"), "{line}");
+    assert!(line.contains("'shop_sync'=0;;;0;1 'shop_sync_left'=2c;;;0"), "{line}");
+}
+
+#[test]
+fn a_target_that_cannot_say_zero_loss_is_a_warning() {
+    let mut status = replica();
+    let said = |status: &TargetStatus| {
+        let mut verdict = Verdict::default();
+        verdict.target(status, &args(), NOW_NS);
+        (verdict.level(), verdict.line())
+    };
+    status.groups[0].zero_loss = Some(ZeroLoss::Held);
+    let (level, line) = said(&status);
+    assert!(level == Level::Ok && line.contains("'shop_zero_loss'=1;;;0;1"), "{line}");
+    for claim in [ZeroLoss::None, ZeroLoss::Until { wall_ns: NOW_NS }] {
+        status.groups[0].zero_loss = Some(claim);
+        let (level, line) = said(&status);
+        assert!(level == Level::Warning && line.contains("'shop_zero_loss'=0;;;0;1"), "{line}");
+    }
 }

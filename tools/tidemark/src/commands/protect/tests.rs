@@ -44,7 +44,8 @@ fn volume(site: &Path, name: &str, image: &str) -> String {
 fn a_group_is_written_so_that_the_agent_can_read_it() {
     let site = site();
     let (a, b) = (volume(site.path(), "data", "a.img"), volume(site.path(), "log", "b.img"));
-    let more = ["shop", &a, &b, "--front=nbd-socket", "--ring-bytes=32 MiB", "--rpo-target=1 min"];
+    let sizes = ["--ring-bytes=32 MiB", "--rpo-target=1 min"];
+    let more = ["shop", &a, &b, "--front=nbd-socket", sizes[0], sizes[1], "--sync"];
     protect(site.path(), &more).unwrap();
     let loaded = AgentConfig::load(site.path()).unwrap();
     assert!(loaded.faults.is_empty(), "{:?}", loaded.faults);
@@ -52,6 +53,7 @@ fn a_group_is_written_so_that_the_agent_can_read_it() {
     assert_eq!(group.target.address.to_string(), "192.0.2.7:7410");
     assert_eq!(group.ring_bytes.get(), 32 << 20);
     assert_eq!(group.rpo_target_s.unwrap().0, 60);
+    assert!(group.sync_timeout.is_some());
     let volumes: Vec<_> = group.volumes.iter().map(|v| (v.id.0, v.name.as_str())).collect();
     assert_eq!(volumes, [(1, "data"), (2, "log")]);
     assert!(!group.id.is_nil());

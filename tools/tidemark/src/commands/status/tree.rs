@@ -3,9 +3,10 @@
 use std::fmt::Write;
 
 use tidemark_control::agent::{
-    AgentStatus, GroupStatus, LinkState, LinkStatus, Progress, Rung, VolumeStatus,
+    AgentStatus, GroupStatus, LinkState, LinkStatus, Progress, Rung, SyncStage, SyncStatus,
+    VolumeStatus,
 };
-use tidemark_control::target::{ReplicaStatus, ReplicaVolume, TargetStatus};
+use tidemark_control::target::{ReplicaStatus, ReplicaVolume, TargetStatus, ZeroLoss};
 use tidemark_journal::SECTOR_BYTES;
 
 use crate::commands::{points, scrub};
@@ -49,6 +50,9 @@ fn source_group(out: &mut String, group: &GroupStatus, now_ns: i64) {
         }
         Rung::Gap => writeln!(out, "    ring   full: writes are only noted until it empties"),
     };
+    if let Some(status) = &group.sync {
+        let _ = writeln!(out, "    sync   {}", sync(status));
+    }
     ladder(out, group);
     let _ = write!(out, "    sent   {}", words::bytes(group.sent_bytes_total));
     let _ = match group.raw_bytes_total.checked_div(group.sent_bytes_total / 10) {
@@ -80,6 +84,19 @@ fn source_group(out: &mut String, group: &GroupStatus, now_ns: i64) {
     }
     for volume in &group.volumes {
         source_volume(out, volume);
+    }
+}
+
+/// Whether answers wait for the target, and if not, why.
+fn sync(status: &SyncStatus) -> String {
+    let reason = status.reason.as_deref().unwrap_or_default();
+    match status.stage {
+        SyncStage::Sync => "yes: what is answered is at the target".to_owned(),
+        SyncStage::Async => format!("NO, async: {reason}"),
+        SyncStage::Entering => "NO, entering: what was answered before is on its way".to_owned(),
+        SyncStage::Leaving => {
+            format!("NO, leaving: {reason}; answers wait until no zero-loss lease is left")
+        }
     }
 }
 
@@ -190,6 +207,9 @@ fn replica(out: &mut String, group: &ReplicaStatus, now_ns: i64) {
         words::time_before(group.vouched_wall_ns),
         words::duration_ns(words::age_ns(group.vouched_wall_ns, now_ns))
     );
+    if let Some(claim) = group.zero_loss {
+        let _ = writeln!(out, "    sync   {}", zero_loss(claim));
+    }
     let window = words::duration_s(group.window_s);
     let _ = match group.oldest_wall_ns {
         // Nothing has left the window yet.
@@ -222,6 +242,18 @@ fn replica(out: &mut String, group: &ReplicaStatus, now_ns: i64) {
     }
     for volume in &group.volumes {
         replica_volume(out, volume);
+    }
+}
+
+/// What a failover now would lose.
+pub fn zero_loss(claim: ZeroLoss) -> String {
+    match claim {
+        ZeroLoss::Held => "zero loss: every write that was answered is here".to_owned(),
+        ZeroLoss::Until { wall_ns } => {
+            let time = words::time_before(wall_ns);
+            format!("zero loss until {time}; later writes may be missing")
+        }
+        ZeroLoss::None => "no zero loss: writes that were answered may be missing".to_owned(),
     }
 }
 

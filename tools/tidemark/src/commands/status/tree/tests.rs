@@ -48,6 +48,7 @@ pub fn source() -> AgentStatus {
         raw_bytes_total: 28 << 30,
         frames_total: 1234,
         gaps_total: 0,
+        sync: None,
         problems: Vec::new(),
         doubt: None,
         verified: Default::default(),
@@ -229,4 +230,26 @@ fn the_spool_and_the_next_rung_are_told() {
     out.clear();
     agent(&mut out, &status, NOW_NS);
     assert!(!out.contains("warning"), "{out}");
+}
+
+#[test]
+fn sync_mode_is_told_on_both_sides() {
+    let mut status = source();
+    assert!(!told(&status).contains("sync"));
+    status.groups[0].sync = Some(SyncStatus { stage: SyncStage::Sync, ..SyncStatus::default() });
+    assert!(told(&status).contains("    sync   yes: what is answered is at the target\n"));
+    let reason = Some("there is no link to the target".to_owned());
+    status.groups[0].sync = Some(SyncStatus { reason, ..SyncStatus::default() });
+    assert!(told(&status).contains("    sync   NO, async: there is no link to the target\n"));
+    let mut status = replica();
+    let mut said = |claim| {
+        status.groups[0].zero_loss = Some(claim);
+        let mut out = String::new();
+        target(&mut out, &status, NOW_NS);
+        out
+    };
+    assert!(said(ZeroLoss::Held).contains("    sync   zero loss: every write"));
+    let until = said(ZeroLoss::Until { wall_ns: 1_795_424_400_000_000_000 });
+    assert!(until.contains("    sync   zero loss until 2026-11-23T09:00:00"), "{until}");
+    assert!(said(ZeroLoss::None).contains("    sync   no zero loss"));
 }
