@@ -44,6 +44,10 @@ impl<T> Slab<T> {
         self.rows.iter().flatten()
     }
 
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.rows.iter_mut().flatten()
+    }
+
     pub fn len(&self) -> usize {
         self.rows.len() - self.free.len()
     }

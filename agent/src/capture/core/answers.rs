@@ -47,6 +47,13 @@ impl<T: Copy> Answers<T> {
         self.held.front().map(|held| held.since_ns)
     }
 
+    /// Nothing makes those final-durable any more that are held back.
+    pub fn make_endless(&mut self) {
+        for held in &mut self.held {
+            held.needs = None;
+        }
+    }
+
     /// Whether one is held back that nothing makes final-durable.
     pub fn has_endless(&self) -> bool {
         self.held.iter().any(|held| held.needs.is_none())

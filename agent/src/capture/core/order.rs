@@ -56,6 +56,7 @@ impl Core {
         self.ring.memory().end_term();
         self.overflow = true;
         self.doubt = true;
+        self.forget_what_is_on_its_way();
         self.spooled = Seq::ZERO;
         for index in 0..self.volumes.len() {
             let id = self.volumes[index].id;

@@ -67,6 +67,14 @@ impl Core {
         }
     }
 
+    /// What was captured and is on its way to the target is dropped: no later acknowledgement is about it.
+    pub(super) fn forget_what_is_on_its_way(&mut self) {
+        self.answers.make_endless();
+        for request in self.requests.iter_mut() {
+            request.needs = None;
+        }
+    }
+
     pub(super) fn poll_sync(&mut self) {
         if self.sync.is_idle() {
             return;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tidemark_control::agent::SyncStage as Stage;
-use tidemark_journal::{Sector, Seq, VolumeId};
+use tidemark_journal::{Sector, Seq, TermId, VolumeId};
 use tidemark_link::lease::LEASE;
 
 use super::super::{
@@ -238,6 +238,32 @@ fn a_write_without_a_record_waits_until_no_lease_is_left() {
     group.durable(group.core.last_seq());
     group.pass(3000);
     assert_eq!(group.stage(), (Stage::Sync, None));
+}
+
+/// What was on its way is dropped, and the new term's records go on after its sequences: their being final-durable
+/// says nothing of it.
+#[test]
+fn a_doubt_makes_nothing_final_durable_that_was_on_its_way() {
+    let mut group = Group::in_sync();
+    let held = group.write(0, 8);
+    group.done();
+    let under_way = group.write(8, 8);
+    group.core.begin_doubt();
+    group.turn();
+    assert_eq!(group.stage(), (Stage::Leaving, Some(Why::Gap)));
+    group.done();
+    group.durable(Seq(2));
+    assert!(group.answers().is_empty());
+    group.core.maintain();
+    group.turn();
+    assert!(group.core.is_ready_for_term());
+    group.core.end_doubt(TermId([2; 16]), Seq(2), Seq(1 << 40));
+    group.turn();
+    group.durable(group.core.last_seq());
+    group.pass(2090);
+    assert!(group.answers().is_empty());
+    group.pass(10);
+    assert_eq!(group.answers(), [held, under_way]);
 }
 
 #[test]
