@@ -19,6 +19,7 @@ impl Sim {
     /// The agent dies between two calls of its core, whatever is under way, and another takes over.
     pub fn killed(&mut self) {
         let lost = self.lose_requests();
+        self.lost_for_leases(&lost);
         let mut ceiling = self.core.ceiling();
         for task in std::mem::take(&mut self.tasks) {
             match task {
@@ -40,7 +41,8 @@ impl Sim {
                     }
                 }
                 Task::Reserve(seq) if self.random.percent(50) => ceiling = ceiling.max(seq),
-                Task::Reserve(_) | Task::Copy { .. } | Task::Read { .. } => {}
+                Task::Note(lease) if self.random.percent(50) => self.leases.noted = Some(lease),
+                Task::Note(_) | Task::Reserve(_) | Task::Copy { .. } | Task::Read { .. } => {}
             }
         }
         self.flights.clear();
@@ -144,6 +146,7 @@ impl Sim {
             sectors: 0,
         };
         self.asked.push(Asked { lost: true, ..Asked::new(nobodys, left.last_seq.0) });
+        self.begin_sync();
         self.core.take_over(&left.redo, &left.failed);
         self.wait();
         self.drain();

@@ -5,6 +5,7 @@ mod cases;
 mod checks;
 mod inherit;
 mod killed;
+mod leases;
 mod replica;
 mod ring;
 mod sim;

@@ -1,5 +1,7 @@
 //! What can happen next in the simulator, and carrying it out.
 
+use std::time::Duration;
+
 use tidemark_journal::{GapReason, Kind, Seq, TermId, VolumeId};
 
 use super::{
@@ -42,6 +44,7 @@ pub enum Task {
         pages_written: bool,
     },
     Reserve(Seq),
+    Note(Duration),
 }
 
 impl Sim {
@@ -105,6 +108,7 @@ impl Sim {
         }
         self.drain();
         self.step_doubt();
+        self.step_leases();
         if self.random.percent(50) {
             self.core.poll();
             self.drain();
@@ -184,12 +188,17 @@ impl Sim {
                 self.core.map_committed();
             }
             Task::Reserve(seq) => self.core.ceiling_reserved(seq),
+            Task::Note(lease) => {
+                self.leases.noted = Some(lease).filter(|lease| !lease.is_zero());
+                self.core.lease_noted();
+            }
         }
         self.drain();
     }
 
     /// A flush fails, and some of what was written since the last good one is lost, whatever later flushes say.
     fn lose_unflushed(&mut self, volume: usize) {
+        self.disk_is_behind();
         let busy = self.busy(volume, false);
         let disk = self.disks[volume].iter_mut().zip(&self.stable[volume].1);
         for ((now, before), busy) in disk.zip(busy) {
@@ -332,6 +341,7 @@ impl Sim {
     pub fn set_link(&mut self, mode: Option<Mode>) {
         self.link = mode;
         self.core.link(mode);
+        self.set_peer(mode);
         if self.random.percent(50) {
             self.answers.clear();
         }
@@ -357,6 +367,7 @@ impl Sim {
         }
         self.decode();
         self.acknowledge(usize::MAX);
+        self.other_target();
         let fork = self.core.last_seq().0 + self.random.below(2) * 500;
         for volume in 0..self.disks.len() {
             for _ in 0..self.random.below(5) {
