@@ -275,3 +275,6 @@ impl Books {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

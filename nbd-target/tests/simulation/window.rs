@@ -83,3 +83,32 @@ fn nothing_younger_leaves_in_place_of_what_has_left_already() {
     }
     assert!(left > Seq::ZERO, "history left");
 }
+
+/// Where the target's clock stands, and that it is set while it runs, changes nothing: not what
+/// leaves the window, what is acknowledged, or which points are offered.
+#[test]
+fn the_targets_clock_is_judged_by_nobody() {
+    let live = |step: i64| {
+        let (mut target, mut source) = begin(7);
+        let mut seen = Vec::new();
+        for n in 0..120u64 {
+            match n {
+                40 => target.step_wall(step),
+                80 => target.step_wall(-2 * step),
+                _ => {}
+            }
+            source.write(0, n % 50, 3);
+            source.send(&target);
+            target.advance(Duration::from_millis(300));
+            source.hear(&mut target);
+            seen.push((target.oldest(GROUP), source.acked, target.points(GROUP, None)));
+        }
+        assert!(target.oldest(GROUP) > Seq::ZERO, "history left");
+        seen
+    };
+    let day_ns = 86_400_000_000_000;
+    let steady = live(0);
+    for step in [day_ns, -day_ns] {
+        assert_eq!(live(step), steady, "the clock was set by {step} ns");
+    }
+}
