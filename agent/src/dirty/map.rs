@@ -230,6 +230,11 @@ impl DirtyMap {
         self.marking.contains(&region) || self.marking_now.contains(&region)
     }
 
+    /// Whether a mark of any of the volume's regions as uncaptured is still on its way to storage.
+    pub fn is_marking_any(&self, volume: VolumeId) -> bool {
+        self.marking.iter().chain(&self.marking_now).any(|region| region.volume == volume)
+    }
+
     /// Catch-up has committed records for all of the region. It stays dirty until they are durable.
     pub fn caught_up(&mut self, region: RegionId) {
         let map = self.volume(region.volume);

@@ -82,6 +82,7 @@ impl Left {
             last_seq: self.inherited.last_seq,
             framed: self.inherited.framed,
             gaps: self.inherited.gaps.clone(),
+            unflushed: self.inherited.unflushed.clone(),
             failed: self.inherited.failed.iter().flat_map(regions).collect(),
             beyond_spool: self.beyond_spool,
         }

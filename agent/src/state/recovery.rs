@@ -79,6 +79,8 @@ pub struct LeftRing {
     pub framed: Seq,
     /// The volumes' gaps, in their order.
     pub gaps: Vec<Option<Gap>>,
+    /// Volumes of which what was not flushed may be lost.
+    pub unflushed: Vec<VolumeId>,
     /// Regions of writes that the disk refused.
     pub failed: Vec<RegionId>,
     /// Whether everything before its first frame is final-durable, so that no spool is needed.
@@ -155,6 +157,10 @@ pub fn decide(
     }
     if let Some(ring) = ring.filter(|_| !doubt) {
         for map in &mut maps {
+            // What no flush has made safe is active or dirty.
+            if ring.unflushed.contains(&map.id) {
+                map.uncaptured.absorb(&mut map.dirty);
+            }
             for region in ring.failed.iter().filter(|region| region.volume == map.id) {
                 map.uncaptured.set(region.index);
             }

@@ -47,7 +47,10 @@ impl Core {
     pub(super) fn flush_ended(&mut self, id: OpId, result: Result<(), i32>) {
         let Op::Flush { by, volume } = self.ops.remove(id.0) else { unreachable!() };
         if result.is_err() {
+            // The ring remembers it until the marks are durable: its agent may die before.
+            self.ring.memory().set_flush_failed(volume, true);
             self.reread_unflushed(volume);
+            self.failures_marked();
         }
         // In the order in which they were begun: one that succeeds vouches for nothing that an earlier one may
         // yet fail to keep.

@@ -37,11 +37,13 @@ impl Op {
 
 impl Core {
     /// Takes over what another agent was in the middle of: `redo` is carried out again, each with its
-    /// range locked; `failed` is durably marked already and read back. To be called first of all.
+    /// range locked; `failed` is durably marked already and read back, and so is what a failed flush may have
+    /// lost. To be called first of all.
     pub fn take_over(&mut self, redo: &[(SlotRef, Record)], failed: &[(SlotRef, Record)]) {
         for (slot, _) in failed {
             self.ring.local_done(*slot);
         }
+        self.failures_marked();
         for (slot, record) in redo {
             let volume = self.volume_index(record.volume);
             let op = RedoOp { volume, record: *record, slot: *slot };
@@ -104,8 +106,14 @@ impl Core {
         self.failures_marked();
     }
 
-    /// Gives up the slots of failed writes whose regions' marks are durable.
+    /// Forgets failed flushes, and gives up the slots of failed writes, when their regions' marks are
+    /// durable.
     pub(super) fn failures_marked(&mut self) {
+        for (index, volume) in self.volumes.iter().enumerate() {
+            if self.ring.memory().flush_failed(index) && !self.map.is_marking_any(volume.id) {
+                self.ring.memory().set_flush_failed(index, false);
+            }
+        }
         for at in (0..self.failed.len()).rev() {
             let Failed { slot, volume, start, sectors } = self.failed[at];
             let last = RegionId::of(volume, Sector(start.0 + sectors - 1)).index;

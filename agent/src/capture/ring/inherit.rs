@@ -57,6 +57,8 @@ pub struct Inherited {
     pub framed: Seq,
     /// The gap of each volume, in the order of the table.
     pub gaps: Vec<Option<Gap>>,
+    /// Volumes of which a flush has failed: what was not flushed may be lost, and is not marked yet.
+    pub unflushed: Vec<VolumeId>,
     /// Writes, zeroes and discards to be carried out again.
     pub redo: Vec<(SlotRef, Record)>,
     /// Those that the disk refused: what it holds there is unknown.
@@ -123,6 +125,9 @@ pub fn inherit(
         let Some(gap) = memory.gap(index) else { return no("a volume's gap") };
         gaps.push(gap);
     }
+    let ids = volumes.iter().map(|(id, _)| *id).enumerate();
+    let unflushed =
+        ids.filter(|(index, _)| memory.flush_failed(*index)).map(|(_, id)| id).collect();
     let unframed = slots.partition_point(|(_, record, _)| record.seq <= framed) as u64;
     if freed + unframed < encoded {
         return no("what was encoded");
@@ -132,6 +137,7 @@ pub fn inherit(
         last_seq: last.map_or(framed, |last| last.seq.max(framed)),
         framed,
         gaps,
+        unflushed,
         redo: Vec::new(),
         failed: Vec::new(),
         freed,

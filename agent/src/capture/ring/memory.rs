@@ -95,7 +95,8 @@ pub(super) struct SlotFields {
 /// | 160 | 8 | last sequence of the frames that have left this memory for the spool, or 0 |
 ///
 /// From 4096 on 1024 rows of 16 bytes, of which the volumes take the first: the volume (2), the
-/// reason of its gap or 0 (1), 1 if the gap's begin is recorded (1), zero (4); sectors (8).
+/// reason of its gap or 0 (1), 1 if the gap's begin is recorded (1), 1 if a flush has failed and what it
+/// was to keep is not durably marked yet (1), zero (3); sectors (8).
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct Header {
@@ -127,6 +128,8 @@ pub(crate) const FRAMED_SEQ_AT: u64 = 152;
 pub(crate) const SPOOLED_SEQ_AT: u64 = 160;
 const VOLUMES_AT: u64 = 4096;
 const VOLUME_BYTES: u64 = 16;
+/// The bit of a volume's row that says that a flush has failed.
+const FLUSH_FAILED: u64 = 1 << 32;
 
 const _: () = assert!(SLOT_BYTES == 64 && size_of::<Header>() == CHECKED_BYTES + 8);
 
@@ -260,8 +263,25 @@ impl RingMemory {
     /// Notes the gap of the volume with this place in the table.
     pub fn set_gap(&self, index: usize, gap: Option<Gap>) {
         let word = self.volume_word(index, 0);
-        let volume = VolumeId(word.load(Ordering::Relaxed) as u16);
-        word.store(volume_word(volume, gap), Ordering::Release);
+        let before = word.load(Ordering::Relaxed);
+        let row = volume_word(VolumeId(before as u16), gap) | before & FLUSH_FAILED;
+        word.store(row, Ordering::Release);
+    }
+
+    /// Notes that a flush of the volume with this place in the table has failed, or that what it may
+    /// have lost is durably marked.
+    pub fn set_flush_failed(&self, index: usize, failed: bool) {
+        let word = self.volume_word(index, 0);
+        match failed {
+            true => word.fetch_or(FLUSH_FAILED, Ordering::Release),
+            false => word.fetch_and(!FLUSH_FAILED, Ordering::Release),
+        };
+    }
+
+    /// Whether what a failed flush of the volume with this place in the table may have lost is not
+    /// durably marked.
+    pub fn flush_failed(&self, index: usize) -> bool {
+        self.volume_word(index, 0).load(Ordering::Acquire) & FLUSH_FAILED != 0
     }
 
     /// The gap of the volume with this place in the table. None if the row makes no sense.

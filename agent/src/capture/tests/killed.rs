@@ -116,6 +116,9 @@ impl Sim {
             assert_eq!(slot.payload_bytes, record.payload_bytes());
         }
         let mut maps = self.state.maps();
+        for map in maps.iter_mut().filter(|map| left.unflushed.contains(&map.id)) {
+            map.uncaptured.absorb(&mut map.dirty);
+        }
         for (_, record) in &left.failed {
             let map = maps.iter_mut().find(|map| map.id == record.volume).expect("a volume");
             let last = tidemark_journal::Sector(record.end().0 - 1);

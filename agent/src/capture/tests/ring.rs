@@ -73,13 +73,14 @@ fn the_bytes_of_the_header_the_volumes_and_a_slot() {
     assert!(writer.has_room(1536, false));
     let second = writer.reserve(&write, false);
     memory.begin_term(TermId([9; 16]), Seq(0x0a0a));
+    memory.set_flush_failed(1, true);
     memory.set_gap(1, Some(Gap { reason: GapReason::Overflow, begun: true }));
 
     let mut words = vec![9; 16];
     // May be continued; reserved, encoded, freed; the frames' end and start; in frames.
     words.extend([1u64, 2, 0, 0, 0, 0, 0x0a0a].iter().flat_map(|word| word.to_le_bytes()));
     assert_eq!(bytes(88, 72), words);
-    let rows = [0x04, 3, 0, 0, 0, 0, 0, 0, 1, 9, 0, 0, 0, 0, 0, 0, 7, 0, 2, 1, 0, 0, 0, 0, 2, 9];
+    let rows = [0x04, 3, 0, 0, 0, 0, 0, 0, 1, 9, 0, 0, 0, 0, 0, 0, 7, 0, 2, 1, 1, 0, 0, 0, 2, 9];
     assert_eq!(bytes(4096, 26), rows);
     let mut slots = Vec::new();
     for (state, from) in [(3u64, 0u64), (1, 1536)] {

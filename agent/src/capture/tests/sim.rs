@@ -477,7 +477,7 @@ impl Drop for Told {
 #[test]
 fn whatever_happens_the_journal_tells_the_truth() {
     let (mut kills, mut leased) = (0, 0);
-    for seed in seeds(SEEDS, 100) {
+    for seed in seeds(SEEDS, 500) {
         let told = Told(seed);
         let mut sim = Sim::new(told.0);
         assert_eq!(sim.seed, seed);

@@ -92,7 +92,8 @@ fn ring() -> LeftRing {
     let gap = Gap { reason: GapReason::Overflow, begun: true };
     let failed = vec![RegionId { volume: VOLUMES[1].0, index: 6 }];
     let gaps = vec![Some(gap), None];
-    LeftRing { last_seq: LAST, framed: Seq(140), gaps, failed, beyond_spool: false }
+    let unflushed = Vec::new();
+    LeftRing { last_seq: LAST, framed: Seq(140), gaps, unflushed, failed, beyond_spool: false }
 }
 
 fn start(found: &Found, ring: Option<&LeftRing>) -> Option<Start> {
@@ -190,6 +191,17 @@ fn check(
     }
 }
 
+/// The agent died between a flush that failed and the marks of what it may have lost.
+#[test]
+fn what_a_failed_flush_may_have_lost_is_read_back_by_the_next_agent() {
+    let found = found(None, Map::Marked, Terms::Same);
+    let left = LeftRing { unflushed: vec![VOLUMES[0].0], ..ring() };
+    let start = start(&found, Some(&left)).expect("a way to go on");
+    assert!(start.with_ring);
+    assert_eq!(marked(&start.maps[0].uncaptured), [3, 4, 5]);
+    assert_eq!(marked(&start.maps[1].uncaptured), [6], "the other volume's flush did not fail");
+}
+
 #[test]
 fn a_group_without_state_is_new_whatever_ring_there_is() {
     let mut nothing = found(None, Map::Empty, Terms::Same);
@@ -211,6 +223,7 @@ fn the_first_frame_of_a_term_names_its_parents_end() {
         last_seq: Seq(103),
         framed: FORK,
         gaps: vec![None; 2],
+        unflushed: vec![],
         failed: vec![],
         beyond_spool: false,
     };
