@@ -340,6 +340,10 @@ impl Sim {
 
     pub fn set_link(&mut self, mode: Option<Mode>) {
         self.link = mode;
+        // A welcome says where the replica ends, to whichever agent.
+        if let Some(last) = self.durable.applied.checked_sub(1).filter(|_| mode.is_some()) {
+            self.core.final_durable(self.journal[last].record.seq);
+        }
         self.core.link(mode);
         self.set_peer(mode);
         if self.random.percent(50) {
