@@ -442,6 +442,11 @@ impl Agent {
         (self.jobs.len(), self.done.borrow().len(), self.commands.len())
     }
 
+    /// Whether the keeper has been asked for a commit of the dirty map that is not durable yet.
+    pub fn is_marking(&self) -> bool {
+        self.jobs.iter().any(|job| matches!(job, Job::Commit(_)))
+    }
+
     /// The keeper does its next job, or what is not urgent.
     pub fn keep(&mut self, lazily: bool) {
         let done = &self.done;

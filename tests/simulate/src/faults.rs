@@ -17,6 +17,12 @@ impl World {
             }
             return;
         }
+        // What a mark is worth shows when the power goes before it is durable.
+        if self.agent.as_ref().is_some_and(crate::agent::Agent::is_marking)
+            && self.rng.below(200) == 0
+        {
+            return self.power_cut(true);
+        }
         match self.rng.below(6000) {
             0..5 => self.kill(true),
             5..7 => self.kill(false),
@@ -71,8 +77,7 @@ impl World {
         match self.rolls {
             1 => {
                 if let Some(agent) = &self.agent {
-                    let term = agent.ancestry().current().id;
-                    self.state_image = Some((self.site.state.image(), agent.generation(), term));
+                    self.state_image = Some((self.site.state.image(), agent.generation()));
                 }
             }
             2 => self.target.keep_image(),
@@ -83,9 +88,9 @@ impl World {
     fn roll_back(&mut self) {
         match self.rolls {
             1 => {
-                let Some((image, generation, term)) = &self.state_image else { return };
-                // Else nobody can know, or it is another history.
-                if self.welcomed <= *generation || self.term != *term {
+                let Some((image, generation)) = &self.state_image else { return };
+                // Else nobody can know.
+                if self.welcomed <= *generation {
                     return;
                 }
                 let image = image.clone();

@@ -121,7 +121,7 @@ pub struct World {
     /// Counts.
     pub counts: Counts,
     /// An image of the state disk, and the generation that was durable.
-    pub state_image: Option<(DiskImage, u64, TermId)>,
+    pub state_image: Option<(DiskImage, u64)>,
     /// What may be rolled back: 0 nothing, 1 the source's state, 2 the target.
     pub rolls: u64,
     /// The newest generation in a welcome.
