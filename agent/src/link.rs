@@ -220,6 +220,7 @@ impl Link {
                 acked: parts.acked,
                 generation_found: parts.generation_found,
                 greeted: false,
+                doubted: None,
                 sync: parts.sync,
             };
             let work = Worker { parts, shared: worker.clone(), greeter, doubts: 0 };

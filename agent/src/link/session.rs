@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use tidemark_journal::{Ancestry, FrameError, FrameView, Position, Seq, cut};
+use tidemark_journal::{Ancestry, FrameError, FrameView, Position, Seq, TermId, cut};
 use tidemark_link::{
     hello::{TargetMemory, Verdict, compare},
     message::{
@@ -26,6 +26,9 @@ pub struct Greeter {
     pub generation_found: u64,
     /// A target has been told of the state that was found, and of everything since.
     pub greeted: bool,
+    /// The term in which the two sides' memories came to disagree: until another has begun, the state
+    /// that was found is what there is to compare.
+    pub doubted: Option<TermId>,
     /// The group is to be in sync, so the target may ask for leases.
     pub sync: bool,
 }
@@ -62,6 +65,7 @@ impl Greeter {
         generation: u64,
     ) -> Hello {
         let sync = self.sync.then_some(SYNC_FEATURE);
+        let ended = self.doubted.is_some_and(|term| term != ancestry.current().id);
         Hello {
             protocol: ProtocolRange::OWN,
             features: [REPAIR_FEATURE].into_iter().chain(sync).map(str::to_owned).collect(),
@@ -71,7 +75,7 @@ impl Greeter {
             volumes: self.volumes.clone(),
             acked: if durable.seq > Seq::ZERO { durable } else { self.acked },
             ceiling,
-            map_generation: if self.greeted { generation } else { self.generation_found },
+            map_generation: if self.greeted || ended { generation } else { self.generation_found },
         }
     }
 
@@ -84,14 +88,14 @@ impl Greeter {
                 (Position { term: first.id, seq: first.fork_seq }, Mode::Send)
             }
             Verdict::Doubt { why, path } => {
-                return self.doubt(why.sentence().to_owned(), welcome, path);
+                return self.doubt(why.sentence().to_owned(), hello, welcome, path);
             }
             Verdict::Refuse(refuse) => return Start::Refused(refuse),
         };
         outbox.release(from.seq);
         if !outbox.covers(from, &hello.ancestry) {
             let why = "records that the target lacks are no longer kept";
-            return self.doubt(why.to_owned(), welcome, None);
+            return self.doubt(why.to_owned(), hello, welcome, None);
         }
         outbox.rewind(from.seq);
         // If it is full still, its next acknowledgement says so.
@@ -100,9 +104,16 @@ impl Greeter {
         Start::Stream { from, mode }
     }
 
-    fn doubt(&mut self, why: String, welcome: &Welcome, path: Option<Ancestry>) -> Start {
-        // The new term's state exceeds both sides', and nothing of it is acknowledged yet.
-        (self.greeted, self.acked) = (true, Position::default());
+    fn doubt(
+        &mut self,
+        why: String,
+        hello: &Hello,
+        welcome: &Welcome,
+        path: Option<Ancestry>,
+    ) -> Start {
+        self.doubted = Some(hello.ancestry.current().id);
+        // Nothing of the next term is acknowledged yet.
+        self.acked = Position::default();
         let end = welcome.position.map_or(Seq::ZERO, |position| position.seq);
         let generation = welcome.map_generation;
         Start::Doubt { why, after: AfterDoubt { end, generation, path } }

@@ -224,6 +224,7 @@ impl Agent {
             acked: state.acked,
             generation_found,
             greeted: false,
+            doubted: None,
             sync: false,
         };
         let fresh_shadow = RingReader::new(memory.clone());
