@@ -50,13 +50,18 @@ impl Dir {
         }
     }
 
-    /// Files that a name stands for, or would after a power cut.
+    /// Files that a name stands for, or may stand for after a power cut: of the changes that are not durable any
+    /// may be lost, so a name may also go back to a file that it stood for in between.
     pub fn names(&self) -> Vec<u64> {
         let file = |node: &Node| match node {
             Node::File(number) => Some(*number),
             Node::Dir => None,
         };
-        self.now.values().chain(self.disk.values()).filter_map(file).collect()
+        let between = self.pending.iter().filter_map(|change| match change {
+            Change::Put(_, node) | Change::Rename(_, _, node) => Some(node),
+            Change::Remove(_) => None,
+        });
+        self.now.values().chain(self.disk.values()).chain(between).filter_map(file).collect()
     }
 
     /// The power is back: there is what the disk has.

@@ -81,6 +81,26 @@ fn names_last_by_their_directory_alone() {
     assert_eq!(seen, BTreeSet::from([(false, false), (true, true)]));
 }
 
+/// A name was given, taken and given again, and the process died, before the directory was synced: after a power cut
+/// it may stand for the file in between, which has to be there then.
+#[test]
+fn a_name_may_go_back_to_a_file_that_it_stood_for_in_between() {
+    let steps = |disk: &SimDisk| {
+        for content in [1, 2] {
+            let file = disk.open(path("/a"), How::New).expect("made");
+            file.write_at(&[content; SECTOR], 0).expect("written");
+            file.sync().expect("synced");
+            if content == 1 {
+                disk.remove_file(path("/a")).expect("removed");
+            }
+        }
+        disk.kill();
+    };
+    let look =
+        |disk: &SimDisk| disk.open(path("/a"), How::Read).is_ok().then(|| read(disk, "/a")[0]);
+    assert_eq!(outcomes(steps, look), BTreeSet::from([None, Some(1), Some(2)]));
+}
+
 #[test]
 fn lengths_and_holes_come_in_order() {
     let steps = |disk: &SimDisk| {
