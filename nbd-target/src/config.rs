@@ -23,6 +23,8 @@
 //! [[group]]
 //! name = "shop"
 //! node = "db1"
+//! readers = ["report1"]
+//! branch_writers = ["recovery2"]
 //! window = "7 d"
 //! size_max = "2 TiB"
 //! ```
@@ -83,8 +85,8 @@ pub struct NbdConfig {
     pub unix: Option<PathBuf>,
     /// Address and port for remote ones, over TLS with this node's certificate.
     pub listen: Option<SocketAddr>,
-    /// Whether remote clients must have a certificate of the same CA. Whoever gets in reads every
-    /// replica, so it takes a word to let strangers in.
+    /// Whether remote clients must have a certificate of the same CA, which says what they may read.
+    /// Without one whoever gets in reads every replica, so it takes a word to let strangers in.
     pub require_client_certificate: bool,
     /// How long `@latest` stays at one moment after a client's last connection has gone.
     pub latest_linger: Seconds,
@@ -129,8 +131,12 @@ pub struct ScrubConfig {
 pub struct GroupConfig {
     /// Its name.
     pub name: Name,
-    /// The node that may write it, by the name in its certificate.
+    /// The node that may write it, by the name in its certificate; it may read it too.
     pub node: NodeName,
+    /// Other nodes that may read its points and branches over NBD.
+    pub readers: Vec<NodeName>,
+    /// Nodes that may read it over NBD and write its branches.
+    pub branch_writers: Vec<NodeName>,
     /// How much received history is kept at least as far as space allows.
     pub window: Seconds,
     /// How much received history is never given up for space: rather nothing more is accepted.
@@ -288,6 +294,10 @@ struct GroupFile {
     name: Spanned<Name>,
     node: NodeName,
     #[serde(default)]
+    readers: Vec<NodeName>,
+    #[serde(default)]
+    branch_writers: Vec<NodeName>,
+    #[serde(default)]
     window: Option<Spanned<Seconds>>,
     #[serde(default)]
     window_min: Option<Spanned<Seconds>>,
@@ -332,7 +342,8 @@ impl GroupFile {
             Some(size) => size.into_inner(),
             None => SIZE_MAX,
         };
-        Ok(GroupConfig { name, node: self.node, window, window_min, size_max })
+        let GroupFile { node, readers, branch_writers, .. } = self;
+        Ok(GroupConfig { name, node, readers, branch_writers, window, window_min, size_max })
     }
 }
 
@@ -384,6 +395,7 @@ mod tests {
         let group = config.group("shop").expect("it is there");
         assert_eq!(group.window, Seconds(86_400));
         assert_eq!(group.size_max, Bytes(2 << 40));
+        assert!(group.readers.is_empty() && group.branch_writers.is_empty(), "nobody by itself");
         assert_eq!(config.store.segment.to_string(), "64 MiB");
     }
 
@@ -394,6 +406,9 @@ mod tests {
             ("\"1 d\"", "\"1 dei\"", "1 dei"),
             ("\"64 MiB\"", "\"64 MO\"", "64 MO"),
             ("\"db1\"", "\"db 1\"", "node = \"db 1\""),
+            ("\"db1\"", "\"db1\"\nreaders = [\"db 2\"]", "readers = [\"db 2\"]"),
+            ("\"db1\"", "\"db1\"\nbranch_writers = \"db2\"", "branch_writers = \"db2\""),
+            ("\"db1\"", "\"db1\"\nreader = [\"db2\"]", "reader = [\"db2\"]"),
             ("\"shop\"", "\"a/b\"", "'a/b' is not a name"),
             ("\"shop\"", "\"Shop\"", "'Shop' is not a name"),
             ("\"2TiB\"", "\"255 MiB\"", "256 MiB"),

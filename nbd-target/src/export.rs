@@ -1,6 +1,8 @@
 //! Points and branches as NBD exports.
 
+pub mod access;
 mod branch;
+mod workers;
 
 use std::sync::Arc;
 
@@ -10,9 +12,10 @@ use tidemark_nbd::{
     BlockSizes, BoxFuture, Chunk, ClientInfo, Errno, Error, Export, ExportEntry, ExportInfo,
     Exports, Extent, Features, OpenError, Purpose, Reply,
 };
-use tokio::sync::Semaphore;
 
+use access::{Access, Caller, Right};
 use branch::BranchExport;
+use workers::{Share, Workers};
 
 use crate::{
     branch::registry::{self, Branches},
@@ -30,6 +33,8 @@ use crate::{
 
 /// Reads under way at once, each on a thread of its own.
 const READS_MAX: usize = 16;
+/// Those of them that are of one client.
+const CLIENT_READS_MAX: usize = 8;
 /// The longest read that is answered in one piece.
 const READ_BYTES_MAX: u32 = 32 << 20;
 /// Marks that a listing names.
@@ -40,35 +45,15 @@ pub struct TargetExports {
     groups: Arc<Groups>,
     branches: Arc<Branches>,
     latest: Arc<LatestTable>,
-    workers: Arc<Workers>,
+    access: Access,
+    workers: Workers,
 }
 
-/// Threads for what blocks on the disk, a bounded number at once.
-pub struct Workers(Arc<Semaphore>);
-
-impl Workers {
-    /// So many at once.
-    pub fn new(most: usize) -> Arc<Workers> {
-        Arc::new(Workers(Arc::new(Semaphore::new(most))))
-    }
-
-    /// Runs something that blocks.
-    ///
-    /// # Errors
-    /// When it panics or the target ends.
-    pub async fn run<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, Error> {
-        let ended = |_| Error::new(Errno::Shutdown, "the target is ending");
-        let place = Arc::clone(&self.0).acquire_owned().await.map_err(ended)?;
-        let work = move || {
-            let _place = place;
-            work()
-        };
-        let failed = |error| Error::new(Errno::Io, format!("a read failed: {error}"));
-        tokio::task::spawn_blocking(work).await.map_err(failed)
-    }
+/// Who opens something, and its share of the threads.
+struct Asking {
+    caller: Caller,
+    client: Client,
+    share: Share,
 }
 
 impl TargetExports {
@@ -77,8 +62,16 @@ impl TargetExports {
         groups: Arc<Groups>,
         branches: Arc<Branches>,
         latest: Arc<LatestTable>,
+        access: Access,
     ) -> Arc<TargetExports> {
-        Arc::new(TargetExports { groups, branches, latest, workers: Workers::new(READS_MAX) })
+        let workers = Workers::new(READS_MAX, CLIENT_READS_MAX);
+        Arc::new(TargetExports { groups, branches, latest, access, workers })
+    }
+
+    fn asking(&self, info: &ClientInfo) -> Asking {
+        let client = Client::of(info);
+        let share = self.workers.share(&client);
+        Asking { caller: Caller::of(info), client, share }
     }
 }
 
@@ -86,11 +79,12 @@ impl TargetExports {
 pub struct Served(pub Arc<TargetExports>);
 
 impl Exports for Served {
-    fn list<'a>(&'a self, _client: &'a ClientInfo) -> BoxFuture<'a, Vec<ExportEntry>> {
+    fn list<'a>(&'a self, client: &'a ClientInfo) -> BoxFuture<'a, Vec<ExportEntry>> {
         let exports = Arc::clone(&self.0);
         Box::pin(async move {
-            let listed = self.0.workers.run(move || exports.list());
-            listed.await.unwrap_or_default()
+            let asking = exports.asking(client);
+            let share = asking.share.clone();
+            share.run(move || exports.list(&asking.caller)).await.unwrap_or_default()
         })
     }
 
@@ -100,23 +94,32 @@ impl Exports for Served {
         purpose: Purpose,
         client: &'a ClientInfo,
     ) -> BoxFuture<'a, Result<Arc<dyn Export>, OpenError>> {
-        let exports = Arc::clone(&self.0);
-        let (name, client) = (name.to_owned(), Client::of(client));
+        let (exports, name) = (Arc::clone(&self.0), name.to_owned());
         Box::pin(async move {
-            let opened = self.0.workers.run(move || exports.open(&name, purpose, &client));
-            opened.await.map_err(|error| OpenError::unavailable(error.message))?
+            let asking = exports.asking(client);
+            let share = asking.share.clone();
+            let opened = share.run(move || exports.open(&name, purpose, &asking)).await;
+            opened.map_err(|error| OpenError::unavailable(error.message))?
         })
     }
 }
 
 impl TargetExports {
-    fn list(&self) -> Vec<ExportEntry> {
-        let mut entries: Vec<ExportEntry> = self.groups.replicas().iter().flat_map(list).collect();
+    fn list(&self, caller: &Caller) -> Vec<ExportEntry> {
+        let right = |replica: &Replica| self.access.right(caller, Some(replica.config()));
+        let replicas = self.groups.replicas();
+        let readable = replicas.iter().filter(|replica| right(replica) >= Right::Read);
+        let mut entries: Vec<ExportEntry> = readable.flat_map(list).collect();
         for branch in self.branches.list() {
+            let writable = match right(branch.parent()) {
+                Right::None => continue,
+                Right::Read => "",
+                Right::WriteBranches => ", writable",
+            };
             for (volume, ..) in registry::volumes(&branch) {
                 entries.push(ExportEntry {
                     name: format!("{}/{volume}@branch:{}", branch.parent().name(), branch.name()),
-                    description: format!("a branch of @{}, writable", branch.row().point),
+                    description: format!("a branch of @{}{writable}", branch.row().point),
                 });
             }
         }
@@ -127,15 +130,24 @@ impl TargetExports {
         &self,
         name: &str,
         purpose: Purpose,
-        client: &Client,
+        asking: &Asking,
     ) -> Result<Arc<dyn Export>, OpenError> {
         let name = PointName::parse(name).map_err(OpenError::unavailable)?;
+        let config =
+            |group: &str| self.groups.configs().iter().find(|config| config.name.as_str() == group);
+        let right = self.access.right(&asking.caller, config(&name.group));
+        if right == Right::None {
+            return Err(OpenError::denied(self.access.refusal(&asking.caller, &name.group)));
+        }
         let replica = self.groups.replica(&name.group).ok_or_else(|| {
             if let Some(why) = self.groups.failure(&name.group) {
                 return OpenError::unavailable(why.to_string());
             }
             let replicas = self.groups.replicas();
-            let known: Vec<&str> = replicas.iter().map(|replica| replica.name()).collect();
+            let readable = replicas.iter().filter(|replica| {
+                self.access.right(&asking.caller, Some(replica.config())) >= Right::Read
+            });
+            let known: Vec<&str> = readable.map(|replica| replica.name()).collect();
             OpenError::unavailable(format!(
                 "this target has no replica of a group '{}'; it has: {}",
                 name.group,
@@ -147,8 +159,11 @@ impl TargetExports {
             return Err(OpenError::unavailable(text));
         };
         match &name.spec {
-            Spec::Branch(branch) => self.open_branch(&name, volume, branch, purpose),
-            _ => self.open_point(replica, &name, volume, purpose, client),
+            Spec::Branch(branch) => {
+                let writable = right == Right::WriteBranches;
+                self.open_branch(&name, volume, branch, purpose, writable, &asking.share)
+            }
+            _ => self.open_point(replica, &name, volume, purpose, asking),
         }
     }
 
@@ -158,8 +173,11 @@ impl TargetExports {
         volume: &str,
         branch: &str,
         purpose: Purpose,
+        writable: bool,
+        share: &Share,
     ) -> Result<Arc<dyn Export>, OpenError> {
-        if let Some(broken) = self.branches.broken().get(branch) {
+        let broken = self.branches.broken();
+        if let Some(broken) = broken.get(branch).filter(|b| b.parent.name() == name.group) {
             return Err(OpenError::unavailable(broken.why.clone()));
         }
         let branch = self.branches.get(branch).filter(|b| b.parent().name() == name.group);
@@ -181,7 +199,8 @@ impl TargetExports {
             volume: *id,
             bytes: sectors * SECTOR_BYTES,
             physical_block_bytes: physical,
-            workers: Arc::clone(&self.workers),
+            writable,
+            share: share.clone(),
             branch,
             _client: client,
         }))
@@ -193,8 +212,9 @@ impl TargetExports {
         name: &PointName,
         volume: &str,
         purpose: Purpose,
-        client: &Client,
+        asking: &Asking,
     ) -> Result<Arc<dyn Export>, OpenError> {
+        let client = &asking.client;
         let refused = |refusal: crate::points::Refusal| OpenError::unavailable(refusal.0);
         let mut hold = Hold { _pin: None, _latest: None };
         let (seq, fixed) = match &name.spec {
@@ -229,7 +249,7 @@ impl TargetExports {
             damage: whole::missing_at(&replica, Some(volume), seq),
             name: name.to_string(),
             view: Arc::new(View { replica, volume: id, at: seq }),
-            workers: Arc::clone(&self.workers),
+            share: asking.share.clone(),
             bytes: sectors * SECTOR_BYTES,
             physical_block_bytes: physical,
             fixed,
@@ -337,7 +357,7 @@ struct PointExport {
     name: String,
     canonical: String,
     view: Arc<View>,
-    workers: Arc<Workers>,
+    share: Share,
     bytes: u64,
     physical_block_bytes: u32,
     fixed: bool,
@@ -371,7 +391,7 @@ impl Export for PointExport {
     fn read(self: Arc<Self>, offset: u64, length: u32) -> Reply<Vec<Chunk>> {
         Reply::future(async move {
             let view = Arc::clone(&self.view);
-            let read = self.workers.run(move || view.read(offset, length)).await?;
+            let read = self.share.run(move || view.read(offset, length)).await?;
             let bytes = read.map_err(|error| failed(&self.name, &self.view.replica, &error))?;
             Ok(pieces(Bytes::from(bytes)))
         })
@@ -380,7 +400,7 @@ impl Export for PointExport {
     fn block_status(self: Arc<Self>, offset: u64, length: u64, _one: bool) -> Reply<Vec<Extent>> {
         Reply::future(async move {
             let view = Arc::clone(&self.view);
-            let found = self.workers.run(move || view.stretches(offset, length)).await?;
+            let found = self.share.run(move || view.stretches(offset, length)).await?;
             let stretches =
                 found.map_err(|error| failed(&self.name, &self.view.replica, &error))?;
             Ok(extents(&stretches, offset, length))

@@ -249,7 +249,9 @@ impl History {
                     let wall_ns = frame.wall_ns(&record);
                     if let Ok(payload) = frame.payload(index) {
                         let name = payload.get(MARK_ID_BYTES..).unwrap_or_default();
-                        let name = String::from_utf8_lossy(name).into_owned();
+                        // A source says no other; it shall not reach terminals if one does.
+                        let plain = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+                        let name = String::from_utf8_lossy(name).chars().map(plain).collect();
                         self.marks.push(Mark { seq: record.seq, name, wall_ns });
                     }
                 }

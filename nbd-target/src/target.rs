@@ -24,7 +24,7 @@ use crate::{
     Config, api,
     branch::registry::Branches,
     catalogue::Catalogue,
-    export::{Served, TargetExports},
+    export::{Served, TargetExports, access::Access},
     groups::Groups,
     machine::Machine,
     points::latest::LatestTable,
@@ -104,8 +104,10 @@ impl Target {
         let linger = config.nbd.latest_linger.duration();
         let latest = LatestTable::new(linger);
         let branches = Branches::open(&groups, runtime.handle().clone());
-        let exports =
-            TargetExports::new(Arc::clone(&groups), Arc::clone(&branches), Arc::clone(&latest));
+        let access =
+            Access { node: node.clone(), strangers: !config.nbd.require_client_certificate };
+        let (own_branches, own_latest) = (Arc::clone(&branches), Arc::clone(&latest));
+        let exports = TargetExports::new(Arc::clone(&groups), own_branches, own_latest, access);
         let server = Server::new(Arc::new(Served(exports)), Limits::default());
         let listeners = runtime.block_on(nbd_listeners(config))?;
         let nbd_addr = listeners.iter().find_map(Listener::tcp_address);

@@ -7,7 +7,13 @@ use std::{net::TcpStream, time::Duration};
 
 use common::{Lab, run, source::Source};
 use tidemark_journal::{GroupId, Seq};
-use tidemark_link::message::{Message, RefuseCode};
+use tidemark_link::{
+    conn::{Connection, Timeouts},
+    message::{Message, RefuseCode},
+    pki,
+    seam::Stream,
+};
+use tokio::{io::AsyncReadExt, net::TcpSocket};
 
 /// A target and its source, which has written something.
 async fn begun() -> (Lab, Source) {
@@ -40,6 +46,61 @@ fn silent_strangers_keep_no_source_out() {
         // The source that was there is left alone.
         write(&mut source, 16).await;
         drop(strangers);
+    });
+}
+
+/// Whoever made connections faster than a source went through its handshake kept the source out. Now the
+/// one that has the most loses its own.
+#[test]
+fn a_flood_from_elsewhere_cuts_its_own_and_no_source() {
+    run(|| async {
+        let (lab, _source) = begun().await;
+        let timeouts = Timeouts::default();
+        let slow = Stream::connect(&lab.link_addr().to_string(), timeouts.connect).await;
+        let slow = slow.expect("a connection");
+        let mut flood = Vec::new();
+        for _ in 0..200 {
+            let socket = TcpSocket::new_v4().expect("a socket");
+            socket.bind(([127, 0, 0, 2], 0).into()).expect("an address");
+            flood.push(socket.connect(lab.link_addr()).await.expect("a connection"));
+        }
+        // All but the last 63 are cut, besides the one that came before.
+        let mut byte = [0];
+        let cut = tokio::time::timeout(Duration::from_secs(15), flood[136].read(&mut byte)).await;
+        assert_eq!(cut.expect("cut for others").unwrap_or(0), 0);
+
+        let (identity, trust) = lab.identity("db2");
+        let tls = pki::client_config(&identity, &trust).expect("good certificates");
+        let expected = "dr1".parse().expect("a name");
+        let connection = Connection::client(slow, &tls, &expected, &timeouts).await;
+        let mut connection = connection.expect("its place is kept");
+        let mut source = Source::new(&[1 << 20]);
+        source.node = "db2".into();
+        let answer = connection.ask(&Message::Hello(source.hello())).await.expect("an answer");
+        assert!(matches!(answer, Message::Refuse(refuse) if refuse.code == RefuseCode::NotAllowed));
+    });
+}
+
+/// Before it has greeted, a node's longest message is a greeting: 64 newcomers with 24 MiB each of what
+/// might be a frame were 1.5 GiB.
+#[test]
+fn a_frame_instead_of_a_greeting_is_not_waited_for() {
+    run(|| async {
+        let (lab, _source) = begun().await;
+        let (identity, trust) = lab.identity("db2");
+        let tls = pki::client_config(&identity, &trust).expect("good certificates");
+        let expected = "dr1".parse().expect("a name");
+        let address = lab.link_addr().to_string();
+        let timeouts = Timeouts::default();
+        let connect = || Connection::connect(&address, &tls, &expected, &timeouts);
+        let mut short = connect().await.expect("a connection");
+        let answer = short.ask(&Message::Frame(vec![7; 1000])).await.expect("an answer");
+        assert!(
+            matches!(answer, Message::Refuse(refuse) if refuse.sentence.contains("greets first"))
+        );
+        let mut long = connect().await.expect("a connection");
+        let answer = long.ask(&Message::Frame(vec![7; 300 << 10])).await;
+        assert!(answer.is_err(), "read to its end: {answer:?}");
     });
 }
 

@@ -361,18 +361,36 @@ fn fixed<T: FromBytes>(body: &[u8]) -> T {
 }
 
 /// Puts messages together from pieces of the stream, however they are cut.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Decoder {
     envelope: [u8; ENVELOPE_BYTES],
     envelope_bytes: usize,
     body: Vec<u8>,
     want: Option<(MessageKind, usize)>,
+    body_bytes_max: usize,
+}
+
+impl Default for Decoder {
+    fn default() -> Decoder {
+        Decoder::new()
+    }
 }
 
 impl Decoder {
     /// A decoder at the start of a stream.
     pub fn new() -> Decoder {
-        Decoder::default()
+        Decoder {
+            envelope: [0; ENVELOPE_BYTES],
+            envelope_bytes: 0,
+            body: Vec::new(),
+            want: None,
+            body_bytes_max: usize::MAX,
+        }
+    }
+
+    /// Refuses messages with a longer body than this from now on, whatever their kind allows.
+    pub fn set_body_bytes_max(&mut self, most: usize) {
+        self.body_bytes_max = most;
     }
 
     /// Takes bytes from the stream up to the end of the next message: how many were taken, and the
@@ -394,7 +412,11 @@ impl Decoder {
                     return Ok((bytes.len(), None));
                 }
                 let envelope: Envelope = zerocopy::transmute!(self.envelope);
-                *self.want.insert(envelope.check()?)
+                let (kind, bytes) = envelope.check()?;
+                if bytes > self.body_bytes_max {
+                    return Err(DecodeError::Length { kind, bytes });
+                }
+                *self.want.insert((kind, bytes))
             }
         };
         let part = rest.split_off(..rest.len().min(body_bytes - self.body.len()));

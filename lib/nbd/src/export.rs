@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -79,6 +79,18 @@ pub enum Origin {
     /// A stream the caller brought along.
     #[default]
     Other,
+}
+
+impl Origin {
+    /// The network that a connection over TCP comes from, by which strangers are told apart: the
+    /// address, of IPv6 the 64 bits that a site is given.
+    pub fn network(self) -> Option<IpAddr> {
+        let Self::Tcp(address) = self else { return None };
+        Some(match address.ip().to_canonical() {
+            IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into(),
+            ip => ip,
+        })
+    }
 }
 
 impl fmt::Display for Origin {

@@ -1,4 +1,4 @@
-//! A volume of a branch as a writable export.
+//! A volume of a branch as an export, which those with the right to may write.
 
 use std::sync::Arc;
 
@@ -8,20 +8,22 @@ use tidemark_nbd::{
     BlockSizes, Buffer, Chunk, Errno, Error, Export, ExportInfo, Extent, Features, Reply, Zeroing,
 };
 
-use super::{READ_BYTES_MAX, Workers, extents, failed, pieces};
+use super::{READ_BYTES_MAX, Share, extents, failed, pieces};
 use crate::branch::{Branch, Change, ClientGuard, Content, WriteError};
 
 /// Addresses and lengths are whole sectors.
 const SECTOR: u32 = SECTOR_BYTES as u32;
 
-/// A writable export.
+/// An export of a branch.
 pub(super) struct BranchExport {
     pub name: String,
     pub branch: Arc<Branch>,
     pub volume: VolumeId,
     pub bytes: u64,
     pub physical_block_bytes: u32,
-    pub workers: Arc<Workers>,
+    /// Whether this client may write it.
+    pub writable: bool,
+    pub share: Share,
     pub _client: Option<ClientGuard>,
 }
 
@@ -45,6 +47,7 @@ impl Export for BranchExport {
                 maximum: READ_BYTES_MAX,
             },
             features: Features {
+                read_only: !self.writable,
                 flush: true,
                 fua: true,
                 trim: true,
@@ -65,7 +68,7 @@ impl Export for BranchExport {
                 let mut out = vec![0; length as usize];
                 own.branch.read(own.volume, start, end, &mut out).map(|()| out)
             };
-            let bytes = self.workers.run(read).await?;
+            let bytes = self.share.run(read).await?;
             Ok(pieces(Bytes::from(
                 bytes.map_err(|error| failed(&self.name, self.branch.parent(), &error))?,
             )))
@@ -97,7 +100,7 @@ impl Export for BranchExport {
             let own = Arc::clone(&self);
             let (start, end) = range(offset, length);
             let look = move || own.branch.stretches(own.volume, start, end);
-            let found = self.workers.run(look).await?;
+            let found = self.share.run(look).await?;
             let stretches =
                 found.map_err(|error| failed(&self.name, self.branch.parent(), &error))?;
             Ok(extents(&stretches, offset, length))

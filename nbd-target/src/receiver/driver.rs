@@ -13,7 +13,7 @@ use tidemark_link::{
     conn::{Closer, Connection, LinkError, Receiver, Sender, Timeouts},
     hello::TargetMemory,
     lease::{self as link_lease, Moment},
-    message::{Echo, Hello, Message, Notice, Refuse, RefuseCode, Severity},
+    message::{Echo, Hello, Message, MessageKind, Notice, Refuse, RefuseCode, Severity},
     seam::{self, Listener, Stream},
 };
 use tokio::sync::{Notify, Semaphore, mpsc};
@@ -32,8 +32,8 @@ const OUT_MAX: usize = 1024;
 const OFFERS_MAX: usize = 256;
 /// Connections at once.
 const CONNECTIONS_MAX: usize = 256;
-/// Those of them that have not greeted yet. One that is too many costs the oldest of them its place,
-/// so strangers keep no source out.
+/// Those of them that have not greeted yet. One that is too many costs one of them its place, so
+/// strangers keep no source out.
 const PENDING_MAX: usize = 64;
 /// How often a stalled target says that it is.
 const STALLED_EVERY: Duration = Duration::from_secs(5);
@@ -122,11 +122,11 @@ impl Sessions {
             match listener.accept().await {
                 Ok((stream, address)) => {
                     if places.available_permits() == 0 {
-                        pending.close_oldest();
+                        pending.close_one();
                     }
                     // They are never closed.
                     let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-                    let newcomer = pending.admit(&stream, PENDING_MAX);
+                    let newcomer = pending.admit(&stream, address, PENDING_MAX);
                     let (sessions, tls) = (Rc::clone(&self), Arc::clone(&tls));
                     seam::spawn(async move {
                         let _place = place;
@@ -164,7 +164,13 @@ impl Sessions {
         let connection = Connection::accept(stream, tls, &self.timeouts).await?;
         let peer = connection.peer().clone();
         let (mut sender, mut receiver) = connection.split();
-        let hello = match receiver.recv().await? {
+        let after = self.timeouts.handshake;
+        receiver.set_body_bytes_max(MessageKind::Hello.body_bytes().1);
+        let greeting = tokio::time::timeout(after, receiver.recv()).await;
+        let greeting =
+            greeting.unwrap_or(Err(LinkError::Timeout { did: "has not greeted", after }));
+        receiver.set_body_bytes_max(usize::MAX);
+        let hello = match greeting? {
             Some(Message::Hello(hello)) => hello,
             Some(_) => {
                 let refusal = Refuse::new(RefuseCode::Other, "a source greets first");

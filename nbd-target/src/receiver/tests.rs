@@ -68,6 +68,8 @@ fn who_may_write_what() {
     let config = GroupConfig {
         name: "shop".parse().expect("a name"),
         node: "db1".parse().expect("a name"),
+        readers: Vec::new(),
+        branch_writers: Vec::new(),
         window: tidemark_control::config::Seconds(1),
         window_min: tidemark_control::config::Seconds(1),
         size_max: tidemark_control::config::Bytes(1),

@@ -8,6 +8,8 @@ fn config() -> GroupConfig {
     GroupConfig {
         name: "shop".parse().expect("a name"),
         node: "db1".parse().expect("a name"),
+        readers: Vec::new(),
+        branch_writers: Vec::new(),
         window: Seconds(100),
         window_min: Seconds(10),
         size_max: Bytes(40 * MIB),

@@ -101,6 +101,27 @@ impl Lab {
         (identity.expect("good"), trust.expect("good"))
     }
 
+    /// How NBD clients connect over TCP: as a node, or without a certificate.
+    pub fn nbd_options(&self, node: Option<&str>) -> Options {
+        self.nbd_options_by(&self.authority, node)
+    }
+
+    /// The same with a certificate of any authority.
+    pub fn nbd_options_by(&self, authority: &Authority, node: Option<&str>) -> Options {
+        let path = |name: &str| self.dir.path().join(name);
+        let identity = node.map(|node| {
+            let pem = authority.issue(&node.parse().expect("a name")).expect("a certificate");
+            let (certificate, key) = (path("client.pem"), path("client.key"));
+            std::fs::write(&certificate, pem.certificate_pem).expect("written");
+            std::fs::write(&key, pem.key_pem).expect("written");
+            (certificate, key)
+        });
+        let identity = identity.as_ref().map(|(certificate, key)| (&**certificate, &**key));
+        let config = tidemark_nbd::tls::client_config(&path("ca.pem"), identity);
+        let server = "dr1.tidemark.internal".try_into().expect("a name");
+        Options { tls: Some((config.expect("good certificates"), server)), ..Options::default() }
+    }
+
     /// Opens an export over the Unix socket.
     pub async fn open(&self, export: &str) -> Result<Client, ConnectError> {
         let path = self.target().nbd_unix().expect("configured");

@@ -65,6 +65,8 @@ pub fn config(segment_bytes: u64) -> SimConfig {
     let group = GroupConfig {
         name: GROUP.parse().expect("a name"),
         node: Source::node(),
+        readers: Vec::new(),
+        branch_writers: Vec::new(),
         window: units::Seconds(20),
         window_min: units::Seconds(1),
         size_max: units::Bytes(3 << 20),

@@ -49,6 +49,8 @@ impl Real {
         let group = GroupConfig {
             name: GROUP.parse().expect("a name"),
             node: node.clone(),
+            readers: Vec::new(),
+            branch_writers: Vec::new(),
             window: Seconds(WINDOW.as_secs()),
             window_min: Seconds(1),
             // Its size is never what makes history leave.

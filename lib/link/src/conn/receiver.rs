@@ -51,6 +51,12 @@ impl Receiver {
         }
     }
 
+    /// Ends the connection at a message with a longer body than this, whatever its kind allows: the
+    /// peer may not make this side remember more before it is known what it may do.
+    pub fn set_body_bytes_max(&mut self, most: usize) {
+        self.decoder.set_body_bytes_max(most);
+    }
+
     /// The next message, or `None` when the peer has ended its direction as planned. The future may
     /// be dropped and called for again: nothing is lost, and the time of silence goes on counting.
     ///

@@ -236,6 +236,21 @@ fn refused(kind: MessageKind, body: &str) -> String {
     }
 }
 
+/// Who has not greeted yet may not have the other side set room aside for a frame.
+#[test]
+fn a_decoder_takes_no_longer_body_than_it_was_told() {
+    let longest = MessageKind::Hello.body_bytes().1;
+    let mut decoder = Decoder::new();
+    decoder.set_body_bytes_max(longest);
+    let envelope = Envelope::new(MessageKind::Frame, longest + 1).expect("a frame may be as long");
+    let refused = decoder.feed(envelope.as_bytes()).expect_err("before any of the body has come");
+    assert_eq!(refused, DecodeError::Length { kind: MessageKind::Frame, bytes: longest + 1 });
+    let mut decoder = Decoder::new();
+    decoder.set_body_bytes_max(longest);
+    let envelope = Envelope::new(MessageKind::Frame, longest).expect("a frame may be as long");
+    assert_eq!(decoder.feed(envelope.as_bytes()), Ok((ENVELOPE_BYTES, None)));
+}
+
 #[test]
 fn a_hello_that_contradicts_itself_is_refused() {
     let change = |change: &dyn Fn(&mut serde_json::Value)| {

@@ -8,6 +8,7 @@ use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 
+use super::clients::Account;
 use super::negotiation::{Negotiation, Opening, Step};
 use super::transmission::{Opened, Session};
 use crate::export::{ClientInfo, ExportInfo, Exports, OpenError, Purpose};
@@ -42,12 +43,14 @@ where
     within(step, exchange).await
 }
 
-/// Haggles until transmission, TLS or the end. `step` bounds each option.
+/// Haggles until transmission, TLS or the end. `enter` counts a connection that is to enter an export;
+/// `step` bounds each option.
 pub(crate) async fn haggle<S>(
     stream: &mut S,
     negotiation: &mut Negotiation,
     exports: &Arc<dyn Exports>,
     client: &ClientInfo,
+    enter: impl Fn() -> Result<Account, OpenError>,
     step: Duration,
 ) -> io::Result<Outcome>
 where
@@ -84,7 +87,7 @@ where
                 None
             }
             Step::Open { how, request } => {
-                open(negotiation, exports, client, how, request, &mut out).await
+                open(negotiation, exports, client, &enter, how, request, &mut out).await
             }
         };
         within(step, send(stream, &mut out)).await?;
@@ -98,6 +101,7 @@ async fn open(
     negotiation: &Negotiation,
     exports: &Arc<dyn Exports>,
     client: &ClientInfo,
+    enter: impl Fn() -> Result<Account, OpenError>,
     how: Opening,
     request: InfoRequest,
     out: &mut BytesMut,
@@ -107,11 +111,20 @@ async fn open(
         Opening::Go | Opening::Bare => Purpose::Transmission,
     };
     let refuse = |error: OpenError, out: &mut BytesMut| {
-        tracing::info!(export = request.name, client = %client.origin, %error, "export refused");
+        let reason = error.to_string();
+        tracing::info!(export = request.name, client = %client.origin, reason, "export refused");
         match negotiation.refused(how, &error, out) {
             Step::End(reason) => Some(Outcome::Ended(reason)),
             _ => None,
         }
+    };
+    let account = match how {
+        Opening::Info => Ok(Account::default()),
+        Opening::Go | Opening::Bare => enter(),
+    };
+    let account = match account {
+        Ok(account) => account,
+        Err(error) => return refuse(error, out),
     };
     let opened = match exports.open(&request.name, purpose, client).await {
         Ok(export) => Opened::new(export),
@@ -133,6 +146,7 @@ async fn open(
         name: request.name,
         opened,
         info,
+        account,
     }))
 }
 

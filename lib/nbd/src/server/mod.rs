@@ -1,5 +1,6 @@
 //! The server: accepts connections, negotiates, serves, and ends in order.
 
+mod clients;
 mod handshake;
 mod inflight;
 mod listen;
@@ -20,6 +21,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::export::{ClientInfo, Export, Exports, Origin};
 use crate::tls::{self, Tls};
+use clients::{Account, Clients};
 use handshake::{Outcome, greet, haggle, within};
 use listen::Accepted;
 use negotiation::{Negotiation, TlsState};
@@ -33,9 +35,14 @@ pub use listen::Listener;
 pub struct Limits {
     /// Connections at once, over all listeners; further ones wait until one of those ends.
     pub connections: usize,
-    /// Those of them that have not entered an export yet. One that is too many costs the oldest of
-    /// them its place, and so does one for which `connections` leaves none: strangers who say
-    /// nothing keep nobody out.
+    /// Those of them that are in an export and of one client, which is told apart by its certificate,
+    /// else by its address (of IPv6 the first 64 bits). Clients of Unix sockets are not counted.
+    pub client_connections: usize,
+    /// Payload bytes of one such client under way at once, over all its connections.
+    pub client_bytes: usize,
+    /// Those of them that have not entered an export yet. One that is too many costs one of them its
+    /// place, the oldest of the network with the most, and so does one for which `connections` leaves
+    /// none: strangers who say nothing keep nobody out.
     pub pending_connections: usize,
     /// Requests of one connection under way at once, replies being sent included.
     pub in_flight_requests: usize,
@@ -58,6 +65,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 256,
+            client_connections: 64,
+            client_bytes: 256 << 20,
             pending_connections: 64,
             in_flight_requests: 256,
             in_flight_bytes: 64 << 20,
@@ -75,6 +84,7 @@ pub struct Server(Arc<Inner>);
 struct Inner {
     exports: Arc<dyn Exports>,
     limits: Limits,
+    clients: Clients,
     /// A permit for each connection; all of them back means no connection is left.
     places: Arc<Semaphore>,
     pending: Arc<Pending>,
@@ -97,6 +107,7 @@ impl Server {
         Self(Arc::new(Inner {
             exports,
             limits: Limits { connections: places, ..limits },
+            clients: Clients::default(),
             places: Arc::new(Semaphore::new(places)),
             pending: Arc::default(),
             stage: watch::Sender::new(Stage::Running),
@@ -121,7 +132,7 @@ impl Server {
             };
             let Some(place) = place else { return Ok(()) };
             // Here, not in its task: the next one may want its place before that has run.
-            let newcomer = self.0.admit();
+            let newcomer = self.0.admit(accepted.origin());
             self.spawn(accepted, listener.tls().clone(), place, newcomer);
         }
     }
@@ -132,7 +143,7 @@ impl Server {
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
         let Some(_place) = self.0.place().await else { return Ok(()) };
-        self.0.connection(stream, origin, tls, self.0.admit()).await
+        self.0.connection(stream, origin, tls, self.0.admit(origin)).await
     }
 
     /// Serves one connection that is in the transmission phase from its first byte, as that of a
@@ -153,11 +164,12 @@ impl Server {
             structured: false,
             allocation: false,
             info,
+            account: Account::default(),
         };
         handshake::check(&session.info)?;
         let Ok(_place) = self.0.places.acquire().await else { return Ok(()) };
         let client = ClientInfo::default();
-        let newcomer = self.0.admit();
+        let newcomer = self.0.admit(client.origin);
         let outcome = Outcome::Transmission(session);
         let served = self.0.proceed(&mut stream, outcome, &client, &newcomer);
         self.0.until_aborted(served).await
@@ -199,12 +211,12 @@ impl Inner {
         if let Ok(place) = places().try_acquire_owned() {
             return Some(place);
         }
-        self.pending.cut_oldest();
+        self.pending.cut_one();
         places().acquire_owned().await.ok()
     }
 
-    fn admit(&self) -> Newcomer {
-        self.pending.admit(self.limits.pending_connections)
+    fn admit(&self, origin: Origin) -> Newcomer {
+        self.pending.admit(self.limits.pending_connections, origin.network())
     }
 
     async fn connection<S>(
@@ -275,8 +287,10 @@ impl Inner {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let step = self.limits.option_timeout;
-        let whole = haggle(stream, negotiation, &self.exports, client, step);
+        let limits = &self.limits;
+        let enter = || self.clients.enter(client, limits.client_connections, limits.client_bytes);
+        let whole =
+            haggle(stream, negotiation, &self.exports, client, enter, limits.option_timeout);
         let bounded = within(self.limits.handshake_timeout, whole);
         tokio::select! {
             outcome = bounded => outcome.or_else(|error| match error.kind() {

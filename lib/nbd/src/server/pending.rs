@@ -1,10 +1,12 @@
 //! Connections that have not entered an export yet: whoever can reach the port can make them, so they
-//! are few, and the oldest makes room when there are too many.
+//! are few, and one makes room when there are too many: the oldest of the network that has the most.
+//! Whoever makes many cuts its own.
 //!
 //! A client that says nothing, or speaks slowly, therefore costs others nothing: it is cut as soon as
 //! somebody else wants its place, and else after [`Limits::option_timeout`](super::Limits).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -16,7 +18,7 @@ pub(super) struct Pending(Mutex<Waiting>);
 #[derive(Default)]
 struct Waiting {
     next: u64,
-    cut: BTreeMap<u64, Arc<Notify>>,
+    cut: BTreeMap<u64, (Option<IpAddr>, Arc<Notify>)>,
 }
 
 /// One of them; dropped, it is none any more.
@@ -27,22 +29,30 @@ pub(super) struct Newcomer {
 }
 
 impl Pending {
-    /// Takes a connection in. If there are `max` already, the oldest is cut.
-    pub(super) fn admit(self: &Arc<Self>, max: usize) -> Newcomer {
+    /// Takes a connection in. If there are `max` already, one is cut.
+    pub(super) fn admit(self: &Arc<Self>, max: usize, from: Option<IpAddr>) -> Newcomer {
         while self.waiting().cut.len() >= max.max(1) {
-            self.cut_oldest();
+            self.cut_one();
         }
         let cut = Arc::new(Notify::new());
         let mut waiting = self.waiting();
         let number = waiting.next;
         waiting.next += 1;
-        waiting.cut.insert(number, Arc::clone(&cut));
+        waiting.cut.insert(number, (from, Arc::clone(&cut)));
         Newcomer { pending: Arc::clone(self), number, cut }
     }
 
-    /// Cuts the oldest, so that its place becomes free.
-    pub(super) fn cut_oldest(&self) {
-        if let Some((_, cut)) = self.waiting().cut.pop_first() {
+    /// Cuts one, so that its place becomes free.
+    pub(super) fn cut_one(&self) {
+        let mut waiting = self.waiting();
+        let mut numbers: HashMap<Option<IpAddr>, usize> = HashMap::new();
+        for (from, _) in waiting.cut.values() {
+            *numbers.entry(*from).or_default() += 1;
+        }
+        let most = numbers.values().copied().max();
+        let oldest = waiting.cut.iter().find(|(_, (from, _))| numbers.get(from).copied() == most);
+        let oldest = oldest.map(|(number, _)| *number);
+        if let Some((_, cut)) = oldest.and_then(|number| waiting.cut.remove(&number)) {
             cut.notify_one();
         }
     }

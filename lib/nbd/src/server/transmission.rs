@@ -14,6 +14,7 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
 
 use super::Limits;
+use super::clients::{Account, Budget};
 use super::inflight::InFlight;
 use super::out::OutQueue;
 use super::request::{Ended, Running, charge, check};
@@ -37,6 +38,7 @@ pub(crate) struct Session {
     pub(crate) structured: bool,
     /// Whether `base:allocation` is selected.
     pub(crate) allocation: bool,
+    pub(crate) account: Account,
 }
 
 /// An open export; it is closed exactly once, also when the connection's task is dropped.
@@ -101,6 +103,7 @@ where
         out: OutQueue::default(),
         requests: 0,
         bytes: 0,
+        budget: Budget::new(&session.account, limits.client_bytes),
         fault: None,
     };
     std::future::poll_fn(|cx| connection.poll(cx)).await;
@@ -131,6 +134,8 @@ struct Connection<'a, S> {
     /// Requests that hold a place, and the bytes they are charged with.
     requests: usize,
     bytes: usize,
+    /// The same bytes among those of its client.
+    budget: Budget,
     fault: Option<String>,
 }
 
@@ -172,7 +177,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
 
     /// Takes in what there is; true when bytes were read.
     fn receive(&mut self, cx: &mut Context<'_>) -> bool {
-        self.parse();
+        self.parse(cx);
         if matches!(self.phase, Phase::Over | Phase::Admission(_)) {
             return false;
         }
@@ -192,7 +197,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
                 false
             }
             Poll::Ready(Ok(_)) => {
-                self.parse();
+                self.parse(cx);
                 true
             }
             Poll::Ready(Err(error)) => {
@@ -203,7 +208,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
     }
 
     /// Parses and starts requests until input or room runs out.
-    fn parse(&mut self) {
+    fn parse(&mut self, cx: &mut Context<'_>) {
         loop {
             self.phase = match std::mem::replace(&mut self.phase, Phase::Over) {
                 Phase::Header => match self.input.take_header() {
@@ -221,11 +226,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
                     },
                 },
                 Phase::Admission(request) => {
-                    if !self.has_room(&request) {
+                    let checked = self.check(&request);
+                    let charge = if checked.is_ok() { charge(&request) } else { 0 };
+                    if !self.has_room(charge, cx) {
                         self.phase = Phase::Admission(request);
                         return;
                     }
-                    self.admit(request)
+                    self.admit(request, checked, charge)
                 }
                 Phase::Payload(request, mut buffer) => {
                     let taken = buffer.extend(self.input.waiting());
@@ -253,23 +260,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
         }
     }
 
-    /// Whether a request may start: bounded in number and bytes, but one is always let in.
-    fn has_room(&self, request: &Request) -> bool {
-        let fits = self.bytes.saturating_add(charge(request)) <= self.limits.in_flight_bytes;
-        self.requests == 0 || (self.requests < self.limits.in_flight_requests && fits)
+    fn check(&self, request: &Request) -> Result<(), Error> {
+        if self.shutdown.is_none() {
+            return Err(Error::new(Errno::Shutdown, "the server is being shut down"));
+        }
+        check(request, self.session)
     }
 
-    fn admit(&mut self, request: Request) -> Phase {
+    /// Whether a request may start: bounded in number and bytes, but one is always let in as far as
+    /// its client has bytes left. If so, its bytes are taken from those of the client.
+    fn has_room(&mut self, charge: usize, cx: &mut Context<'_>) -> bool {
+        let fits = self.bytes.saturating_add(charge) <= self.limits.in_flight_bytes;
+        let room = self.requests == 0 || (self.requests < self.limits.in_flight_requests && fits);
+        room && self.budget.poll_take(charge, cx).is_ready()
+    }
+
+    fn admit(&mut self, request: Request, checked: Result<(), Error>, charge: usize) -> Phase {
         self.requests += 1;
-        let checked = if self.shutdown.is_none() {
-            Err(Error::new(Errno::Shutdown, "the server is being shut down"))
-        } else {
-            check(&request, self.session)
-        };
         let is_write = request.command == Command::Write;
         match checked {
             Ok(()) => {
-                self.bytes += charge(&request);
+                self.bytes += charge;
                 if is_write {
                     let buffer = self.session.opened.export.buffer(request.length);
                     if buffer.is_empty() && buffer.capacity() == request.length as usize {
@@ -334,6 +345,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
         let (requests, bytes) = self.out.released();
         self.requests -= requests;
         self.bytes -= bytes;
+        self.budget.give(bytes);
     }
 
     /// Cuts the connection: nothing more is read or sent, but what runs is seen to its end.
@@ -349,7 +361,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             && shutdown.as_mut().poll(cx).is_ready()
         {
             self.shutdown = None;
-            self.parse(); // whole requests that are here already are refused in so many words
+            self.parse(cx); // whole requests that are here already are refused in so many words
             self.phase = Phase::Over;
         }
     }

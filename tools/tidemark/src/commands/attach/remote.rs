@@ -54,7 +54,7 @@ pub fn plan(
     let exports = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?
-        .block_on(exports(&address, &options, point))?;
+        .block_on(exports(&address, &options, point, args.read_only))?;
     let read_only = args.read_only;
     Ok(Plan { server, exports, temporary_branch: None, read_only, wall_ns: None, damage: None })
 }
@@ -70,6 +70,7 @@ async fn exports(
     address: &Address,
     options: &Options,
     point: &PointName,
+    read_only: bool,
 ) -> Result<Vec<ExportName>> {
     let volumes = match &point.volume {
         Some(volume) => vec![volume.clone()],
@@ -86,6 +87,12 @@ async fn exports(
         let info = Client::info_of(address.clone(), &wanted.to_string(), options)
             .await
             .with_context(|| format!("cannot have {wanted}"))?;
+        if info.features.read_only && !read_only {
+            bail!(
+                "this node may read {wanted} and not write it: attach it with --read-only, or add \
+                 this node to the 'branch_writers' of the group in the target's configuration"
+            );
+        }
         let export = info.canonical_name.unwrap_or_else(|| wanted.to_string());
         // All volumes at one position: the one that the first of them was resolved to.
         if let Ok(PointName { spec: fixed @ Spec::Seq(_), .. }) = PointName::parse(&export) {
