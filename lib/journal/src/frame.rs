@@ -183,6 +183,7 @@ impl FrameHeader {
         bound(header.payload_bytes.get() <= FRAME_BYTES_MAX as u64, "payload length")?;
         bound(header.frame_bytes() <= FRAME_BYTES_MAX, "length")?;
         bound(header.first_seq.get() <= header.last_seq.get(), "sequence range")?;
+        bound(header.last_seq.get() <= Seq::MAX.0, "last sequence")?;
         bound(header.first_seq.get() > header.before_seq.get(), "first sequence")?;
         Ok(header)
     }

@@ -96,15 +96,17 @@ impl fmt::Display for VolumeId {
 }
 
 /// A record's place in its group's total order. Zero is "before the first record".
-#[derive(
-    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize)]
 #[serde(transparent)]
 pub struct Seq(pub u64);
 
 impl Seq {
     /// The place before the first record.
     pub const ZERO: Seq = Seq(0);
+
+    /// The last place that is taken from outside, be it of a frame, a peer or a file: with room above it,
+    /// no sum with a sequence can overflow. A million records a second reach it in 146,000 years.
+    pub const MAX: Seq = Seq((1 << 62) - 1);
 
     /// The next place in the order.
     pub fn next(self) -> Seq {
@@ -115,6 +117,16 @@ impl Seq {
 impl fmt::Display for Seq {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Seq {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let seq = Seq(u64::deserialize(deserializer)?);
+        let possible = seq <= Seq::MAX;
+        possible.then_some(seq).ok_or_else(|| {
+            serde::de::Error::custom(format_args!("{seq} is above the last sequence there can be"))
+        })
     }
 }
 

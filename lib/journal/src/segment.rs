@@ -98,6 +98,9 @@ pub enum SegmentError {
     /// Not what was written.
     #[error("the checksum of the segment's {0} does not match its bytes")]
     Checksum(&'static str),
+    /// Something that no segment can say.
+    #[error("the segment's {0} names a sequence above the last there can be")]
+    Sequence(&'static str),
 }
 
 /// What a segment's header says.
@@ -166,6 +169,9 @@ impl SegmentStart {
         if crc64(&header.as_bytes()[..152]) != header.crc.get() {
             return Err(SegmentError::Checksum(WHAT));
         }
+        if header.before_seq.get() > Seq::MAX.0 {
+            return Err(SegmentError::Sequence(WHAT));
+        }
         Ok(SegmentStart {
             number: header.number.get(),
             group: GroupId(header.group),
@@ -217,6 +223,9 @@ impl SegmentEnd {
         }
         if crc64(&trailer.as_bytes()[..184]) != trailer.crc.get() {
             return Err(SegmentError::Checksum(WHAT));
+        }
+        if trailer.last_seq.get() > Seq::MAX.0 {
+            return Err(SegmentError::Sequence(WHAT));
         }
         Ok(SegmentEnd {
             number: trailer.number.get(),

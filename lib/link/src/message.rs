@@ -329,10 +329,10 @@ impl Message {
             MessageKind::Frame => Ok(Message::Frame(body)),
             MessageKind::Ack => fixed::<binary::AckBody>(&body).checked().map(Message::Ack),
             MessageKind::Heartbeat => {
-                Ok(Message::Heartbeat(fixed::<binary::HeartbeatBody>(&body).into()))
+                fixed::<binary::HeartbeatBody>(&body).checked().map(Message::Heartbeat)
             }
             MessageKind::Echo => Ok(Message::Echo(fixed::<binary::EchoBody>(&body).into())),
-            MessageKind::Need => Ok(Message::Need(fixed::<binary::NeedBody>(&body).into())),
+            MessageKind::Need => fixed::<binary::NeedBody>(&body).checked().map(Message::Need),
             MessageKind::Bye => Ok(Message::Bye),
             MessageKind::Repair => Repair::decode(&body).map(Message::Repair),
             MessageKind::LeaseAsk => {

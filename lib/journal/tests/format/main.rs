@@ -1,5 +1,6 @@
 //! The format from outside: its bytes, what a reader gets back, and what damage does to it.
 
+mod bounds;
 mod cutting;
 mod damage;
 mod golden;

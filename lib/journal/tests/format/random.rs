@@ -61,7 +61,7 @@ pub fn payload(bytes: u64, seed: u64) -> Vec<u8> {
 
 /// Records as a source would write them: going up in sequence and time, none contradicting itself.
 pub fn content(records: usize, sectors_max: u32) -> impl Strategy<Value = Content> {
-    let before = (0..u64::MAX >> 2).prop_map(|seq| Position { term: TERM, seq: Seq(seq) });
+    let before = (0..Seq::MAX.0 / 2).prop_map(|seq| Position { term: TERM, seq: Seq(seq) });
     let compression = prop_oneof![Just(Compression::Off), Just(Compression::Zstd(1))];
     let time_ns = 0..u64::MAX >> 2;
     let items = vec((one(sectors_max), 1..1000u64, 0..10_000_000u64), 1..records);

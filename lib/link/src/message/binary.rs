@@ -1,6 +1,8 @@
 //! The bodies of a fixed structure.
 
 use tidemark_journal::{Position, Seq, TermId};
+
+use super::greeting::generation;
 use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
     little_endian::{I64, U32, U64},
@@ -80,6 +82,7 @@ impl AckBody {
         if ack.hop_durable > ack.hop_received || ack.final_durable > ack.hop_received {
             return Err("it calls durable what was not received".into());
         }
+        possible(ack.hop_received)?;
         if self.flags.get() & !AckFlags::FULL != 0 {
             return Err("it has unknown flags".into());
         }
@@ -137,15 +140,16 @@ impl From<&Heartbeat> for HeartbeatBody {
     }
 }
 
-impl From<HeartbeatBody> for Heartbeat {
-    fn from(body: HeartbeatBody) -> Heartbeat {
-        Heartbeat {
-            number: body.number.get(),
-            journal_ns: body.journal_ns.get(),
-            wall_ns: body.wall_ns.get(),
-            vouched: Position { term: TermId(body.vouched_term), seq: Seq(body.vouched_seq.get()) },
-            map_generation: body.map_generation.get(),
-        }
+impl HeartbeatBody {
+    pub(super) fn checked(self) -> Result<Heartbeat, String> {
+        let seq = possible(Seq(self.vouched_seq.get()))?;
+        Ok(Heartbeat {
+            number: self.number.get(),
+            journal_ns: self.journal_ns.get(),
+            wall_ns: self.wall_ns.get(),
+            vouched: Position { term: TermId(self.vouched_term), seq },
+            map_generation: generation(self.map_generation.get())?,
+        })
     }
 }
 
@@ -246,10 +250,16 @@ impl From<&Need> for NeedBody {
     }
 }
 
-impl From<NeedBody> for Need {
-    fn from(body: NeedBody) -> Need {
-        Need { seq: Seq(body.seq.get()), blocks: body.blocks }
+impl NeedBody {
+    pub(super) fn checked(self) -> Result<Need, String> {
+        Ok(Need { seq: possible(Seq(self.seq.get()))?, blocks: self.blocks })
     }
+}
+
+/// A sequence, if there can be such a one.
+fn possible(seq: Seq) -> Result<Seq, String> {
+    let sentence = || format!("its sequence {seq} is above the last there can be");
+    (seq <= Seq::MAX).then_some(seq).ok_or_else(sentence)
 }
 
 const _: () = assert!(

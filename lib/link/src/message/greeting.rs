@@ -13,6 +13,10 @@ const NAME_CHARS_MAX: usize = 255;
 pub const SENTENCE_CHARS_MAX: usize = 1000;
 /// The largest volume, in sectors (128 PiB).
 const SECTORS_MAX: u64 = 1 << 48;
+/// The highest generation of a dirty map; a source counts on from what a target says.
+const GENERATION_MAX: u64 = 1 << 62;
+/// The highest sequence at which a replica ends: its source goes on above it.
+const END_MAX: Seq = Seq(Seq::MAX.0 / 2);
 
 /// The source greets: who it is, what it holds and what it remembers.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -176,6 +180,7 @@ impl Hello {
         if self.protocol.min > self.protocol.max {
             return Err("its range of protocols is empty".into());
         }
+        generation(self.map_generation)?;
         name(&self.group.name)?;
         if self.volumes.len() > VOLUMES_MAX {
             return Err(format!("a group of more than {VOLUMES_MAX} volumes"));
@@ -212,6 +217,12 @@ impl Welcome {
             return Err(format!("a group of more than {VOLUMES_MAX} volumes"));
         }
         self.volumes.iter().try_for_each(|volume| size(volume.id, volume.sectors))?;
+        generation(self.map_generation)?;
+        let begins = self.path.as_ref().map_or(Seq::ZERO, |path| path.current().fork_seq);
+        let end = self.position.map_or(begins, |position| position.seq.max(begins));
+        if end > END_MAX {
+            return Err(format!("no replica ends at sequence {end}"));
+        }
         Ok(self)
     }
 }
@@ -252,6 +263,12 @@ fn name(name: &str) -> Result<(), String> {
         ));
     }
     Ok(())
+}
+
+/// A generation of a dirty map, if there can be such a one.
+pub(super) fn generation(generation: u64) -> Result<u64, String> {
+    let sentence = || format!("its dirty map's generation, {generation}, is impossible");
+    (generation <= GENERATION_MAX).then_some(generation).ok_or_else(sentence)
 }
 
 fn size(id: VolumeId, sectors: u64) -> Result<(), String> {

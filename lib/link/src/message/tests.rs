@@ -7,6 +7,8 @@ use tidemark_journal::{Ancestry, GroupId, Position, Seq, TermId, VolumeId};
 
 use super::*;
 
+mod bounds;
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -350,14 +352,20 @@ fn needs_name_blocks() {
     assert!(!need.is_empty() && need.wants(200) && !need.wants(4) && !need.wants(256));
 }
 
+/// What any message may carry as a sequence or a generation.
+fn any_count() -> impl Strategy<Value = u64> + Clone {
+    0..=Seq::MAX.0 / 2
+}
+
 fn any_position() -> impl Strategy<Value = Position> {
-    (any::<[u8; 16]>(), any::<u64>())
+    (any::<[u8; 16]>(), any_count())
         .prop_map(|(term, seq)| Position { term: TermId(term), seq: Seq(seq) })
 }
 
 fn any_message() -> impl Strategy<Value = Message> {
-    let ack = (any::<[u8; 16]>(), any::<(u64, u64, u64)>(), any::<bool>()).prop_map(
-        |(term, (one, two, three), full)| {
+    let counts = (any_count(), any_count(), any_count());
+    let ack =
+        (any::<[u8; 16]>(), counts, any::<bool>()).prop_map(|(term, (one, two, three), full)| {
             Message::Ack(Ack {
                 term: TermId(term),
                 hop_received: Seq(one.max(two).max(three)),
@@ -365,31 +373,29 @@ fn any_message() -> impl Strategy<Value = Message> {
                 final_durable: Seq(three),
                 flags: AckFlags { full },
             })
-        },
-    );
-    let heartbeat = (any::<(u64, u64, i64, u64)>(), any_position()).prop_map(|(n, vouched)| {
-        let (number, journal_ns, wall_ns, map_generation) = n;
+        });
+    let numbers = (any::<(u64, u64, i64)>(), any_count());
+    let heartbeat = (numbers, any_position()).prop_map(|(numbers, vouched)| {
+        let ((number, journal_ns, wall_ns), map_generation) = numbers;
         Message::Heartbeat(Heartbeat { number, journal_ns, wall_ns, vouched, map_generation })
     });
-    let welcome = (option::of(any_position()), any::<(u16, u64)>(), "[ -~]{0,20}").prop_map(
-        |(position, (protocol, map_generation), software)| {
+    let welcome = (option::of(any_position()), (any::<u16>(), any_count()), "[ -~]{0,20}")
+        .prop_map(|(position, (protocol, map_generation), software)| {
             let mut welcome = welcome();
             welcome.position = position;
             (welcome.protocol, welcome.map_generation) = (protocol, map_generation);
             welcome.software = software;
             Message::Welcome(welcome)
-        },
-    );
-    let hello = (any_position(), any::<(u64, u64)>(), "[a-z]{1,20}", 1..=1u64 << 48).prop_map(
-        |(acked, (ceiling, map_generation), name, sectors)| {
+        });
+    let hello = (any_position(), (any_count(), any_count()), "[a-z]{1,20}", 1..=1u64 << 48)
+        .prop_map(|(acked, (ceiling, map_generation), name, sectors)| {
             let mut hello = hello();
             (hello.acked, hello.ceiling) = (acked, Seq(ceiling));
             hello.map_generation = map_generation;
             hello.volumes[0].sectors = sectors;
             hello.group.name = name;
             Message::Hello(hello)
-        },
-    );
+        });
     prop_oneof![
         ack,
         heartbeat,
@@ -398,7 +404,7 @@ fn any_message() -> impl Strategy<Value = Message> {
         any::<(u64, i64)>().prop_map(|(number, received_wall_ns)| {
             Message::Echo(Echo { number, received_wall_ns })
         }),
-        any::<(u64, [u8; 32])>()
+        (any_count(), any::<[u8; 32]>())
             .prop_map(|(seq, blocks)| Message::Need(Need { seq: Seq(seq), blocks })),
         vec(any::<u8>(), 1..5000).prop_map(Message::Frame),
         "\\PC{0,50}".prop_map(|text| Message::Notice(Notice::new(Severity::Info, text))),

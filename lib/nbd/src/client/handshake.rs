@@ -13,6 +13,8 @@ use crate::proto::{Cursor, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, INIT_MAGIC, OPTI
 
 /// Longest option reply that is taken.
 const REPLY_BYTES_MAX: u32 = 64 * 1024;
+/// Most bytes of replies to one option, with their headers.
+const REPLIES_BYTES_MAX: usize = 16 << 20;
 const ERROR_BIT: u32 = 1 << 31;
 
 pub(super) async fn greet(stream: &mut Box<dyn Stream>) -> Result<(), ConnectError> {
@@ -118,6 +120,7 @@ async fn ask(
 ) -> Result<Vec<(u32, Vec<u8>)>, ConnectError> {
     send(stream, number, data).await?;
     let mut replies = Vec::new();
+    let mut bytes = 0;
     loop {
         let mut raw = [0; OPTION_REPLY_HEADER_BYTES];
         stream.read_exact(&mut raw).await?;
@@ -125,6 +128,10 @@ async fn ask(
             .ok_or_else(|| protocol("an option reply with a wrong magic"))?;
         if header.option != number || header.length > REPLY_BYTES_MAX {
             return Err(protocol("a reply to another option, or of absurd length"));
+        }
+        bytes += OPTION_REPLY_HEADER_BYTES + header.length as usize;
+        if bytes > REPLIES_BYTES_MAX {
+            return Err(protocol("more replies to an option than are taken"));
         }
         let mut data = vec![0; header.length as usize];
         stream.read_exact(&mut data).await?;

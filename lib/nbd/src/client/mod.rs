@@ -93,7 +93,7 @@ pub async fn hand_over(
     export: &str,
     options: &Options,
 ) -> Result<(ExportInfo, Box<dyn Stream>), ConnectError> {
-    let mut stream = open(address.into(), options).await?;
+    let mut stream = begin(connect(address.into()).await?, options).await?;
     let (info, _) = handshake::go(&mut stream, export, options).await?;
     Ok((info, stream))
 }
@@ -112,7 +112,16 @@ impl Client {
         export: &str,
         options: &Options,
     ) -> Result<Self, ConnectError> {
-        let mut stream = open(address.into(), options).await?;
+        Self::over(connect(address.into()).await?, export, options).await
+    }
+
+    /// Enters an export over a connection on which nothing has been said yet.
+    pub async fn over(
+        stream: Box<dyn Stream>,
+        export: &str,
+        options: &Options,
+    ) -> Result<Self, ConnectError> {
+        let mut stream = begin(stream, options).await?;
         let (info, structured) = handshake::go(&mut stream, export, options).await?;
         Ok(Self { session: Arc::new(Session::start(stream, structured)), info: Arc::new(info) })
     }
@@ -122,7 +131,15 @@ impl Client {
         address: impl Into<Address>,
         options: &Options,
     ) -> Result<Vec<ExportEntry>, ConnectError> {
-        handshake::list(&mut open(address.into(), options).await?).await
+        Self::list_over(connect(address.into()).await?, options).await
+    }
+
+    /// The same over a connection on which nothing has been said yet.
+    pub async fn list_over(
+        stream: Box<dyn Stream>,
+        options: &Options,
+    ) -> Result<Vec<ExportEntry>, ConnectError> {
+        handshake::list(&mut begin(stream, options).await?).await
     }
 
     /// What the server says about an export, without entering it.
@@ -131,7 +148,8 @@ impl Client {
         export: &str,
         options: &Options,
     ) -> Result<ExportInfo, ConnectError> {
-        handshake::info(&mut open(address.into(), options).await?, export).await
+        let stream = connect(address.into()).await?;
+        handshake::info(&mut begin(stream, options).await?, export).await
     }
 
     /// Size and abilities of the export.
@@ -228,16 +246,22 @@ impl Client {
     }
 }
 
-/// Connects, exchanges greetings and encrypts.
-async fn open(address: Address, options: &Options) -> Result<Box<dyn Stream>, ConnectError> {
-    let mut stream: Box<dyn Stream> = match address {
+async fn connect(address: Address) -> Result<Box<dyn Stream>, ConnectError> {
+    Ok(match address {
         Address::Unix(path) => Box::new(UnixStream::connect(path).await?),
         Address::Tcp(address) => {
             let stream = TcpStream::connect(address).await?;
             stream.set_nodelay(true)?;
             Box::new(stream)
         }
-    };
+    })
+}
+
+/// Exchanges greetings and encrypts.
+async fn begin(
+    mut stream: Box<dyn Stream>,
+    options: &Options,
+) -> Result<Box<dyn Stream>, ConnectError> {
     handshake::greet(&mut stream).await?;
     if let Some((config, name)) = &options.tls {
         handshake::start_tls(&mut stream).await?;

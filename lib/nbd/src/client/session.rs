@@ -14,8 +14,8 @@ use crate::proto::{Cursor, Errno};
 
 /// Requests waiting to be sent, beyond which callers wait.
 const QUEUE: usize = 256;
-/// Longest payload of a chunk that is taken.
-const CHUNK_BYTES_MAX: u32 = 64 << 20;
+/// Longest payload of a chunk that is taken, besides the data that was asked for.
+const CHUNK_BYTES_MAX: u32 = 1 << 20;
 
 pub(super) enum Answer {
     Data(Bytes),
@@ -227,7 +227,8 @@ fn take_reply(input: &mut BytesMut, structured: bool, shared: &Shared) -> Result
         }
         ReplyHeader::Chunk { cookie, done, kind, length } => {
             let request = shared.request(cookie)?;
-            if length > CHUNK_BYTES_MAX {
+            let asked = if request.command == Command::Read { request.length } else { 0 };
+            if length > asked.saturating_add(CHUNK_BYTES_MAX) {
                 return Err("a chunk of absurd length".to_owned());
             }
             if input.len() < head + length as usize {
