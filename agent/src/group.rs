@@ -400,6 +400,7 @@ impl Group {
             raw_bytes_total: encoded.raw_bytes,
             frames_total: encoded.frames,
             gaps_total: snapshot.counters.overflows,
+            compared_bytes_total: snapshot.counters.catch_up_read_bytes,
             sync: self.config.sync_timeout.map(|_| SyncStatus {
                 stage: snapshot.sync.stage,
                 reason: snapshot.sync.why.map(|why| why.describe().to_owned()),

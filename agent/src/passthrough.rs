@@ -222,7 +222,7 @@ fn all_uncaptured(volumes: &[EngineVolume]) -> DirtyMap {
     });
     let mut map = DirtyMap::new([0; 16], 0, 0, starts.collect());
     // As if it had been written; the disks' record says as much.
-    while map.begin_commit(Seq::ZERO, true).is_some() {
+    while map.begin_commit(Seq::ZERO).is_some() {
         map.commit_written();
     }
     map

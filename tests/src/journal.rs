@@ -88,6 +88,29 @@ pub fn of_load(log_dir: &Path, after: Seq) -> Result<Vec<(Seq, order::Record)>> 
     Ok(records)
 }
 
+/// The gaps of so many volumes, of each in order.
+pub fn gaps(log_dir: &Path, volumes: usize) -> Result<Vec<Vec<Gap>>> {
+    let mut gaps = vec![Vec::new(); volumes];
+    walk(log_dir, |logged| note_gap(&mut gaps, &logged.record))?;
+    Ok(gaps)
+}
+
+fn note_gap(gaps: &mut [Vec<Gap>], record: &Record) -> Result<()> {
+    let gaps = gaps.get_mut(usize::from(record.volume.0)).context("an unknown volume")?;
+    match record.kind {
+        Kind::GapBegin => {
+            let reason = GapReason::from_u8(record.flags).context("a gap without a reason")?;
+            // Another one inside a gap goes on with it.
+            if gaps.last().is_none_or(|gap| gap.end.is_some()) {
+                gaps.push(Gap { reason, begin: record.seq, end: None });
+            }
+        }
+        Kind::GapEnd => gaps.last_mut().context("no gap to end")?.end = Some(record.seq),
+        _ => {}
+    }
+    Ok(())
+}
+
 /// What the volumes hold as the log says, record by record. All begins as zeros.
 pub struct Replay {
     records: std::vec::IntoIter<Logged>,
@@ -113,19 +136,7 @@ impl Replay {
         let mut gaps: Vec<Vec<Gap>> = vec![Vec::new(); sizes_bytes.len()];
         let mut records = Vec::new();
         walk(log_dir, |logged| {
-            let Record { kind, flags, volume, seq, .. } = logged.record;
-            let gaps = gaps.get_mut(usize::from(volume.0)).context("an unknown volume")?;
-            match kind {
-                Kind::GapBegin => {
-                    let reason = GapReason::from_u8(flags).context("a gap without a reason")?;
-                    // Another one inside a gap goes on with it.
-                    if gaps.last().is_none_or(|gap| gap.end.is_some()) {
-                        gaps.push(Gap { reason, begin: seq, end: None });
-                    }
-                }
-                Kind::GapEnd => gaps.last_mut().context("no gap to end")?.end = Some(seq),
-                _ => {}
-            }
+            note_gap(&mut gaps, &logged.record)?;
             records.push(logged);
             Ok(())
         })?;

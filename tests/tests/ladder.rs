@@ -1,9 +1,8 @@
-//! A link that is slower than the writes: ring, spool and gap one after the other and back again by
-//! themselves, with nothing lost on the way; and the spool over restarts, kills and lost rings.
+//! The spool: what the ring cannot hold goes there and comes back in order, over cuts, restarts, kills and lost rings.
+//! `overflow` goes down the whole ladder and up again.
 
-use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tidemark_control::agent::Rung;
@@ -261,74 +260,4 @@ fn a_spool_that_is_taken_away_is_noticed_and_everything_compared() -> Result<()>
     ensure!(gaps.iter().any(|gap| gap.reason == GapReason::Doubt), "{gaps:?}");
     ensure!(site.read_export("/v0@latest")? == std::fs::read(site.image(0))?, "the replica");
     Ok(())
-}
-
-/// Overflow: the link is throttled far below the write rate until all rungs were used, then released.
-#[test]
-fn all_rungs_are_used_and_left_again() -> Result<()> {
-    let mut site = Site::started(plan(64))?;
-    site.wait_in_sync()?;
-    let disk = site.disk(0, 1)?;
-    let content = |site: &Site| std::fs::read(site.image(0));
-    // A point at a quiet moment, and the unthrottled rate.
-    let unthrottled = rate(&disk, 1)?;
-    site.wait_in_sync()?;
-    let older = (site.mark("before")?, content(&site)?);
-    site.wait_in_sync()?;
-    site.network().stall(true);
-    let (mut rungs, mut throttled, mut round) = (BTreeSet::new(), Vec::new(), 2);
-    let mut warned = false;
-    let deadline = Instant::now() + Duration::from_secs(100);
-    while !rungs.contains("gap") {
-        throttled.push(rate(&disk, round)?);
-        round += 1;
-        let status = site.status()?;
-        rungs.insert(match status.rung {
-            Rung::Ring => "ring",
-            Rung::Spool => "spool",
-            Rung::Gap => "gap",
-        });
-        warned |= status.ladder.next == Some(Rung::Gap);
-        ensure!(Instant::now() < deadline, "{rungs:?}: {status:#?}");
-    }
-    ensure!(rungs.contains("spool"), "{rungs:?}");
-    ensure!(site.mark("inside").is_err(), "a mark inside a gap was set");
-    let in_gap = rate(&disk, round)?;
-    throttled.sort_by(f64::total_cmp);
-    println!(
-        "MiB/s: {unthrottled:.0} unthrottled; {:.0} throttled, the median of {}; {in_gap:.0} in the gap; \
-         a forecast of the gap: {warned}",
-        throttled[throttled.len() / 2],
-        throttled.len()
-    );
-    site.network().stall(false);
-    site.wait_in_sync()?;
-    let ladder = site.status()?.ladder;
-    println!("{ladder:?}");
-    site.wait("the spool to be left", |status| {
-        status.rung == Rung::Ring && status.ladder.spool_bytes == 0
-    })?;
-    ensure!(site.read_export("/v0@latest")? == content(&site)?, "the replica");
-    ensure!(site.read_export(&format!("/v0@seq:{}", older.0))? == older.1, "the older point");
-    let replay = Replay::read(&site.log_dir(), &SIZES_BYTES)?;
-    let gaps = replay.gaps(0);
-    ensure!(gaps.iter().all(|gap| gap.end.is_some()), "{gaps:?}");
-    ensure!(gaps.iter().filter(|gap| gap.reason == GapReason::Overflow).count() >= 1, "{gaps:?}");
-    site.stop_agent()?;
-    Ok(())
-}
-
-/// Writes for a while; MiB a second.
-fn rate(disk: &NbdDisk, seed: u64) -> Result<f64> {
-    let shape =
-        Shape { zeroes_percent: 0, discards_percent: 0, flushes_percent: 0, ..shape(seed, 150) };
-    let operations = shape.operations()?;
-    let bytes: u64 = operations
-        .iter()
-        .filter_map(|operation| operation.action.range())
-        .map(|(_, bytes)| bytes)
-        .sum();
-    let start = Instant::now();
-    load(disk, &operations, Log::default())?;
-    Ok(bytes as f64 / MIB as f64 / start.elapsed().as_secs_f64())
 }

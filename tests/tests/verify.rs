@@ -11,6 +11,7 @@ use tidemark_journal::Kind;
 use tidemark_tests::journal;
 use tidemark_tests::site::{GROUP, Plan, Site};
 
+const NODE: &str = env!("CARGO_BIN_EXE_node");
 const MIB: u64 = 1 << 20;
 const SIZE_BYTES: u64 = 48 * MIB;
 
@@ -114,26 +115,69 @@ fn a_verify_goes_on_after_a_restart_of_either_side() -> Result<()> {
     Ok(())
 }
 
+/// A site whose disk of so many regions holds something in each, before the first sync.
+fn unsynced(regions: u64, catch_up_bytes_per_s: &str) -> Result<Site> {
+    let mut plan = Plan::new(&[regions * MIB]);
+    plan.group_lines = format!("catch_up_bytes_per_s = \"{catch_up_bytes_per_s}\"");
+    let site = Site::new(plan)?;
+    let image = fs::OpenOptions::new().write(true).open(site.image(0))?;
+    for region in 0..regions {
+        image.write_all_at(&[0x33; 8192], region * MIB)?;
+    }
+    Ok(site)
+}
+
+/// Regions read since the agent's start, with what was read of them once more because the target lacked it.
+fn compared_regions(site: &Site) -> Result<u64> {
+    Ok(site.status()?.compared_bytes_total.div_ceil(MIB + 8192))
+}
+
+fn expect_synced(site: &Site) -> Result<()> {
+    site.wait_in_sync()?;
+    let seq = site.mark("after")?;
+    site.wait_in_sync()?;
+    let replica = site.read_export(&format!("/v0@seq:{seq}"))?;
+    ensure!(replica == fs::read(site.image(0))?, "the replica differs from the disk");
+    Ok(())
+}
+
+/// Regions that may be read once more than needed: those whose reads or records a restart interrupts.
+const UNDER_WAY: u64 = 8;
+
 #[test]
 fn a_first_sync_ends_in_spite_of_restarts_of_either_side() -> Result<()> {
-    let mut site = Site::new(plan("catch_up_bytes_per_s = \"4 MiB\""))?;
-    let image = fs::OpenOptions::new().write(true).open(site.image(0))?;
-    for at in (0..SIZE_BYTES).step_by(MIB as usize) {
-        image.write_all_at(&[0x33; 8192], at)?;
-    }
-    drop(image);
+    let mut site = unsynced(48, "4 MiB")?;
     site.start_target()?;
     site.start_agent()?;
     site.wait("a part of it", |status| status.volumes[0].uncaptured_regions <= 24)?;
     site.stop_target()?;
     site.start_target()?;
     site.wait("more of it", |status| status.volumes[0].uncaptured_regions <= 12)?;
+    let compared = compared_regions(&site)?;
+    ensure!(compared <= 36 + 2 * UNDER_WAY, "{compared} regions after the target's restart");
+    let left = site.status()?.volumes[0].uncaptured_regions;
     site.stop_agent()?;
     site.start_agent()?;
-    site.wait_in_sync()?;
-    let seq = site.mark("after")?;
-    site.wait_in_sync()?;
-    let replica = site.read_export(&format!("/v0@seq:{seq}"))?;
-    ensure!(replica == fs::read(site.image(0))?, "the replica differs from the disk");
+    expect_synced(&site)?;
+    let compared = compared_regions(&site)?;
+    ensure!(compared <= left + UNDER_WAY, "{compared} regions were compared, and {left} were left");
+    Ok(())
+}
+
+/// What was sent, and known to be final-durable, more than ten seconds before is not compared again, though the
+/// ring is gone.
+#[test]
+fn a_first_sync_whose_agent_is_killed_goes_on_near_where_it_was() -> Result<()> {
+    let mut site = unsynced(160, "8 MiB")?;
+    site.start_target()?;
+    site.spawn_agent(NODE)?;
+    site.wait("most of it", |status| status.volumes[0].uncaptured_regions <= 24)?;
+    let left = site.status()?.volumes[0].uncaptured_regions;
+    site.kill_agent()?;
+    site.spawn_agent(NODE)?;
+    expect_synced(&site)?;
+    let compared = compared_regions(&site)?;
+    println!("{compared} regions were compared, and {left} were left");
+    ensure!(compared <= left + 10 * 8 + UNDER_WAY, "{compared} regions, and {left} were left");
     Ok(())
 }

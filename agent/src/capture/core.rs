@@ -107,6 +107,7 @@ pub struct Core {
     doubt: bool,
     /// What had ended when the flushes of a stop were begun.
     stop_flushed: Option<u64>,
+    stop_flush_failed: bool,
     granted: Vec<LockId>,
     /// Writes that the local disk refused, until that is durably marked.
     failed: Vec<Failed>,
@@ -161,6 +162,7 @@ impl Core {
             epoch: None,
             doubt: false,
             stop_flushed: None,
+            stop_flush_failed: false,
             granted: Vec::with_capacity(64),
             failed: Vec::new(),
             sync: SyncMode::new(None, None, 0),
@@ -226,13 +228,11 @@ impl Core {
         self.poll_catch_up();
         self.poll_epoch();
         self.poll_sync();
-        if self.map.wants_commit() {
-            self.begin_commit(false);
-        }
+        self.begin_commit();
     }
 
-    fn begin_commit(&mut self, all: bool) {
-        if let Some(commit) = self.map.begin_commit(self.covered(), all) {
+    fn begin_commit(&mut self) {
+        if let Some(commit) = self.map.begin_commit(self.covered()) {
             self.effects.push_back(Effect::CommitMap(commit));
         }
     }

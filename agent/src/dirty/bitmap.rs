@@ -12,6 +12,7 @@ use super::BLOCK_BYTES;
 use tidemark_journal::checksum::crc64;
 
 const BITS_BYTES: usize = 2016;
+const PAGE_WORDS: usize = BITS_BYTES / 8;
 /// Regions that one page speaks of.
 pub const PAGE_REGIONS: u32 = (BITS_BYTES * 8) as u32;
 const MAGIC: [u8; 4] = *b"TMBM";
@@ -50,10 +51,14 @@ struct Page {
     uncaptured: [u8; BITS_BYTES],
 }
 
-/// A plain set of region numbers.
+/// A plain set of region numbers. It knows how many each page holds, so that what is empty is passed
+/// over at once: a volume of 64 TiB has 67 million regions on 4162 pages.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bits {
+    /// Whole pages; bits beyond the last region are never set.
     words: Vec<u64>,
+    /// The number of regions in the set, for each page.
+    page_ones: Vec<u32>,
     regions: u32,
     ones: u32,
 }
@@ -61,7 +66,8 @@ pub struct Bits {
 impl Bits {
     /// No region of so many.
     pub fn new(regions: u32) -> Bits {
-        Bits { words: vec![0; (regions as usize).div_ceil(64)], regions, ones: 0 }
+        let pages = pages_in(regions) as usize;
+        Bits { words: vec![0; pages * PAGE_WORDS], page_ones: vec![0; pages], regions, ones: 0 }
     }
 
     /// An empty set for as many regions as `other` has.
@@ -86,7 +92,12 @@ impl Bits {
             return false;
         }
         *word ^= bit;
-        self.ones = if to { self.ones + 1 } else { self.ones - 1 };
+        let page_ones = &mut self.page_ones[(region / PAGE_REGIONS) as usize];
+        if to {
+            (*page_ones, self.ones) = (*page_ones + 1, self.ones + 1);
+        } else {
+            (*page_ones, self.ones) = (*page_ones - 1, self.ones - 1);
+        }
         true
     }
 
@@ -97,8 +108,17 @@ impl Bits {
 
     /// Adds every region.
     pub fn fill(&mut self) {
-        for region in 0..self.regions {
-            self.set(region);
+        for page in 0..pages_in(self.regions) {
+            self.fill_page(page);
+        }
+    }
+
+    /// Removes every region.
+    pub fn empty(&mut self) {
+        for page in 0..pages_in(self.regions) {
+            if self.page_ones[page as usize] > 0 {
+                self.change_page(page, |_, word| *word = 0);
+            }
         }
     }
 
@@ -109,13 +129,27 @@ impl Bits {
 
     /// The first region in the set at or after `from`.
     pub fn next(&self, from: u32) -> Option<u32> {
+        let first = from / PAGE_REGIONS;
+        let after = || {
+            let later = self.page_ones.get(first as usize + 1..)?;
+            let skipped = later.iter().position(|ones| *ones > 0)?;
+            self.next_on(first + 1 + skipped as u32, 0)
+        };
+        self.next_on(first, from % PAGE_REGIONS).or_else(after)
+    }
+
+    fn next_on(&self, page: u32, from: u32) -> Option<u32> {
+        if *self.page_ones.get(page as usize)? == 0 {
+            return None;
+        }
+        let words = self.page(page);
         let mut word = from as usize / 64;
-        let mut bits = self.words.get(word)? & (u64::MAX << (from % 64));
+        let mut bits = words[word] & (u64::MAX << (from % 64));
         while bits == 0 {
             word += 1;
-            bits = *self.words.get(word)?;
+            bits = *words.get(word)?;
         }
-        Some(word as u32 * 64 + bits.trailing_zeros())
+        Some(page * PAGE_REGIONS + word as u32 * 64 + bits.trailing_zeros())
     }
 
     /// The regions in the set, ascending.
@@ -128,20 +162,56 @@ impl Bits {
         })
     }
 
-    /// Moves every region of `other` into this set.
-    pub fn absorb(&mut self, other: &mut Bits) {
-        let mut ones = 0;
-        for (word, from) in self.words.iter_mut().zip(&mut other.words) {
-            *word |= std::mem::take(from);
-            ones += word.count_ones();
-        }
-        (self.ones, other.ones) = (ones, 0);
+    /// The pages that hold any region of the set, ascending.
+    pub fn pages(&self) -> impl Iterator<Item = u32> + '_ {
+        (0..).zip(&self.page_ones).filter(|(_, ones)| **ones > 0).map(|(page, _)| page)
     }
 
-    fn page_bits(&self, page: u32) -> impl Iterator<Item = u64> + '_ {
-        let words = BITS_BYTES / 8;
-        let from = (page as usize * words).min(self.words.len());
-        self.words[from..].iter().copied().chain(std::iter::repeat(0)).take(words)
+    /// Adds every region of `other`.
+    pub fn include(&mut self, other: &Bits) {
+        for page in other.pages() {
+            let from = other.page(page);
+            self.change_page(page, |at, word| *word |= from[at]);
+        }
+    }
+
+    /// Moves every region of `other` into this set.
+    pub fn absorb(&mut self, other: &mut Bits) {
+        self.include(other);
+        other.empty();
+    }
+
+    fn page(&self, page: u32) -> &[u64] {
+        &self.words[page as usize * PAGE_WORDS..][..PAGE_WORDS]
+    }
+
+    fn fill_page(&mut self, page: u32) {
+        let here = PAGE_REGIONS.min(self.regions - page * PAGE_REGIONS) as usize;
+        self.change_page(page, |at, word| {
+            *word = match here.saturating_sub(at * 64) {
+                64.. => u64::MAX,
+                left => (1 << left) - 1,
+            }
+        });
+    }
+
+    /// Takes a page over from its bytes.
+    fn read_page(&mut self, page: u32, bytes: &[u8; BITS_BYTES]) {
+        self.fill_page(page);
+        let (from, _) = bytes.as_chunks();
+        self.change_page(page, |at, word| *word &= u64::from_le_bytes(from[at]));
+    }
+
+    /// Changes each word of a page, and counts anew.
+    fn change_page(&mut self, page: u32, mut change: impl FnMut(usize, &mut u64)) {
+        let mut ones = 0;
+        let words = &mut self.words[page as usize * PAGE_WORDS..][..PAGE_WORDS];
+        for (at, word) in words.iter_mut().enumerate() {
+            change(at, word);
+            ones += word.count_ones();
+        }
+        let before = std::mem::replace(&mut self.page_ones[page as usize], ones);
+        self.ones = self.ones - before + ones;
     }
 }
 
@@ -177,11 +247,11 @@ pub fn encode(
         dirty: [0; BITS_BYTES],
         uncaptured: [0; BITS_BYTES],
     };
-    let joined = dirty[0].page_bits(number).zip(dirty[1].page_bits(number)).map(|(a, b)| a | b);
+    let joined = dirty[0].page(number).iter().zip(dirty[1].page(number)).map(|(a, b)| a | b);
     for (bytes, word) in page.dirty.chunks_exact_mut(8).zip(joined) {
         bytes.copy_from_slice(&word.to_le_bytes());
     }
-    for (bytes, word) in page.uncaptured.chunks_exact_mut(8).zip(uncaptured.page_bits(number)) {
+    for (bytes, word) in page.uncaptured.chunks_exact_mut(8).zip(uncaptured.page(number)) {
         bytes.copy_from_slice(&word.to_le_bytes());
     }
     page.crc = crc64(page.as_bytes()).into();
@@ -230,26 +300,15 @@ pub fn recover(file: &[u8], map_id: [u8; 16], regions: u32) -> Recovered {
                 own.then_some((place, page))
             })
             .max_by_key(|(_, page)| page.generation.get());
-        let first = number * PAGE_REGIONS;
-        let here = PAGE_REGIONS.min(regions - first);
         let Some((place, page)) = newest else {
             found.damaged_pages += 1;
-            (first..first + here).for_each(|region| {
-                found.uncaptured.set(region);
-            });
+            found.uncaptured.fill_page(number);
             continue;
         };
         found.written[number as usize] = place + 1;
         found.generation = found.generation.max(page.generation.get());
-        for region in 0..here {
-            let (byte, bit) = (region as usize / 8, 1u8 << (region % 8));
-            if page.dirty[byte] & bit != 0 {
-                found.dirty.set(first + region);
-            }
-            if page.uncaptured[byte] & bit != 0 {
-                found.uncaptured.set(first + region);
-            }
-        }
+        found.dirty.read_page(number, &page.dirty);
+        found.uncaptured.read_page(number, &page.uncaptured);
     }
     found
 }

@@ -10,7 +10,7 @@
 //! written. Invariant 6 rests on epochs: the dirty bits of an epoch are dropped only when every
 //! sequence drawn in it is final-durable and a flush of the local disk begun after it has ended.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 
 use super::{
     RegionId,
@@ -39,19 +39,36 @@ pub struct Commit {
     pub log: Option<BlockWrite>,
 }
 
+/// Pages that a commit writes of a volume besides those that somebody waits for.
+const DUE_PAGES_MAX: usize = 64;
+
+/// Of [`Page::sound_with`]: no commit has been begun with it.
+const NOT_YET: u64 = u64::MAX;
+
 struct VolumeMap {
     id: VolumeId,
     /// Dirty since the last rotation, and in the epoch before it.
     current: Bits,
     previous: Bits,
     uncaptured: Bits,
-    written: Vec<u64>,
-    /// Pages whose content in memory is not on storage. Writing them can wait.
-    stale: Vec<bool>,
-    /// The commit with which all pages are written, because many bits were set at once: before it
-    /// is durable, a bit in memory says nothing about storage.
-    whole_with: u64,
+    pages: Vec<Page>,
+    /// Pages that the next commits write, some with each.
+    due: VecDeque<u32>,
     flushed_tick: u64,
+}
+
+/// A page of a volume's bitmap.
+#[derive(Clone, Copy)]
+struct Page {
+    /// Which place to write next.
+    written: u64,
+    /// Its content in memory is not on storage. Writing it can wait.
+    stale: bool,
+    /// It is among those that are due.
+    due: bool,
+    /// The commit since which a set bit in memory says something about storage: before, many were set at
+    /// once.
+    sound_with: u64,
 }
 
 /// What the map's files said about one volume, to start from.
@@ -106,9 +123,8 @@ impl DirtyMap {
                 previous: Bits::new_like(&start.dirty),
                 current: start.dirty,
                 uncaptured: start.uncaptured,
-                stale: vec![true; start.written.len()],
-                whole_with: generation + 1,
-                written: start.written,
+                pages: start.written.into_iter().map(Page::unwritten).collect(),
+                due: VecDeque::new(),
                 flushed_tick: 0,
             })
             .collect();
@@ -143,15 +159,12 @@ impl DirtyMap {
     /// Whether a write into the region that will have no record may go on. If not, the next commit
     /// will let it.
     pub fn ready_uncaptured(&mut self, region: RegionId) -> bool {
-        let (begun, durable) = (self.generation, self.durable_generation);
         let map = self.volume(region.volume);
-        let (new, whole_with) = (map.uncaptured.set(region.index), map.whole_with);
-        if new || whole_with > begun {
+        let new = map.uncaptured.set(region.index);
+        if new || map.page(region).sound_with == NOT_YET {
             self.marking.insert(region);
         }
-        whole_with <= durable
-            && !self.marking.contains(&region)
-            && !self.marking_now.contains(&region)
+        !self.is_marking(region)
     }
 
     /// A write into an active region begins to need it.
@@ -198,12 +211,14 @@ impl DirtyMap {
     pub fn flush_failed(&mut self, volume: VolumeId) {
         let map = self.volume(volume);
         let flushed_tick = map.flushed_tick;
-        let dirty = map.current.iter().chain(map.previous.iter());
-        let mut regions: Vec<RegionId> = dirty.map(|index| RegionId { volume, index }).collect();
+        let pages: Vec<u32> = map.current.pages().chain(map.previous.pages()).collect();
+        map.uncaptured.include(&map.current);
+        map.uncaptured.include(&map.previous);
+        map.set_many(pages);
         let unflushed = self.active.taken().filter(|slot| slot.last_tick > flushed_tick);
         let unflushed = unflushed.filter_map(|slot| slot.region);
-        regions.extend(unflushed.filter(|region| region.volume == volume));
-        for region in regions {
+        let unflushed = unflushed.filter(|region| region.volume == volume);
+        for region in unflushed.collect::<Vec<_>>() {
             self.mark_uncaptured(region);
         }
     }
@@ -211,11 +226,9 @@ impl DirtyMap {
     /// Marks every region of a volume as needing catch-up. Durable after the next commit, so
     /// whoever relies on it waits for [`Self::is_settled`].
     pub fn doubt(&mut self, volume: VolumeId) {
-        let next = self.generation + 1;
         let map = self.volume(volume);
         map.uncaptured.fill();
-        map.stale.fill(true);
-        map.whole_with = next;
+        map.set_many(0..map.pages.len() as u32);
     }
 
     /// Marks a region as needing catch-up, durably with the next commit.
@@ -227,12 +240,18 @@ impl DirtyMap {
 
     /// Whether a mark of the region as uncaptured is still on its way to storage.
     pub fn is_marking(&self, region: RegionId) -> bool {
-        self.marking.contains(&region) || self.marking_now.contains(&region)
+        let map = self.volumes.iter().find(|map| map.id == region.volume);
+        map.is_some_and(|map| map.page(region).sound_with > self.durable_generation)
+            || self.marking.contains(&region)
+            || self.marking_now.contains(&region)
     }
 
     /// Whether a mark of any of the volume's regions as uncaptured is still on its way to storage.
     pub fn is_marking_any(&self, volume: VolumeId) -> bool {
-        self.marking.iter().chain(&self.marking_now).any(|region| region.volume == volume)
+        let map = self.volumes.iter().find(|map| map.id == volume);
+        let sound = |page: &Page| page.sound_with <= self.durable_generation;
+        map.is_some_and(|map| !map.pages.iter().all(sound))
+            || self.marking.iter().chain(&self.marking_now).any(|region| region.volume == volume)
     }
 
     /// Catch-up has committed records for all of the region. It stays dirty until they are durable.
@@ -240,7 +259,7 @@ impl DirtyMap {
         let map = self.volume(region.volume);
         if map.uncaptured.clear(region.index) {
             map.current.set(region.index);
-            map.stale[(region.index / PAGE_REGIONS) as usize] = true;
+            map.pages[(region.index / PAGE_REGIONS) as usize].stale = true;
         }
     }
 
@@ -252,7 +271,8 @@ impl DirtyMap {
             return false;
         }
         for map in &mut self.volumes {
-            map.previous.absorb(&mut map.current);
+            debug_assert_eq!(map.previous.count(), 0, "an epoch that has not settled");
+            std::mem::swap(&mut map.previous, &mut map.current);
         }
         self.boundary = Some(last);
         true
@@ -267,10 +287,21 @@ impl DirtyMap {
     pub fn settle(&mut self) {
         self.boundary = None;
         for map in &mut self.volumes {
-            for region in map.previous.iter() {
-                map.stale[(region / PAGE_REGIONS) as usize] = true;
+            for page in map.previous.pages() {
+                map.pages[page as usize].stale = true;
             }
-            map.previous = Bits::new_like(&map.previous);
+            map.previous.empty();
+        }
+    }
+
+    /// Has the pages written whose bits were dropped in memory, some with each of the next commits.
+    pub fn write_back(&mut self) {
+        for map in &mut self.volumes {
+            for (number, page) in (0..).zip(&mut map.pages).filter(|(_, page)| page.stale) {
+                if !std::mem::replace(&mut page.due, true) {
+                    map.due.push_back(number);
+                }
+            }
         }
     }
 
@@ -303,16 +334,19 @@ impl DirtyMap {
     /// Whether something waits for a commit.
     pub fn wants_commit(&self) -> bool {
         !self.committing
-            && (!self.wanted.is_empty() || !self.marking.is_empty() || !self.changed.is_empty())
+            && (!self.wanted.is_empty()
+                || !self.marking.is_empty()
+                || !self.changed.is_empty()
+                || self.active.is_unwritten()
+                || self.volumes.iter().any(|map| !map.due.is_empty()))
     }
 
-    /// Begins the next commit; nothing if nothing waits for one (with `all`: if no page is stale
-    /// either) or no slot can be given away now.
-    pub fn begin_commit(&mut self, durable: Seq, all: bool) -> Option<Commit> {
-        if self.committing {
+    /// Begins the next commit; nothing if nothing waits for one or no slot can be given away now.
+    pub fn begin_commit(&mut self, durable: Seq) -> Option<Commit> {
+        if !self.wants_commit() {
             return None;
         }
-        let mut urgent: HashSet<(VolumeId, u32)> = HashSet::new();
+        let mut urgent: BTreeSet<(VolumeId, u32)> = BTreeSet::new();
         while self.changed.len() < CHANGES_MAX
             && let Some(region) = self.wanted.front().copied()
         {
@@ -332,8 +366,9 @@ impl DirtyMap {
         for region in &self.marking {
             urgent.insert((region.volume, region.index / PAGE_REGIONS));
         }
-        let any_stale = all && self.volumes.iter().any(|map| map.stale.contains(&true));
-        if self.changed.is_empty() && urgent.is_empty() && !any_stale {
+        let whole = self.active.is_unwritten();
+        let due = self.volumes.iter().any(|map| !map.due.is_empty());
+        if self.changed.is_empty() && urgent.is_empty() && !whole && !due {
             return None;
         }
         self.marking_now = std::mem::take(&mut self.marking);
@@ -341,28 +376,18 @@ impl DirtyMap {
         self.committing = true;
         let mut commit = Commit::default();
         for map in &mut self.volumes {
-            let whole = map.whole_with == self.generation;
-            let mut lazy = if all { 1024 } else { 4 };
-            for number in 0..map.written.len() as u32 {
-                if !whole && !urgent.contains(&(map.id, number)) {
-                    if !map.stale[number as usize] || lazy == 0 {
-                        continue;
-                    }
-                    lazy -= 1;
-                }
-                map.stale[number as usize] = false;
-                let written = &mut map.written[number as usize];
-                let dirty = [&map.current, &map.previous];
-                let (offset, block) = bitmap::encode(
-                    self.map_id,
-                    number,
-                    self.generation,
-                    *written,
-                    dirty,
-                    &map.uncaptured,
-                );
-                *written += 1;
-                commit.pages.push(BlockWrite { volume: Some(map.id), offset, block });
+            let waited_for: Vec<u32> = if whole {
+                (0..map.pages.len() as u32).collect()
+            } else {
+                urgent.range((map.id, 0)..=(map.id, u32::MAX)).map(|(_, number)| *number).collect()
+            };
+            let mut write = |map: &mut VolumeMap, number| {
+                commit.pages.push(map.write(self.map_id, number, self.generation));
+            };
+            waited_for.into_iter().for_each(|number| write(map, number));
+            for _ in 0..DUE_PAGES_MAX {
+                let Some(number) = map.next_due() else { break };
+                write(map, number);
             }
         }
         if !self.changed.is_empty() || self.active.is_unwritten() {
@@ -391,16 +416,18 @@ impl DirtyMap {
     pub fn is_settled(&self) -> bool {
         !self.committing
             && !self.wants_commit()
-            && self.volumes.iter().all(|map| !map.stale.contains(&true))
+            && !self.volumes.iter().flat_map(|map| &map.pages).any(|page| page.stale)
     }
 
     /// Whether nothing at all is active, dirty or uncaptured.
     pub fn is_clean_throughout(&self) -> bool {
-        self.active.taken().next().is_none()
-            && self
-                .volumes
-                .iter()
-                .all(|map| map.current.count() + map.previous.count() + map.uncaptured.count() == 0)
+        self.is_captured_throughout() && !self.has_uncaptured()
+    }
+
+    /// Whether nothing is active or dirty: what is not uncaptured is the same on both sides.
+    pub fn is_captured_throughout(&self) -> bool {
+        let clean = |map: &VolumeMap| map.current.count() + map.previous.count() == 0;
+        self.active.taken().next().is_none() && self.volumes.iter().all(clean)
     }
 
     /// Whether any region is uncaptured.
@@ -423,5 +450,51 @@ impl DirtyMap {
     fn volume(&mut self, id: VolumeId) -> &mut VolumeMap {
         let map = self.volumes.iter_mut().find(|map| map.id == id);
         map.expect("a volume of this group")
+    }
+}
+
+impl VolumeMap {
+    fn page(&self, region: RegionId) -> &Page {
+        &self.pages[(region.index / PAGE_REGIONS) as usize]
+    }
+
+    /// Many bits of these pages were set at once: each page is written with one of the next commits.
+    fn set_many(&mut self, pages: impl IntoIterator<Item = u32>) {
+        for number in pages {
+            let page = &mut self.pages[number as usize];
+            (page.stale, page.sound_with) = (true, NOT_YET);
+            if !std::mem::replace(&mut page.due, true) {
+                self.due.push_back(number);
+            }
+        }
+    }
+
+    fn next_due(&mut self) -> Option<u32> {
+        loop {
+            let number = self.due.pop_front()?;
+            let page = &mut self.pages[number as usize];
+            page.due = false;
+            // Somebody may have waited for it since.
+            if page.stale {
+                return Some(number);
+            }
+        }
+    }
+
+    fn write(&mut self, map_id: [u8; 16], number: u32, generation: u64) -> BlockWrite {
+        let page = &mut self.pages[number as usize];
+        let (written, dirty) = (page.written, [&self.current, &self.previous]);
+        let (offset, block) =
+            bitmap::encode(map_id, number, generation, written, dirty, &self.uncaptured);
+        page.written += 1;
+        page.stale = false;
+        page.sound_with = page.sound_with.min(generation);
+        BlockWrite { volume: Some(self.id), offset, block }
+    }
+}
+
+impl Page {
+    fn unwritten(written: u64) -> Page {
+        Page { written, stale: true, due: false, sound_with: NOT_YET }
     }
 }

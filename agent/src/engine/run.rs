@@ -271,15 +271,12 @@ impl Loop {
     fn advance_stop(&mut self) -> bool {
         let Some((at_once, _)) = &self.stop else { return false };
         let sent = self.disk.is_idle() && self.core.last_seq() == self.core.durable();
-        // Catch-up goes on after the next start; there is nothing to wait for.
-        let catching_up =
-            self.disk.volume_ids().iter().any(|id| {
-                self.core.gap(*id).is_some() || self.core.map().uncaptured(*id).count() > 0
-            });
-        let settled = sent && !catching_up && self.core.settle_for_stop();
-        let clean = settled && self.course.tracking_lost().is_none();
+        // Catch-up goes on after the next start; there is nothing to wait for but what has been caught up.
+        let settled = if sent { self.core.settle_for_stop() } else { None };
+        let in_gap = self.disk.volume_ids().iter().any(|id| self.core.gap(*id).is_some());
+        let clean = settled == Some(true) && !in_gap && self.course.tracking_lost().is_none();
         // Who stops it may write to the disks next.
-        let through = (settled || (sent && catching_up)) && !self.core.has_granted() || *at_once;
+        let through = settled.is_some() && !self.core.has_granted() || *at_once;
         if !through {
             return false;
         }

@@ -122,7 +122,7 @@ impl Opening<'_> {
         let mut map =
             DirtyMap::new(start.state.map_id, start.generation, start.transaction, start.maps);
         // What recovery found is made durable before anything can be marked on top of it.
-        while let Some(commit) = map.begin_commit(Seq::ZERO, true) {
+        while let Some(commit) = map.begin_commit(Seq::ZERO) {
             files.write_commit(&commit)?;
             map.commit_written();
         }

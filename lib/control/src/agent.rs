@@ -73,6 +73,9 @@ pub struct GroupStatus {
     pub frames_total: u64,
     /// Gaps that began since the start.
     pub gaps_total: u64,
+    /// Bytes read off the disks by first sync, catch-up and verify since the start.
+    #[serde(default)]
+    pub compared_bytes_total: u64,
     /// How sync mode stands; none if the group is not to be in sync.
     #[serde(default)]
     pub sync: Option<SyncStatus>,

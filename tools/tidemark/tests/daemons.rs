@@ -47,6 +47,7 @@ fn group(name: &str) -> GroupStatus {
         raw_bytes_total: 1,
         frames_total: 1,
         gaps_total: 0,
+        compared_bytes_total: 0,
         sync: None,
         problems: Vec::new(),
         doubt: None,

@@ -72,6 +72,7 @@ impl Core {
                 epoch.failed |= !well;
             }
         }
+        self.stop_flush_failed |= by == FlushBy::Stop && result.is_err();
         if let FlushBy::Request(request) = by {
             if result.is_err() {
                 self.requests.get_mut(request).needs = None;
@@ -94,7 +95,8 @@ impl Core {
             }
             None => {}
         }
-        self.begin_commit(true);
+        self.map.write_back();
+        self.begin_commit();
     }
 
     pub(super) fn poll_epoch(&mut self) {
@@ -112,18 +114,20 @@ impl Core {
             }
         } else if epoch.flushes_left == 0 && !epoch.failed && covered >= boundary {
             self.map.settle();
+            self.map.write_back();
             self.epoch = None;
         }
     }
 
-    /// Takes the next step towards nothing being active or dirty, for a clean stop. True when that
-    /// is so, on stable storage.
-    pub fn settle_for_stop(&mut self) -> bool {
+    /// Takes the next step towards nothing being active or dirty, for a stop. Some when that is so, on stable
+    /// storage, or cannot come about since a disk refuses to be flushed; true if nothing is left to be caught up
+    /// either.
+    pub fn settle_for_stop(&mut self) -> Option<bool> {
         if !self.is_idle() {
-            return false;
+            return None;
         }
-        if self.map.is_clean_throughout() && self.map.is_settled() {
-            return true;
+        if self.map.is_settled() && (self.map.is_captured_throughout() || self.stop_flush_failed) {
+            return Some(self.map.is_clean_throughout());
         }
         // Once for all that has ended so far; one that failed is not repeated.
         if self.stop_flushed != Some(self.map.flush_begun()) {
@@ -131,10 +135,10 @@ impl Core {
             for volume in 0..self.volumes.len() {
                 self.flush(FlushBy::Stop, volume);
             }
-            return false;
+            return None;
         }
         self.map.drop_clean(self.covered());
         self.maintain();
-        false
+        None
     }
 }

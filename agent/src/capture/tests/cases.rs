@@ -10,7 +10,8 @@ use super::super::{
     ring::{Layout, RingMemory, RingWriter},
 };
 use crate::dirty::{
-    bitmap::Bits,
+    RegionId,
+    bitmap::{self, Bits},
     map::{self, DirtyMap},
 };
 
@@ -102,6 +103,74 @@ fn what_a_failed_flush_may_have_lost_is_read_back() {
     assert_eq!(core.map().counts(), (0, 0));
     core.maintain();
     assert!(local(&mut core).is_empty() && core.map().is_settled());
+}
+
+/// What was sent and is final-durable is not sent again by an agent without the ring, as soon as its epoch has settled:
+/// the page goes to the disk then, and not only with the next look or whatever else needs a commit.
+#[test]
+fn what_an_epoch_settles_goes_to_the_disk_at_once() {
+    let mut core = sent();
+    core.maintain();
+    let flush = only_flush(&mut core);
+    assert!(!core.map().wants_commit());
+    core.local_ended(flush, Ok(()));
+    core.poll();
+    let Some(Effect::CommitMap(commit)) = core.effect() else { panic!("nothing is written") };
+    let found = |place: usize, page: &[u8]| {
+        let mut file = vec![0; bitmap::file_bytes(1) as usize];
+        file[place..][..page.len()].copy_from_slice(page);
+        bitmap::recover(&file, [9; 16], 1)
+    };
+    let [page] = &commit.pages[..] else { panic!("{commit:?}") };
+    let found = found(page.offset as usize, &page.block);
+    assert_eq!((found.dirty.count(), found.uncaptured.count()), (0, 0));
+    core.map_committed();
+    assert!(core.map().is_settled());
+}
+
+/// A stop in the middle of a first sync leaves to the next agent what was not sent, and no more.
+#[test]
+fn a_stop_settles_what_has_been_caught_up() {
+    let mut core = sent();
+    core.map_mut().mark_uncaptured(RegionId { volume: VOLUME, index: 0 });
+    core.map_mut().caught_up(RegionId { volume: VOLUME, index: 0 });
+    core.link(None);
+    for _ in 0..3 {
+        assert_eq!(core.settle_for_stop(), None);
+        for (flush, io) in local(&mut core) {
+            assert_eq!(io, LocalIo::Flush);
+            core.local_ended(flush, Ok(()));
+        }
+        assert!(local(&mut core).is_empty());
+    }
+    assert_eq!(core.settle_for_stop(), Some(true));
+    core.map_mut().mark_uncaptured(RegionId { volume: VOLUME, index: 0 });
+    assert_eq!(core.settle_for_stop(), None, "the mark is not durable");
+    assert!(local(&mut core).is_empty());
+    assert_eq!(
+        core.settle_for_stop(),
+        Some(false),
+        "it is not clean, and there is nothing to wait for"
+    );
+}
+
+/// A disk that refuses to be flushed does not hold up a stop.
+#[test]
+fn a_stop_does_not_wait_for_a_disk_that_cannot_be_flushed() {
+    let mut core = sent();
+    core.link(None);
+    for _ in 0..8 {
+        if let Some(clean) = core.settle_for_stop() {
+            assert!(!clean);
+            assert_eq!(core.map().uncaptured(VOLUME).count(), 1);
+            return;
+        }
+        for (flush, _) in local(&mut core) {
+            core.local_ended(flush, Err(5));
+        }
+        assert!(local(&mut core).iter().all(|(_, io)| *io == LocalIo::Flush));
+    }
+    panic!("it waits for ever");
 }
 
 /// Of two flushes under way at once, the second succeeds although the first, which fails after it, has lost what both

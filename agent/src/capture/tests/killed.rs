@@ -134,7 +134,7 @@ impl Sim {
             .collect();
         let (generation, transaction) = self.state.newest();
         let mut map = DirtyMap::new(super::storage::MAP_ID, generation, transaction, maps);
-        while let Some(commit) = map.begin_commit(Seq::ZERO, true) {
+        while let Some(commit) = map.begin_commit(Seq::ZERO) {
             commit.pages.iter().chain(&commit.log).for_each(|block| self.state.write(block));
             map.commit_written();
         }

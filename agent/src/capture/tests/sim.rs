@@ -413,7 +413,7 @@ impl Sim {
                 && !self.doubting
                 && self.under_way == 0
                 && self.core.vouched() == Some(self.core.durable())
-                && self.core.settle_for_stop()
+                && self.core.settle_for_stop() == Some(true)
             {
                 break;
             }

@@ -83,7 +83,7 @@ impl Sim {
         });
         let mut map = DirtyMap::new(MAP_ID, 0, 0, none.collect());
         // A new group's files are written before its first write.
-        while let Some(commit) = map.begin_commit(Seq(0), true) {
+        while let Some(commit) = map.begin_commit(Seq(0)) {
             let blocks = commit.pages.iter().chain(&commit.log);
             blocks.for_each(|block| storage.write(block, || true));
             map.commit_written();
@@ -289,13 +289,15 @@ impl Sim {
     }
 
     fn begin_commit(&mut self) {
-        let all = self.random.percent(30);
+        if self.random.percent(30) {
+            self.map.write_back();
+        }
         if self.commit.is_none() {
             if self.random.percent(5) {
                 self.map.drop_clean(Seq(self.durable));
             }
             self.full += u32::from(self.map.counts().0 == active::SLOTS);
-            self.commit = self.map.begin_commit(Seq(self.durable), all);
+            self.commit = self.map.begin_commit(Seq(self.durable));
             self.pages_written = false;
             if self.commit.is_some() && self.broken == Break::SaidTooEarly {
                 self.map.commit_written();
@@ -383,7 +385,8 @@ impl Sim {
             self.step_epoch();
             if self.commit.is_none() {
                 self.map.drop_clean(Seq(self.durable));
-                self.commit = self.map.begin_commit(Seq(self.durable), true);
+                self.map.write_back();
+                self.commit = self.map.begin_commit(Seq(self.durable));
                 self.pages_written = false;
             }
             if self.waiting.is_empty()

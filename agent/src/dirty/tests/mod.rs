@@ -3,3 +3,4 @@
 mod crash;
 mod formats;
 pub(crate) mod random;
+mod waits;

@@ -85,7 +85,12 @@ pub fn damage(group: &str, damage: &DamagedPoints) -> String {
 }
 
 fn ranges(out: &mut String, ranges: &[PointRange]) {
+    let mut gap_from_ns = None;
     for range in ranges {
+        if let Some(from_ns) = gap_from_ns.replace(range.last_wall_ns) {
+            let gap_ns = u64::try_from(range.first_wall_ns - from_ns).unwrap_or(0);
+            let _ = writeln!(out, "  (a gap of {})", words::duration_ns(gap_ns));
+        }
         let _ = writeln!(
             out,
             "  {} to {}  @seq:{} to @seq:{}",
@@ -114,9 +119,15 @@ mod tests {
             first_wall_ns: at + 1,
             last_wall_ns: at + 60 * second,
         };
+        let after = PointRange {
+            first_wall_ns: at + 75 * second,
+            last_wall_ns: at + 90 * second,
+            ..range(55, 90)
+        };
+        let around_a_gap = vec![range(5, 40), after];
         let points = Answer {
             group: "shop".into(),
-            ranges: vec![range(5, 90)],
+            ranges: around_a_gap.clone(),
             marks: vec![MarkedPoint {
                 name: "m".into(),
                 seq: Seq(3),
@@ -124,7 +135,7 @@ mod tests {
                 refused: Some("it lies in a gap".into()),
             }],
             volumes: vec![
-                VolumePoints { name: "data".into(), ranges: vec![range(5, 90)] },
+                VolumePoints { name: "data".into(), ranges: around_a_gap },
                 VolumePoints { name: "log".into(), ranges: vec![range(2, 90)] },
             ],
             damage: vec![
@@ -147,7 +158,9 @@ mod tests {
         assert_eq!(
             show(&points, &args),
             "shop can be recovered as of any write in:\n\
-             \x20 2026-11-23T09:59:30.001Z to 2026-11-23T10:00:30Z  @seq:5 to @seq:90\n\
+             \x20 2026-11-23T09:59:30.001Z to 2026-11-23T10:00:30Z  @seq:5 to @seq:40\n\
+             \x20 (a gap of 15 s)\n\
+             \x20 2026-11-23T10:00:45Z to 2026-11-23T10:01:00Z  @seq:55 to @seq:90\n\
              marks:\n\
              \x20 @mark:m  2026-11-23T09:59:30Z  @seq:3  not recoverable: it lies in a gap\n\
              shop/log by itself:\n\

@@ -48,6 +48,7 @@ pub fn source() -> AgentStatus {
         raw_bytes_total: 28 << 30,
         frames_total: 1234,
         gaps_total: 0,
+        compared_bytes_total: 0,
         sync: None,
         problems: Vec::new(),
         doubt: None,
