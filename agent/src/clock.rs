@@ -35,6 +35,11 @@ fn boot_ns() -> u64 {
     time.map_or(0, |time| Duration::from(time).as_nanos() as u64)
 }
 
+/// The time on the boot clock, for what has to be waited for.
+pub fn since_boot() -> Duration {
+    Duration::from_nanos(boot_ns())
+}
+
 /// Journal time: continues where the source's last life had reserved to, at the pace of the boot
 /// clock. It orders and ages; it never goes back and has no date.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -15,13 +15,16 @@ use std::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tidemark_journal::{Position, Seq, TermId, frame::HEADER_BYTES};
 use tokio::sync::Notify;
 
-use crate::capture::ring::{FRAMED_SEQ_AT, FRAMES_END_AT, FRAMES_START_AT, RingMemory};
+use crate::{
+    capture::ring::{FRAMED_SEQ_AT, FRAMES_END_AT, FRAMES_START_AT, RingMemory},
+    clock::since_boot,
+};
 
 mod inherit;
 mod spill;
@@ -67,7 +70,7 @@ struct State {
     /// The highest sequence that was released.
     released: Seq,
     /// Since when frames wait in memory and nothing is released.
-    waiting_since: Option<Instant>,
+    waiting_since: Option<Duration>,
     /// Frames are dropped instead of kept: what they hold will be compared instead.
     discarding: bool,
     closed: bool,
@@ -109,7 +112,7 @@ impl Outbox {
     }
 
     fn with(memory: Arc<RingMemory>, mut state: State) -> Arc<Outbox> {
-        state.waiting_since = (!state.frames.is_empty()).then(Instant::now);
+        state.waiting_since = (!state.frames.is_empty()).then(since_boot);
         Arc::new(Outbox {
             memory,
             state: Mutex::new(state),
@@ -165,7 +168,7 @@ impl Outbox {
             bytes,
             at,
         });
-        state.waiting_since.get_or_insert_with(Instant::now);
+        state.waiting_since.get_or_insert_with(since_boot);
         state.end = at + bytes;
         self.memory.word(FRAMES_END_AT).store(state.end, Ordering::Release);
         // After the end: nothing frees the frame before the lock is given back.
@@ -254,7 +257,7 @@ impl Outbox {
         let mut state = self.state();
         if seq > state.released {
             state.released = seq;
-            state.waiting_since = Some(Instant::now());
+            state.waiting_since = Some(since_boot());
         }
         self.free(state);
     }

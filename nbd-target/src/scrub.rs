@@ -153,6 +153,20 @@ impl Scrubs {
         }
     }
 
+    /// Looks at all of a group at once, as [`run`](Self::run) does in time. Nothing may be waiting to be
+    /// stored.
+    ///
+    /// # Errors
+    /// When the catalogue or the disk fails.
+    #[cfg(feature = "simulation")]
+    pub fn whole_pass(&self, replica: &Arc<Replica>) -> anyhow::Result<()> {
+        self.start(replica.name());
+        self.load(replica)?;
+        self.attend(replica);
+        while self.step(replica)? {}
+        Ok(())
+    }
+
     fn work(&self) {
         while !self.ending() {
             let mut worked = false;

@@ -13,7 +13,10 @@ mod branches;
 use std::{ops::Range, path::Path, rc::Rc, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use tidemark_control::target::ZeroLoss;
+use tidemark_control::{
+    config::{Bytes, Seconds},
+    target::ZeroLoss,
+};
 use tidemark_journal::{Position, SECTOR_BYTES, Seq};
 use tidemark_link::{
     NodeName,
@@ -30,7 +33,7 @@ use tokio::{
 use crate::{
     branch::registry::Branches,
     catalogue::Catalogue,
-    config::{GroupConfig, StoreConfig},
+    config::{GroupConfig, ScrubConfig, StoreConfig},
     groups::Groups,
     lease,
     machine::{Machine, simulated::Simulated},
@@ -44,6 +47,7 @@ use crate::{
     },
     replica::Replica,
     retention,
+    scrub::Scrubs,
     store::{
         ReadError,
         journal::{Journal, Progress},
@@ -333,6 +337,19 @@ impl SimTarget {
         let _inside = self.runtime.enter();
         let replica = self.groups.replica(group).context("no replica")?;
         retention::fold_oldest(&replica)
+    }
+
+    /// Reads all of a group again, as a pass of the scrub does, and says whether its newest content is
+    /// whole. Nothing may be under way.
+    ///
+    /// # Errors
+    /// When it cannot be read through.
+    pub fn scrub(&self, group: &str) -> anyhow::Result<bool> {
+        let _inside = self.runtime.enter();
+        let replica = self.groups.replica(group).context("no replica")?;
+        let config = ScrubConfig { interval: Seconds(0), bytes_per_s: Bytes(u64::MAX) };
+        Scrubs::new(config, Arc::clone(&self.groups)).whole_pass(&replica)?;
+        Ok(replica.damages().regions().is_empty())
     }
 
     /// Whether a group's oldest segment is sealed, and there is more than it.

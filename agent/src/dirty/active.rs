@@ -5,6 +5,10 @@
 //! [`BLOCKS_NEEDED`] blocks restate every slot, and the block that a transaction overwrites holds
 //! nothing that is still needed. A block that was torn by a power cut fails its checksum; no write
 //! had been let through on its account.
+//!
+//! The file holds the ring twice. A block that has rotted, or was never written though the disk said
+//! so, could not be told from one that was torn, and if it is the newest, the ring without it is whole:
+//! its copy speaks for it.
 
 use std::collections::HashMap;
 
@@ -24,7 +28,7 @@ pub const BLOCKS: u64 = 64;
 pub const CHANGES_MAX: usize = 248;
 /// Blocks that restate every slot, counted back from the newest.
 pub const BLOCKS_NEEDED: u64 = (SLOTS / (ENTRIES - CHANGES_MAX)) as u64;
-/// Bytes of the log file.
+/// Bytes of the ring; the log file holds it twice, one copy after the other.
 pub const LOG_BYTES: u64 = BLOCKS * BLOCK_BYTES as u64;
 
 const ENTRIES: usize = 504;
@@ -257,7 +261,7 @@ pub struct DamagedLog {
     pub transaction: u64,
 }
 
-/// Reads a whole log file.
+/// Reads a whole log file: one copy of the ring or more, of which any may have each block.
 ///
 /// # Errors
 /// [`DamagedLog`]: which regions were active cannot be known, so all may have changed.
@@ -270,7 +274,7 @@ pub fn recover(file: &[u8], map_id: [u8; 16]) -> Result<Recovered, DamagedLog> {
             let own = block.magic == MAGIC
                 && block.version.get() == 1
                 && block.map_id == map_id
-                && block.transaction.get() % BLOCKS == at as u64
+                && block.transaction.get() % BLOCKS == at as u64 % BLOCKS
                 && block.first_transaction.get() <= block.transaction.get()
                 && usize::from(block.entries_used.get()) <= ENTRIES;
             let mut copy = *block;
@@ -279,6 +283,7 @@ pub fn recover(file: &[u8], map_id: [u8; 16]) -> Result<Recovered, DamagedLog> {
         })
         .collect();
     blocks.sort_by_key(|block| block.transaction.get());
+    blocks.dedup_by_key(|block| block.transaction.get());
     let Some(last) = blocks.last() else {
         return Ok(Recovered { active: Vec::new(), transaction: 0 });
     };

@@ -1,7 +1,8 @@
 //! The bitmap of dirty and uncaptured regions, and its file of checksummed pages.
 //!
 //! Every page has two places in the file and is written to them in turn: a page torn by a power
-//! cut leaves the one before, and nothing relied on the torn one yet.
+//! cut leaves the one before, and nothing relied on the torn one yet. The file holds all places
+//! twice: the page before would also be found where the newest has rotted, and must not be believed.
 
 use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
@@ -220,7 +221,7 @@ pub fn pages_in(regions: u32) -> u32 {
     regions.div_ceil(PAGE_REGIONS)
 }
 
-/// Bytes of the file for a volume of so many regions.
+/// Bytes of one copy of all places, for a volume of so many regions; the file holds two.
 pub fn file_bytes(regions: u32) -> u64 {
     u64::from(pages_in(regions)) * 2 * BLOCK_BYTES as u64
 }
@@ -274,8 +275,9 @@ pub struct Recovered {
     pub damaged_pages: u32,
 }
 
-/// Reads a whole file for a volume of `regions` regions. A page that cannot be read counts as
-/// uncaptured throughout, which costs a comparison and never a change.
+/// Reads a whole file for a volume of `regions` regions: one copy of the places or both, of which
+/// either may have each page. A page that cannot be read counts as uncaptured throughout, which costs a
+/// comparison and never a change.
 pub fn recover(file: &[u8], map_id: [u8; 16], regions: u32) -> Recovered {
     let pages = pages_in(regions);
     let mut found = Recovered {
@@ -286,9 +288,11 @@ pub fn recover(file: &[u8], map_id: [u8; 16], regions: u32) -> Recovered {
         damaged_pages: 0,
     };
     for number in 0..pages {
-        let newest = (0..2u64)
+        let newest = (0..4u64)
             .filter_map(|place| {
-                let at = (u64::from(number) * 2 + place) as usize * BLOCK_BYTES;
+                let (copy, place) = (place / 2, place % 2);
+                let at = (copy * file_bytes(regions)) as usize
+                    + (u64::from(number) * 2 + place) as usize * BLOCK_BYTES;
                 let page = Page::ref_from_bytes(file.get(at..at + BLOCK_BYTES)?).ok()?;
                 let mut copy = *page;
                 copy.crc = 0.into();

@@ -9,7 +9,7 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, PoisonError, atomic::Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tidemark_journal::{Ancestry, Position, Seq};
@@ -18,6 +18,7 @@ use tidemark_link::seam::AlignedBuf;
 use super::{Outbox, State};
 use crate::{
     capture::ring::SPOOLED_SEQ_AT,
+    clock::since_boot,
     spool::{Batch, Index, SpoolError, Spooled},
 };
 
@@ -44,7 +45,7 @@ pub(super) struct Spill {
     /// Everything up to here is final-durable, and that is durably known.
     forget: Seq,
     /// Nothing goes there before this.
-    not_before: Option<Instant>,
+    not_before: Option<Duration>,
     /// Why nothing goes there; for people.
     problem: Option<String>,
     full: bool,
@@ -172,10 +173,10 @@ impl Outbox {
         let at_all = spill.index.is_some()
             && !spill.lost
             && !state.discarding
-            && spill.not_before.is_none_or(|time| Instant::now() >= time)
+            && spill.not_before.is_none_or(|time| since_boot() >= time)
             && state.frames.back().is_some_and(|frame| frame.last > spill.through.seq);
         let following = state.sent.max(state.released) < spill.through.seq;
-        let long = || state.waiting_since.is_some_and(|since| since.elapsed() >= SPILL_AFTER);
+        let long = || state.waiting_since.is_some_and(|since| since_boot() - since >= SPILL_AFTER);
         at_all && (following || self.fill_permille(state) > SPILL_ABOVE_PERMILLE || long())
     }
 
@@ -236,7 +237,7 @@ impl Outbox {
         let mut state = self.state();
         state.spill.full = matches!(error, SpoolError::Full);
         let wait = if state.spill.full { FULL_WAIT } else { FAILED_WAIT };
-        state.spill.not_before = Some(Instant::now() + wait);
+        state.spill.not_before = Some(since_boot() + wait);
         let sentence = match error {
             SpoolError::Full => "the spool is full: when the ring is so too, writes are no longer \
                                  captured"

@@ -1,6 +1,12 @@
 //! The files of a group's state directory.
+//!
+//! Every block is written twice, and the path of terms is kept in two files. A block whose checksum is
+//! wrong could be one that a power cut has torn, which nothing relied on, or one that has rotted, on
+//! which much may rest; the newer of two places that are written in turn may be either. With a copy
+//! of each, the first is torn in both and the second sound in one.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
     time::Duration,
@@ -12,7 +18,7 @@ use super::{
     StateError,
     block::{GroupState, STATE_BLOCK_BYTES},
     disk::{StateDir, StateDisk},
-    leases,
+    leases, terms,
 };
 use crate::dirty::{
     active, bitmap,
@@ -21,13 +27,16 @@ use crate::dirty::{
 
 const STATE: &str = "state";
 const STATE_BYTES: u64 = 2 * STATE_BLOCK_BYTES as u64;
-const TERMS: &str = "terms.json";
+/// Written in this order, so the first is never the older one.
+const TERMS: [&str; 2] = ["terms.json", "terms.copy.json"];
 const LOG: &str = "active.log";
 
 /// The open files of one group.
 pub struct StateFiles {
     dir: PathBuf,
     disk: Box<dyn StateDisk>,
+    /// The files of blocks, and where in them the second copy begins.
+    copies: BTreeMap<String, u64>,
     counter: u64,
 }
 
@@ -76,8 +85,10 @@ impl StateFiles {
         group: GroupId,
         volumes: &[(VolumeId, u32)],
     ) -> Result<(StateFiles, Found), StateError> {
+        let mut copies = BTreeMap::new();
         let mut file = |name: &str, bytes: u64| {
-            disk.open(name, bytes).map_err(|e| fail("open", &dir.join(name), e))?;
+            disk.open(name, 2 * bytes).map_err(|e| fail("open", &dir.join(name), e))?;
+            copies.insert(name.to_owned(), bytes);
             let read = disk.read(name).map_err(|e| fail("read", &dir.join(name), e))?;
             Ok::<_, StateError>(read.unwrap_or_default())
         };
@@ -89,9 +100,14 @@ impl StateFiles {
         for (volume, regions) in volumes {
             maps.push(file(&map_name(*volume), bitmap::file_bytes(*regions))?);
         }
-        let json = disk.read(TERMS).map_err(|e| fail("read", &dir.join(TERMS), e))?;
-        let ancestry = json.map(|json| serde_json::from_slice::<Ancestry>(&json));
-        let ancestry = ancestry.transpose().map_err(|_| StateError::Damaged(dir.to_owned()))?;
+        let mut written = Vec::new();
+        for name in TERMS {
+            written.extend(disk.read(name).map_err(|e| fail("read", &dir.join(name), e))?);
+        }
+        let ancestry = written.iter().find_map(|bytes| terms::decode(bytes));
+        if ancestry.is_none() && !written.is_empty() {
+            return Err(StateError::Damaged(dir.to_owned()));
+        }
         // The terms are written first of all: without them the group is new, with them a state
         // block must be there.
         if newest.is_some() != ancestry.is_some() && bytes.iter().any(|byte| *byte != 0) {
@@ -110,7 +126,7 @@ impl StateFiles {
         disk.sync_names().map_err(|e| fail("sync", dir, e))?;
         let counter = newest.map_or(0, |(counter, _)| counter);
         let ancestry = if found.is_some() { ancestry } else { None };
-        let files = StateFiles { dir: dir.to_owned(), disk, counter };
+        let files = StateFiles { dir: dir.to_owned(), disk, copies, counter };
         Ok((files, Found { state: found, ancestry, log, maps, lease, doubted: false }))
     }
 
@@ -121,7 +137,7 @@ impl StateFiles {
     pub fn write_state(&mut self, state: &GroupState) -> Result<(), StateError> {
         self.counter += 1;
         let at = self.counter % 2 * STATE_BLOCK_BYTES as u64;
-        let written = self.disk.write_at(STATE, &state.encode(self.counter), at);
+        let written = self.write_twice(STATE, &state.encode(self.counter), at);
         let written = written.and_then(|()| self.disk.sync(STATE));
         written.map_err(|e| fail("write", &self.dir.join(STATE), e))
     }
@@ -131,9 +147,9 @@ impl StateFiles {
     /// # Errors
     /// The disk's error.
     pub fn write_terms(&mut self, ancestry: &Ancestry) -> Result<(), StateError> {
-        let json = serde_json::to_vec(ancestry);
-        let json = json.map_err(|e| fail("encode", &self.dir.join(TERMS), io::Error::other(e)))?;
-        self.replace(TERMS, &json)
+        let content = terms::encode(ancestry);
+        let content = content.map_err(|e| fail("encode", &self.dir.join(TERMS[0]), e.into()))?;
+        TERMS.iter().try_for_each(|name| self.replace(name, &content))
     }
 
     /// Notes durably that leases of up to so long are granted, or with zero that none are.
@@ -164,15 +180,23 @@ impl StateFiles {
 
     fn write_blocks(&mut self, blocks: &[BlockWrite]) -> Result<(), StateError> {
         let mut touched: Vec<String> = Vec::new();
-        let failed = |e| fail("write the dirty map in", &self.dir, e);
+        let dir = self.dir.clone();
+        let failed = |e| fail("write the dirty map in", &dir, e);
         for write in blocks {
             let name = write.volume.map_or_else(|| LOG.to_owned(), map_name);
-            self.disk.write_at(&name, &write.block, write.offset).map_err(failed)?;
+            self.write_twice(&name, &write.block, write.offset).map_err(failed)?;
             if !touched.contains(&name) {
                 touched.push(name);
             }
         }
         touched.iter().try_for_each(|name| self.disk.sync(name)).map_err(failed)
+    }
+
+    fn write_twice(&mut self, name: &str, block: &[u8], at: u64) -> io::Result<()> {
+        let copy =
+            *self.copies.get(name).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        self.disk.write_at(name, block, at)?;
+        self.disk.write_at(name, block, copy + at)
     }
 
     /// Where it is.

@@ -3,7 +3,7 @@
 //! ```text
 //! STATE-DIR/GROUP/
 //!   state        two blocks, written in turn: the reserved ceilings, the last acknowledgement
-//!   terms.json   the path of terms, replaced as a whole
+//!   terms.json   the path of terms, replaced as a whole; and terms.copy.json, the same again
 //!   active.log   the dirty map's log of active regions
 //!   N.map        the dirty map's bitmap of volume N
 //!   leases       whether the target may hold a zero-loss lease, replaced as a whole
@@ -11,9 +11,11 @@
 //!   verify.json  the last verify and the one under way (see [`crate::verify`]), replaced as a whole
 //! ```
 //!
+//! Of the first four there are two copies of everything that is in them, so that what rots in one is no loss.
+//!
 //! [`block`] is the state block, [`files`] reads and writes the directory on its [`disk`], [`keeper`] is
 //! the thread that does so while the group runs, [`leases`] what it says of leases, [`recovery`] decides what a restart means, [`replace`]
-//! replaces small files.
+//! replaces small files, [`terms`] is how the path is written down.
 
 pub mod block;
 pub mod disk;
@@ -22,6 +24,7 @@ pub mod keeper;
 pub mod leases;
 pub mod recovery;
 pub mod replace;
+pub mod terms;
 
 /// Why a group's state cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +55,7 @@ pub enum StateError {
         /// The id in the directory.
         found: tidemark_journal::GroupId,
     },
-    /// Both copies of the state block, or the terms, cannot be read.
+    /// No copy of the state block, or of the terms, can be read.
     #[error(
         "{0} is damaged; its history cannot be continued. Move the directory away to start anew: \
          everything will be compared with the target"

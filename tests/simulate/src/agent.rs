@@ -7,6 +7,7 @@ use std::{
     path::Path,
     rc::Rc,
     sync::{Arc, atomic::AtomicU64},
+    time::Duration,
 };
 
 use tidemark_agent::{
@@ -27,18 +28,24 @@ use tidemark_agent::{
     group::opening::{Opened, Opening, regions},
     link::session::{Greeter, Start, acknowledged, to_send},
     outbox::Outbox,
+    spool::{self, ReadError, Reader, Told, Worker},
     state::{
         files::StateFiles,
         keeper::{Books, Done, Job},
+        recovery::LeftSpool,
     },
 };
 use tidemark_journal::{Ancestry, Compression, GroupId, Position, Sector, Seq, TermId, VolumeId};
-use tidemark_link::message::{Ack, GroupHello, Heartbeat, Hello, Need, VolumeHello, Welcome};
+use tidemark_link::message::{
+    Ack, GroupHello, Heartbeat, Hello, Need, Repair, VolumeHello, Welcome,
+};
 use tidemark_simdisk::{How, Rng, SimDisk, SimFile};
 
 use crate::{
     content::{Entry, Stamp, bytes},
-    state_disk::{DIR, SimState},
+    spool_disk::{self, SimSpool},
+    state_disk::{Copy, DIR, SimState},
+    target::entries,
 };
 
 /// The group.
@@ -53,6 +60,11 @@ pub struct Site {
     pub disk: SimDisk,
     /// The disk with the state.
     pub state: SimDisk,
+    /// The disk with the spool, if there is one.
+    pub spool: Option<SimDisk>,
+    /// Which of the two copies of what the state holds may rot, and be missed by writes; none may if
+    /// this is none.
+    pub rotten: Option<Copy>,
     /// The volumes' sectors.
     pub sizes: Vec<u64>,
     /// How the ring is divided.
@@ -60,6 +72,11 @@ pub struct Site {
 }
 
 impl Site {
+    /// Whether the power of its machine is off.
+    pub fn is_off(&self) -> bool {
+        self.state.is_off() || self.spool.as_ref().is_some_and(SimDisk::is_off)
+    }
+
     /// The volumes as the group names them.
     pub fn volumes(&self) -> Vec<(VolumeId, u64)> {
         (1u16..).map(VolumeId).zip(self.sizes.iter().copied()).collect()
@@ -145,6 +162,8 @@ pub struct Agent {
     pub session: Session,
     /// Whether it goes on with a ring.
     pub with_ring: bool,
+    /// Whether what was left in the spool is sent.
+    pub with_spool: bool,
     asked: BTreeMap<u64, Asked>,
     site: Site,
     files: Vec<SimFile>,
@@ -160,6 +179,8 @@ pub struct Agent {
     greeter: Greeter,
     /// The path that the link was last told, and the sequences reserved for it.
     told: (Ancestry, Seq),
+    spool: Option<Worker>,
+    reader: Option<Reader>,
     durable: Position,
     changed: bool,
     shadow: RingReader,
@@ -181,7 +202,7 @@ impl Agent {
     ) -> anyhow::Result<Agent> {
         let volumes = site.volumes();
         let dir = Path::new(DIR);
-        let disk = Box::new(SimState::new(&site.state)?);
+        let disk = Box::new(SimState::new(&site.state, site.rotten, rng.fork())?);
         let (files, found) = StateFiles::on(disk, dir, GROUP, &regions(&volumes))?;
         let mut fresh = [[0; 16]; 3];
         for id in &mut fresh {
@@ -196,6 +217,15 @@ impl Agent {
             rings,
             fresh,
         };
+        let store = match &site.spool {
+            Some(disk) => {
+                let media = Arc::new(SimSpool::new(disk)?);
+                Some(spool::recover(media, GROUP, spool_disk::LIMITS)?)
+            }
+            None => None,
+        };
+        let ends = store.as_ref().and_then(|store| store.index().ends());
+        let left_spool = ends.map(|(before, end)| LeftSpool { before, end });
         let Opened {
             files,
             state,
@@ -207,8 +237,12 @@ impl Agent {
             outbox,
             core,
             with_ring,
+            with_spool,
             ..
-        } = opening.open(dir, files, &found, None)?;
+        } = opening.open(dir, files, &found, left_spool)?;
+        if let Some(store) = &store {
+            outbox.use_spool(store.index().clone(), with_spool);
+        }
         let generation = Arc::new(AtomicU64::new(state.generation));
         let memory = core.ring_memory().clone();
         let hello = volumes.iter().map(|(id, sectors)| VolumeHello {
@@ -235,6 +269,7 @@ impl Agent {
             committed: Vec::new(),
             session: Session::Down,
             with_ring,
+            with_spool,
             asked: BTreeMap::new(),
             site: site.clone(),
             files: (0..site.sizes.len()).map(|volume| site.backing(volume)).collect(),
@@ -247,7 +282,7 @@ impl Agent {
                 clock,
                 Compression::Zstd(1),
             ),
-            outbox,
+            outbox: outbox.clone(),
             clock,
             books: Books::new(files, state, clock, generation.clone()),
             generation,
@@ -256,6 +291,8 @@ impl Agent {
             commands: VecDeque::new(),
             greeter,
             told: (ancestry, Seq::ZERO),
+            spool: store.map(|store| Worker::new(store, outbox.clone())),
+            reader: None,
             durable: Position::default(),
             changed: false,
             shadow: if with_ring { shadow.unwrap_or(fresh_shadow) } else { fresh_shadow },
@@ -485,10 +522,31 @@ impl Agent {
             Some(Command::Needed(seq, bits)) => self.core.needed(seq, |block| {
                 bits.get(block as usize / 8).is_some_and(|byte| byte & (1 << (block % 8)) != 0)
             }),
+            Some(Command::Repair(runs)) => {
+                for run in runs {
+                    self.core.compare(run.volume, run.first, run.regions);
+                }
+            }
+            Some(Command::Spooled(position, epoch)) => {
+                self.jobs.extend(self.course.spooled(position, epoch));
+            }
+            Some(Command::Settle) => self.jobs.push_back(Job::Settle),
             Some(Command::Doubt(after)) => self.course.doubt(&mut self.core, after),
             _ => {}
         }
         self.turn();
+    }
+
+    /// Takes the next step towards a stop in order; true when only the keeper's [`Self::end`] is left.
+    pub fn settle(&mut self) -> bool {
+        let settled = self.core.settle_for_stop();
+        self.turn();
+        settled
+    }
+
+    /// The keeper writes that the agent has stopped in order.
+    pub fn end(&mut self) {
+        self.books.work(Job::Stop(Some(self.core.last_seq())), &|_| {});
     }
 
     /// Epochs of dirty bits go on.
@@ -505,9 +563,43 @@ impl Agent {
         self.outbox.has_room(largest) && self.encoder.turn() == Turn::Framed
     }
 
+    /// The spool's thread does its next chore.
+    pub fn spool(&mut self) {
+        let commands = RefCell::new(&mut self.commands);
+        let tell = |told| {
+            commands.borrow_mut().push_back(match told {
+                Told::Spooled(position, epoch) => Command::Spooled(position, epoch),
+                Told::Settle => Command::Settle,
+            });
+        };
+        if let Some(worker) = &mut self.spool {
+            worker.turn(Duration::ZERO, &tell);
+        }
+    }
+
+    /// The records that lie in the spool, after a sequence.
+    ///
+    /// # Errors
+    /// Why they cannot be read.
+    pub fn spooled(&self, mut after: Seq) -> Result<Vec<Entry>, ReadError> {
+        let mut found = Vec::new();
+        let mut bytes = Vec::new();
+        let Some((mut reader, end)) = self.outbox.next_in_spool().and_then(|(_, index)| {
+            let (_, end) = index.ends()?;
+            Some((Reader::new(index), end))
+        }) else {
+            return Ok(found);
+        };
+        while after < end.seq {
+            after = reader.next(after, &mut bytes)?.last.seq;
+            found.extend(entries(&bytes).1);
+        }
+        Ok(found)
+    }
+
     /// What to greet with now.
     pub fn greet(&mut self) -> Hello {
-        self.changed = false;
+        (self.changed, self.reader) = (false, None);
         let generation = self.generation();
         let ceiling = self.core.ceiling().max(self.told.1);
         let hello = self.greeter.hello(self.told.0.clone(), self.durable, ceiling, generation);
@@ -578,12 +670,35 @@ impl Agent {
         self.commands.push_back(Command::Needed(need.seq, need.blocks));
     }
 
+    /// The target has lost what it had of some regions.
+    pub fn damaged(&mut self, repair: Repair) {
+        self.commands.push_back(Command::Repair(repair.runs));
+    }
+
     /// The next frame to send.
     pub fn next_frame(&mut self) -> Option<Vec<u8>> {
-        let Session::Up { from, .. } = &self.session else { return None };
+        let Session::Up { from, .. } = self.session else { return None };
         let mut bytes = Vec::new();
-        let frame = self.outbox.take(&mut bytes)?;
-        let bytes = to_send(&bytes, frame.before.seq, *from).expect("a frame of its own")?;
+        let before = match self.outbox.next_in_spool() {
+            Some((after, index)) => {
+                let reader = self.reader.get_or_insert_with(|| Reader::new(index));
+                match reader.next(after, &mut bytes) {
+                    Ok(frame) => {
+                        self.outbox.sent_spooled(&frame);
+                        frame.before
+                    }
+                    Err(error) => {
+                        if matches!(error, ReadError::Damage(_)) {
+                            self.outbox.spool_lost(error.to_string());
+                        }
+                        self.hang_up();
+                        return None;
+                    }
+                }
+            }
+            None => self.outbox.take(&mut bytes)?.before,
+        };
+        let bytes = to_send(&bytes, before.seq, from).expect("a frame of its own")?;
         Some(bytes.into_owned())
     }
 

@@ -1,6 +1,6 @@
 //! What goes wrong.
 
-use tidemark_simdisk::{Op, errno};
+use tidemark_simdisk::{Op, SimDisk, errno};
 
 use crate::{agent::Session, world::World};
 
@@ -69,6 +69,31 @@ impl World {
                 self.tell(|| format!("the target's power is to go after {effects} effects"));
                 self.target.cut_after(effects);
             }
+            92..98 => {
+                if let Some(spool) = &self.site.spool {
+                    let effects = self.rng.below(6);
+                    match self.rng.below(6) {
+                        0..3 => spool.cut_after(effects),
+                        3 => spool.fail(Op::Sync, "/spool", 0, errno::EIO),
+                        4 => spool.fail(Op::Write, "/spool", 0, errno::EIO),
+                        _ if spool.is_off() => {}
+                        _ => {
+                            self.tell(|| "the spool rots".into());
+                            crate::spool_disk::rot(spool, &mut self.rng);
+                        }
+                    }
+                }
+            }
+            80..86 => {
+                if let Some(copy) = self.site.rotten.filter(|_| !self.site.state.is_off()) {
+                    self.tell(|| format!("of the source's state something rots: {copy:?}"));
+                    crate::state_disk::rot(&self.site.state, copy, &mut self.rng);
+                }
+            }
+            86..92 if self.target_rots => {
+                self.tell(|| "the target's disk rots".into());
+                self.damaged |= self.target.rot();
+            }
             _ => {}
         }
     }
@@ -80,7 +105,10 @@ impl World {
                     self.state_image = Some((self.site.state.image(), agent.generation()));
                 }
             }
-            2 => self.target.keep_image(),
+            2 if !self.target.is_off() => {
+                self.target.keep_image();
+                self.fed_then.clone_from(&self.fed);
+            }
             _ => {}
         }
     }
@@ -96,12 +124,15 @@ impl World {
                 let image = image.clone();
                 self.power_cut(false);
                 self.site.state.restore(&image);
-                (self.suspect, self.state_image) = (true, None);
+                self.state_image = None;
+                self.suspect();
             }
             2 => {
                 self.reset();
                 if self.target.roll_back() {
-                    self.suspect = true;
+                    self.tell(|| "the target is rolled back".into());
+                    self.fed = std::mem::take(&mut self.fed_then);
+                    self.suspect();
                     self.counts.crashes += 1;
                     self.promised = Default::default();
                     self.check_target();
@@ -116,12 +147,15 @@ impl World {
         let Some(mut agent) = self.agent.take() else { return };
         self.counts.crashes += 1;
         self.tell(|| format!("killed, ring kept: {with_ring}, under way: {:?}", agent.tasks));
-        self.suspect |= agent.has_lost_track();
+        if agent.has_lost_track() {
+            self.suspect();
+        }
         agent.abandon_writes();
         self.settle(agent.answered.drain(..).collect());
         self.reset();
         self.site.disk.kill();
         self.site.state.kill();
+        self.site.spool.iter().for_each(SimDisk::kill);
         let reissued = self.rng.below(3) > 0;
         self.lose_requests(reissued);
         if with_ring {
@@ -137,7 +171,9 @@ impl World {
         self.counts.crashes += 1;
         self.tell(|| "the source's power is cut".into());
         if let Some(mut agent) = self.agent.take() {
-            self.suspect |= agent.has_lost_track();
+            if agent.has_lost_track() {
+                self.suspect();
+            }
             agent.abandon_writes();
         }
         self.reset();
@@ -145,6 +181,10 @@ impl World {
         self.replayed = None;
         self.site.disk.crash();
         self.site.state.fail_no_more();
+        if let Some(spool) = &self.site.spool {
+            spool.fail_no_more();
+            spool.crash();
+        }
         if lossy {
             self.site.state.crash();
         }
@@ -159,6 +199,11 @@ impl World {
         self.net = Default::default();
         self.target.crash(power);
         self.check_target();
+    }
+
+    /// The two sides' memories disagree by our doing: a doubt has to follow.
+    pub(crate) fn suspect(&mut self) {
+        (self.suspect, self.doubts_then) = (true, self.counts.doubts);
     }
 
     fn lose_requests(&mut self, reissued: bool) {

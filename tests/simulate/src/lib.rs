@@ -9,6 +9,8 @@ pub mod content;
 mod faults;
 pub mod real;
 pub mod requests;
+pub mod script;
+pub mod spool_disk;
 pub mod state_disk;
 pub mod target;
 pub mod world;

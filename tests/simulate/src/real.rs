@@ -1,7 +1,7 @@
 //! The real target behind the simulator's seam: its log, base, catalogue and sessions on a simulated
 //! disk of its own, with clocks of its own.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use tidemark_control::config::{Bytes, Seconds};
 use tidemark_journal::{Position, Seq};
@@ -9,11 +9,11 @@ use tidemark_link::{
     NodeName,
     message::{Hello, Message},
 };
-use tidemark_simdisk::{Image, Rng, SimDisk};
+use tidemark_simdisk::{Faults, Image, Rng, SimDisk};
 use tidemark_target::{
     config::{GroupConfig, StoreConfig},
     points::Spec,
-    simulation::{SimConfig, SimTarget},
+    simulation::{DATA_DIR, SimConfig, SimTarget},
 };
 
 use crate::{
@@ -35,6 +35,8 @@ pub struct Real {
     node: NodeName,
     wall_ns: i64,
     image: Option<Image>,
+    /// Something of what it has may be damaged.
+    damaged: bool,
     rng: Rng,
 }
 
@@ -69,6 +71,7 @@ impl Real {
             node,
             wall_ns: 1_700_000_000_000_000_000,
             image: None,
+            damaged: false,
             rng,
         };
         real.start();
@@ -83,7 +86,10 @@ impl Real {
             panic!("the replica cannot be opened: {why}");
         }
         let notices = target.notices(GROUP);
-        assert!(notices.is_empty(), "nothing was damaged, and the target says {notices:?}");
+        assert!(
+            self.damaged || notices.is_empty(),
+            "nothing was damaged, and the target says {notices:?}"
+        );
         self.target = Some(target);
     }
 
@@ -184,5 +190,38 @@ impl Target for Real {
         self.disk.restore(&image);
         self.start();
         true
+    }
+
+    fn rot(&mut self) -> bool {
+        if self.disk.is_off() {
+            return false;
+        }
+        self.damaged = true;
+        if self.rng.below(4) == 0 {
+            let (write_is_lost, write_lands_elsewhere) = (10_000, 10_000);
+            let faults = Faults { write_is_lost, write_lands_elsewhere, ..Faults::default() };
+            self.disk.set_faults_on(&format!("/{GROUP}/log/"), faults);
+            return true;
+        }
+        self.disk.set_faults(Faults::default());
+        let dir = ["log", "base"][self.rng.below(2) as usize];
+        let dir = Path::new(DATA_DIR).join("groups").join(GROUP).join(dir);
+        let files = self.disk.list(&dir).unwrap_or_default();
+        let files: Vec<_> = files.into_iter().filter(|file| file.bytes > 0).collect();
+        if let Some(file) = files.get(self.rng.below(files.len().max(1) as u64) as usize) {
+            // Mostly near the beginning, where there is something.
+            let within = [file.bytes, file.bytes.min(20_000)][self.rng.below(2) as usize];
+            let bit = self.rng.below(within * 8);
+            self.disk.rot(&dir.join(&file.name), bit).expect("it is there");
+        }
+        true
+    }
+
+    fn rot_no_more(&mut self) {
+        self.disk.set_faults(Faults::default());
+    }
+
+    fn scrub(&mut self) -> bool {
+        !self.damaged || self.target().scrub(GROUP).expect("a disk that can be read")
     }
 }

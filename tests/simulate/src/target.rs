@@ -1,6 +1,6 @@
 //! The target as the world sees it, and a plain one.
 
-use std::collections::VecDeque;
+use std::{cell::RefCell, collections::VecDeque};
 
 use tidemark_journal::{Ancestry, FrameView, Kind, Position, Seq};
 use tidemark_link::{
@@ -57,6 +57,17 @@ pub trait Target {
     fn keep_image(&mut self);
     /// The power fails, and the disk is as it was when it was remembered. False if it never was.
     fn roll_back(&mut self) -> bool;
+    /// A bit of its disk rots, or a few writes go astray. False if it has no disk.
+    fn rot(&mut self) -> bool {
+        false
+    }
+    /// Its disk is as it should be from now on.
+    fn rot_no_more(&mut self) {}
+    /// Looks for damage in all that it has, while nothing is under way: whether its newest content is
+    /// whole.
+    fn scrub(&mut self) -> bool {
+        true
+    }
 }
 
 /// Frames as they were taken in: the position each ends at, and its records.
@@ -76,6 +87,8 @@ pub struct Plain {
     /// The path of terms, as the source last named it.
     path: Option<Ancestry>,
     image: Option<(Log, u64, Vec<VolumeSize>)>,
+    /// The content that was last asked for: at this sequence, of a log that ended so.
+    read: RefCell<Option<(Seq, Option<Position>, Image)>>,
     rng: Rng,
 }
 
@@ -93,6 +106,7 @@ impl Plain {
             volumes: Vec::new(),
             path: None,
             image: None,
+            read: RefCell::default(),
             rng: rng.fork(),
         }
     }
@@ -257,7 +271,13 @@ impl Target for Plain {
         start: u64,
         sectors: u64,
     ) -> Result<Vec<Stamp>, String> {
-        Ok(self.image_at(seq).volumes[volume][start as usize..(start + sectors) as usize].to_vec())
+        let end = self.log.last().map(|(last, _)| *last);
+        let mut read = self.read.borrow_mut();
+        let kept = read.take().filter(|(at, then, _)| (*at, *then) == (seq, end));
+        let kept = kept.unwrap_or_else(|| (seq, end, self.image_at(seq)));
+        let content = kept.2.volumes[volume][start as usize..(start + sectors) as usize].to_vec();
+        *read = Some(kept);
+        Ok(content)
     }
 
     fn crash(&mut self, power: bool) {

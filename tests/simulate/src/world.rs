@@ -16,6 +16,7 @@ use crate::{
     agent::{Agent, Asked, Session, Site},
     content::{Entry, Image, Stamp, bytes},
     requests,
+    state_disk::Copy,
     target::Target,
 };
 
@@ -48,6 +49,7 @@ pub struct Net {
 }
 
 /// A frame that was handed to the target.
+#[derive(Clone)]
 pub struct Fed {
     /// Where it ends.
     pub last: Position,
@@ -102,6 +104,8 @@ pub struct World {
     pub warm: Vec<usize>,
     /// Frames that were handed to the target.
     pub fed: Vec<Fed>,
+    /// What the spool held when the agent was started without a ring: it comes before those.
+    pub spooled: Vec<Entry>,
     /// Records of the present term, as committed.
     pub own: Vec<Entry>,
     /// That term.
@@ -112,6 +116,12 @@ pub struct World {
     pub promised: Position,
     /// Memories disagree by our doing, and not everything was compared since.
     pub suspect: bool,
+    /// How many doubts there had been when they came to.
+    pub doubts_then: u64,
+    /// Something of what the target has may be damaged: what it serves is right, or an error.
+    pub damaged: bool,
+    /// Whether the target's disk rots.
+    pub target_rots: bool,
     /// The agent prepares a new term.
     pub doubted: bool,
     /// Nothing goes wrong any more.
@@ -122,6 +132,8 @@ pub struct World {
     pub counts: Counts,
     /// An image of the state disk, and the generation that was durable.
     pub state_image: Option<(DiskImage, u64)>,
+    /// The frames that the target had when its disk was remembered.
+    pub fed_then: Vec<Fed>,
     /// What may be rolled back: 0 nothing, 1 the source's state, 2 the target.
     pub rolls: u64,
     /// The newest generation in a welcome.
@@ -152,6 +164,19 @@ impl World {
             1 => vec![700, 300, 90],
             _ => vec![2048 + 56],
         };
+        let records = [8, 40, 400][rng.below(3) as usize];
+        World::of(rng, sizes, records, true, make_target)
+    }
+
+    /// The same with volumes of these sectors, a ring for so many records, and perhaps a spool; the rest
+    /// by chance.
+    pub fn of(
+        mut rng: Rng,
+        sizes: Vec<u64>,
+        records: u64,
+        with_spool: bool,
+        make_target: impl FnOnce(&[u64], &mut Rng) -> Box<dyn Target>,
+    ) -> World {
         let mut hot: Vec<(usize, u64, u64)> = Vec::new();
         for (volume, sectors) in sizes.iter().enumerate() {
             hot.push((volume, 0, 24));
@@ -160,15 +185,20 @@ impl World {
                 hot.push((volume, 2048 - 16, 32));
             }
         }
-        let slots = 64 + [8, 40, 400][rng.below(3) as usize];
+        let slots = 64 + records;
+        let spooled = with_spool && rng.below(2) == 0;
+        // Half of it, and the spool is used.
+        let frame_bytes = if spooled { 300 << 10 } else { 1 << 20 };
         let layout = Layout {
             slots,
             data_bytes: 3 << 20,
-            frame_bytes: (1 << 20) + (4096 - slots * 64 % 4096) % 4096,
+            frame_bytes: frame_bytes + (4096 - slots * 64 % 4096) % 4096,
         };
         let site = Site {
             disk: SimDisk::new(rng.next_u64()),
             state: SimDisk::new(rng.next_u64()),
+            spool: spooled.then(|| SimDisk::new(rng.next_u64())),
+            rotten: [None, Some(Copy::First), Some(Copy::Second)][rng.below(3) as usize],
             sizes: sizes.clone(),
             layout,
         };
@@ -203,19 +233,24 @@ impl World {
             hot,
             sectors,
             fed: Vec::new(),
+            spooled: Vec::new(),
             own: Vec::new(),
             term: TermId::default(),
             replayed: None,
             promised: Position::default(),
             suspect: false,
+            doubts_then: 0,
+            damaged: false,
+            target_rots: rng.below(4) == 0,
             doubted: false,
             calm: false,
             quiet: false,
             counts: Counts::default(),
             state_image: None,
+            fed_then: Vec::new(),
             rolls: rng.below(3),
             welcomed: 0,
-            trace: seed,
+            trace: 0,
             tell: false,
             depth: [2, 6, 16][rng.below(3) as usize],
             flushing: rng.below(4) > 0,
@@ -241,20 +276,32 @@ impl World {
         self.net.cut = 0;
         self.site.disk.fail_no_more();
         self.site.state.fail_no_more();
+        self.target.rot_no_more();
+        self.site.spool.iter().for_each(SimDisk::fail_no_more);
         for _ in 0..steps / 10 {
             self.step();
         }
         self.quiet = true;
-        for _ in 0..40_000 {
+        let mut looked = 0;
+        for step in 0..40_000u64 {
             self.step();
-            if self.is_at_rest() {
+            // What is damaged is to be sent again: that takes a while.
+            if !self.is_at_rest() || step < looked {
+                continue;
+            }
+            if self.target.scrub() {
                 return self.check_at_rest();
+            }
+            looked = step + 200;
+            if self.rng.below(8) == 0 {
+                // In one session it asks only once in an hour.
+                self.reset();
             }
         }
         panic!("it does not come to rest: {}", self.describe());
     }
 
-    fn is_at_rest(&self) -> bool {
+    pub(crate) fn is_at_rest(&self) -> bool {
         let Some(agent) = &self.agent else { return false };
         let nobody = self.asked.iter().all(|asked| asked.answered.is_some() || asked.lost);
         nobody
@@ -267,7 +314,7 @@ impl World {
             && self.target.position().seq == agent.core.last_seq()
     }
 
-    fn describe(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         let Some(agent) = &self.agent else { return "the agent is dead".into() };
         let volumes = self.site.volumes();
         let gaps: Vec<_> = volumes.iter().map(|(id, _)| agent.core.gap(*id)).collect();
@@ -311,7 +358,7 @@ impl World {
     fn step(&mut self) {
         self.counts.steps += 1;
         self.tick();
-        if self.site.state.is_off() {
+        if self.site.is_off() {
             self.power_cut(true);
         }
         if self.target.is_off() {
@@ -320,6 +367,7 @@ impl World {
         if self.rng.below(150) == 0 {
             self.warm_up();
         }
+        self.check_a_point();
         if !self.calm {
             self.maybe_go_wrong();
         }
@@ -362,11 +410,12 @@ impl World {
                 self.collect();
             }
             91..93 => agent.turn(),
-            93..95 if up => {
+            93 if up => {
                 if let Some(heartbeat) = agent.heartbeat() {
                     self.net.there.push_back(Message::Heartbeat(heartbeat));
                 }
             }
+            94 => agent.spool(),
             95 => agent.maintain(),
             96 => agent.keep(true),
             97 if !self.quiet => {
@@ -391,7 +440,7 @@ impl World {
 
     /// The target comes up to the present time, or a little nearer to it: so that it may be met in the
     /// middle of something.
-    fn let_target_work(&mut self) {
+    pub(crate) fn let_target_work(&mut self) {
         let behind_ns = self.boot_ns - self.target_ns;
         let by_ns = match self.rng.below(3) {
             0 => behind_ns,
@@ -445,7 +494,7 @@ impl World {
         }
     }
 
-    fn ask(&mut self, volume: VolumeId, ask: Ask, start: u64, sectors: u64) {
+    pub(crate) fn ask(&mut self, volume: VolumeId, ask: Ask, start: u64, sectors: u64) {
         let number = self.asked.len() as u64;
         let Some(agent) = &mut self.agent else { return };
         let request = Request { id: RequestId(number), volume, ask, start: Sector(start), sectors };
@@ -470,7 +519,7 @@ impl World {
     }
 
     /// The link does its next step.
-    fn link(&mut self) {
+    pub(crate) fn link(&mut self) {
         let Some(agent) = &mut self.agent else { return };
         match &agent.session {
             Session::Down => {
@@ -511,7 +560,7 @@ impl World {
         self.target.disconnect();
     }
 
-    fn deliver(&mut self) {
+    pub(crate) fn deliver(&mut self) {
         if self.net.cut > 0 {
             return;
         }
@@ -537,7 +586,7 @@ impl World {
     }
 
     /// Takes what the target has said onto its way.
-    fn collect(&mut self) {
+    pub(crate) fn collect(&mut self) {
         for message in self.target.replies() {
             if let Message::Ack(ack) = &message
                 && let Some(agent) = &self.agent
@@ -560,6 +609,7 @@ impl World {
                     Ok(Some(from)) => self.resumed(from, welcome.position),
                     Ok(None) => {
                         self.counts.doubts += 1;
+                        self.spooled.clear();
                         self.doubted = true;
                         self.reset();
                     }
@@ -568,6 +618,7 @@ impl World {
             }
             Message::Ack(ack) => agent.acknowledged(&ack),
             Message::Need(need) => agent.needed(&need),
+            Message::Repair(repair) => agent.damaged(repair),
             Message::Refuse(refuse) => panic!("the target refuses: {refuse}"),
             Message::Bye => {
                 agent.hang_up();
@@ -598,7 +649,7 @@ impl World {
             }
             Err(error) => {
                 // The power went again, or the disk is bad: whoever is in charge starts it again.
-                assert!(self.site.state.is_off() || !self.calm, "it does not start: {error:#}");
+                assert!(self.site.is_off() || !self.calm, "it does not start: {error:#}");
                 self.power_cut(true);
             }
         }

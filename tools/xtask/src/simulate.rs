@@ -4,7 +4,8 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
-    time::Instant,
+    sync::Mutex,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
@@ -16,6 +17,11 @@ const SEEDS_FOR_A_MUTANT: u64 = 999;
 /// How the simulator ends without a violation, and with one.
 const NOTHING: u8 = 0;
 const FOUND: u8 = 3;
+/// A run that takes longer hangs.
+const LIMIT: Duration = Duration::from_secs(24 * 3600);
+/// The packages whose code is in the simulator.
+const OWN: [&str; 8] =
+    ["journal", "link", "nbd", "control", "agent", "target", "simdisk", "simulate"];
 
 /// What is to be played.
 #[derive(clap::Args)]
@@ -53,7 +59,7 @@ impl Options {
 /// Plays the seeds, or looks for planted bugs.
 pub fn run(root: &Path, options: &Options) -> Result<ExitCode> {
     let Some(mutant) = &options.mutant else {
-        return play(root, None, options).map(ExitCode::from);
+        return play(root, None, options).map(|played| ExitCode::from(played.code));
     };
     let dir = root.join("tests/mutants");
     let mut patches: Vec<PathBuf> = Vec::new();
@@ -69,9 +75,13 @@ pub fn run(root: &Path, options: &Options) -> Result<ExitCode> {
     if patches.is_empty() {
         bail!("there is no tests/mutants/{mutant}.patch");
     }
-    let work = target_directory(root)?.join("mutants");
+    let target = target_directory(root)?;
+    let work = target.join("mutants");
     let tree = work.join("tree");
     copy(root, &tree)?;
+    // What the tree itself is built of, so that only its own code has to be built for the copy.
+    build(root)?;
+    lend(&target.join("release"), &work.join("build/release"))?;
     let mut missed = Vec::new();
     let mut times = Vec::new();
     for patch in patches {
@@ -79,14 +89,17 @@ pub fn run(root: &Path, options: &Options) -> Result<ExitCode> {
         println!("=== mutant {name}");
         let start = Instant::now();
         let found = plant(&work, &tree, &patch, options)?;
+        if let Some(seed) = found {
+            innocent(root, seed, options)?;
+        }
         times.push((name.clone(), start.elapsed(), found));
-        if !found {
+        if found.is_none() {
             missed.push(name);
         }
     }
     println!("=== mutants");
     for (name, time, found) in &times {
-        let verdict = if *found { "found" } else { "NOT FOUND" };
+        let verdict = found.map_or("NOT FOUND".to_owned(), |seed| format!("seed {seed}"));
         println!("{name:<44} {verdict:<9} {:>6.1} s", time.as_secs_f64());
     }
     if !missed.is_empty() {
@@ -108,9 +121,23 @@ fn copy(root: &Path, tree: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Plays the seeds on the copied tree with the patch applied, and takes it out again. Whether a
-/// violation was found.
-fn plant(work: &Path, tree: &Path, patch: &Path, options: &Options) -> Result<bool> {
+/// Has the copy's builds begin with what was built of other people's crates: cargo takes it for its own,
+/// as long as all it was built with is the same, and else builds it again.
+fn lend(from: &Path, to: &Path) -> Result<()> {
+    if to.exists() {
+        return Ok(());
+    }
+    fs::create_dir_all(to).with_context(|| format!("cannot make {}", to.display()))?;
+    let lend = "cp -a \"$0/.fingerprint\" \"$0/build\" . && mkdir deps \
+                && find \"$0/deps\" -name '*.rlib' -o -name '*.rmeta' -o -name '*.so' -o -name '*.d' \
+                | xargs cp -al --target-directory deps \
+                && find . -maxdepth 2 -name '*tidemark[-_]*' -print0 | xargs -0 rm -rf";
+    process::run(Command::new("sh").args(["-c", lend]).arg(from).current_dir(to))
+}
+
+/// Plays the seeds on the copied tree with the patch applied, and takes it out again. The seed that has
+/// found a violation.
+fn plant(work: &Path, tree: &Path, patch: &Path, options: &Options) -> Result<Option<u64>> {
     let apply = |arguments: &[&str]| {
         let mut git = Command::new("git");
         // The copy may lie inside the repository; to git it is a directory like any other.
@@ -121,34 +148,68 @@ fn plant(work: &Path, tree: &Path, patch: &Path, options: &Options) -> Result<bo
     apply(&[]).with_context(|| format!("{} does not apply any more", patch.display()))?;
     let Options { from, steps, tell, .. } = *options;
     let options = Options { seeds: SEEDS_FOR_A_MUTANT, from, steps, tell, mutant: None };
-    let code = play(tree, Some(&work.join("build")), &options)?;
+    let played = play(tree, Some(&work.join("build")), &options)?;
     apply(&["--reverse"])?;
-    match code {
-        FOUND => Ok(true),
-        NOTHING => Ok(false),
-        code => bail!("the simulator with {} ended with {code}: does it build?", patch.display()),
+    match played {
+        Played { code: FOUND, seed: Some(seed) } => Ok(Some(seed)),
+        Played { code: NOTHING, .. } => Ok(None),
+        Played { code, .. } => {
+            bail!("the simulator with {} ended with {code}: does it build?", patch.display())
+        }
     }
 }
 
-/// Builds the simulator of a tree and plays the seeds; its exit code. What a copy of the tree builds
-/// goes to a place of its own, since cargo tells two trees in one place apart by their files' times
-/// alone; and is built for soon being there rather than for speed.
-fn play(tree: &Path, copy_builds: Option<&Path>, options: &Options) -> Result<u8> {
+/// An error if the tree as it is fails this seed too: what was found is not the planted bug then.
+fn innocent(root: &Path, seed: u64, options: &Options) -> Result<()> {
+    let options = Options { seeds: 1, from: seed, steps: options.steps, tell: false, mutant: None };
+    if play(root, None, &options)?.code == FOUND {
+        bail!("seed {seed} is violated without a planted bug");
+    }
+    Ok(())
+}
+
+fn build(tree: &Path) -> Result<()> {
+    let arguments = ["build", "--quiet", "--release", "--package", "tidemark-simulate"];
+    process::run(Command::new("cargo").args(arguments).current_dir(tree))
+}
+
+/// How the simulator has ended, and the seed that it has named.
+struct Played {
+    code: u8,
+    seed: Option<u64>,
+}
+
+/// Builds the simulator of a tree and plays the seeds. What a copy of the tree builds goes to a place of
+/// its own, since cargo tells two trees in one place apart by their files' times alone; and is built for
+/// soon being there rather than for speed.
+fn play(tree: &Path, copy_builds: Option<&Path>, options: &Options) -> Result<Played> {
     let mut command = Command::new("cargo");
-    command.args(["run", "--quiet", "--release", "--package", "tidemark-simulate", "--"]);
-    command.args(["--seeds", &options.seeds.to_string(), "--from", &options.from.to_string()]);
-    command.args(["--steps", &options.steps.to_string()]);
+    command.args(["run", "--quiet", "--release", "--package", "tidemark-simulate"]);
+    if let Some(builds) = copy_builds {
+        command.env("CARGO_TARGET_DIR", builds).env("CARGO_INCREMENTAL", "1");
+        for own in OWN {
+            let profile = format!("profile.release.package.tidemark-{own}");
+            command.args(["--config", &format!("{profile}.opt-level=1")]);
+            command.args(["--config", &format!("{profile}.debug=false")]);
+        }
+    }
+    command.args(["--", "--seeds", &options.seeds.to_string()]);
+    command.args(["--from", &options.from.to_string(), "--steps", &options.steps.to_string()]);
     if options.tell {
         command.arg("--tell");
     }
-    if let Some(builds) = copy_builds {
-        command.env("CARGO_TARGET_DIR", builds).env("CARGO_INCREMENTAL", "1");
-        command.env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1");
-        command.env("CARGO_PROFILE_RELEASE_DEBUG", "false");
-    }
-    let status = command.current_dir(tree).status().context("cannot run cargo")?;
+    let named = Mutex::new(None);
+    let status = process::watch(command.current_dir(tree), LIMIT, |line| {
+        let seed = line.strip_prefix("seed ").and_then(|rest| rest.split_once(':'));
+        if let Some(seed) = seed.and_then(|(seed, _)| seed.parse().ok())
+            && let Ok(mut named) = named.lock()
+        {
+            *named = Some(seed);
+        }
+    })?;
+    let seed = named.into_inner().ok().flatten();
     match status.code() {
-        Some(code) => Ok(u8::try_from(code).unwrap_or(u8::MAX)),
+        Some(code) => Ok(Played { code: u8::try_from(code).unwrap_or(u8::MAX), seed }),
         None => bail!("the simulator did not end by itself: {status}"),
     }
 }

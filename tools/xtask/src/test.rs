@@ -53,6 +53,7 @@ const USUAL: &[Stage] = &[
     Stage::Host,
     Stage::Conformance,
     Stage::Simulate,
+    Stage::Mutants,
     Stage::Guests,
 ];
 

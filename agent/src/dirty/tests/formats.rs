@@ -195,6 +195,27 @@ fn a_missing_block_that_is_needed_is_noticed_and_no_other() {
     }
 }
 
+/// The newest block that has rotted was taken for one that was torn, and what it had made active for
+/// never marked. With a copy of it, it is there.
+#[test]
+fn what_rots_in_one_copy_of_the_log_is_in_the_other() {
+    let mut random = Random::new(8);
+    let mut log = Log::new();
+    for transaction in 1..=BLOCKS + 9 {
+        log.change(&mut random, 40);
+        let twice = [log.file.clone(), log.file.clone()].concat();
+        for half in [0, BLOCKS] {
+            let mut rotten = twice.clone();
+            for block in 0..BLOCKS {
+                let at = ((half + block) as usize) * BLOCK_BYTES + random.below(4096) as usize;
+                rotten[at] ^= 1 << random.below(8);
+            }
+            let recovered = active::recover(&rotten, MAP_ID).expect("one copy is sound");
+            assert_eq!((recovered.transaction, recovered.active), (transaction, log.active()));
+        }
+    }
+}
+
 #[test]
 fn a_new_life_does_not_see_the_one_before() {
     let mut random = Random::new(4);
@@ -283,6 +304,33 @@ fn a_page_torn_at_any_sector_leaves_the_one_before() {
         // A new life goes on with the other place, so it never destroys what it relies on.
         if !whole && generation > 1 {
             assert_eq!(recovered.written[0] % 2, written % 2);
+        }
+    }
+}
+
+/// The page before was found where the newest had rotted, and what had been marked since was lost.
+#[test]
+fn what_rots_in_one_copy_of_the_bitmap_is_in_the_other() {
+    let regions = PAGE_REGIONS + 7;
+    let (mut file, mut dirty) = (vec![0; bitmap::file_bytes(regions) as usize], Bits::new(regions));
+    let none = Bits::new(regions);
+    for generation in 1..6u64 {
+        dirty.set(generation as u32);
+        dirty.set(PAGE_REGIONS + generation as u32);
+        for number in 0..2 {
+            let (offset, page) =
+                bitmap::encode(MAP_ID, number, generation, generation, [&dirty, &none], &none);
+            file[offset as usize..][..BLOCK_BYTES].copy_from_slice(&page);
+        }
+        for half in [0, file.len()] {
+            let mut rotten = [file.clone(), file.clone()].concat();
+            for block in 0..4 {
+                rotten[half + block * BLOCK_BYTES + 777] ^= 0x10;
+            }
+            let recovered = bitmap::recover(&rotten, MAP_ID, regions);
+            assert_eq!((recovered.damaged_pages, recovered.generation), (0, generation));
+            assert_eq!(recovered.dirty, dirty);
+            assert_eq!(recovered.written, [generation % 2 + 1; 2]);
         }
     }
 }
