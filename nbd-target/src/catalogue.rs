@@ -347,6 +347,7 @@ impl Catalogue {
         self.write(|tx| {
             tx.open_table(BRANCHES)?.remove((group, name))?;
             tx.open_table(VITALS)?.remove(log.as_str())?;
+            tx.open_table(DAMAGES)?.remove(log.as_str())?;
             let mut segments = tx.open_table(SEGMENTS)?;
             segments.retain_in((log.as_str(), 0)..=(log.as_str(), u64::MAX), |_, _| false)?;
             Ok(())
@@ -373,20 +374,20 @@ impl Catalogue {
         })
     }
 
-    /// What is damaged of a group.
+    /// What is damaged of a group (`GROUP`) or a branch (`GROUP/BRANCH`).
     ///
     /// # Errors
     /// When the catalogue cannot be read.
-    pub fn damages(&self, group: &str) -> anyhow::Result<DamageRow> {
-        Ok(self.get(DAMAGES, group)?.unwrap_or_default())
+    pub fn damages(&self, of: &str) -> anyhow::Result<DamageRow> {
+        Ok(self.get(DAMAGES, of)?.unwrap_or_default())
     }
 
-    /// Keeps what is damaged of a group.
+    /// Keeps what is damaged of a group or a branch.
     ///
     /// # Errors
     /// When the catalogue cannot be written.
-    pub fn put_damages(&self, group: &str, row: &DamageRow) -> anyhow::Result<()> {
-        self.put(DAMAGES, group, row)
+    pub fn put_damages(&self, of: &str, row: &DamageRow) -> anyhow::Result<()> {
+        self.put(DAMAGES, of, row)
     }
 
     /// How far the scrub of a group is.

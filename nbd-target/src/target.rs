@@ -119,7 +119,7 @@ impl Target {
         }
         let (end, ending) = watch::channel(false);
         let about = api::About { node, nbd_listen: nbd_addr, nbd_unix: config.nbd.unix.clone() };
-        let scrubs = Scrubs::new(config.scrub, Arc::clone(&groups));
+        let scrubs = Scrubs::new(config.scrub, Arc::clone(&groups), Arc::clone(&branches));
         let own_scrubs = Arc::clone(&scrubs);
         let api = api::Api::new(about, Arc::clone(&groups), Arc::clone(&branches), own_scrubs);
         let inside = runtime.enter();
