@@ -354,6 +354,10 @@ struct BranchFollower {
 impl Follower for BranchFollower {
     fn stored(&self, _frame: &FrameView<'_>) {}
 
+    fn may_grow(&self) -> std::io::Result<()> {
+        self.catalogue.reserve().check()
+    }
+
     fn sealed(&self, segment: &Segment, end: &SegmentEnd) -> anyhow::Result<()> {
         self.catalogue.put_segment(&self.log_name, segment, end.index_at, end.chain, None)
     }

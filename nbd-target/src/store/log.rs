@@ -344,6 +344,7 @@ impl Owner {
 
     /// Makes a file with its room set aside.
     async fn prepare(&self, number: u64, bytes: u64) -> io::Result<Spare> {
+        self.follower.may_grow()?;
         let path = self.journal.dir().join(file_name(number));
         let machine = self.journal.machine();
         let file = LogFile::open(machine, &path, How::NEW_DIRECT).await?;
