@@ -165,8 +165,11 @@ impl Shared {
 
     /// When the schedule wants the next one.
     fn due(&self, state: &State) -> Option<i64> {
-        let every_ns = i64::try_from(self.every_s?).ok()?.saturating_mul(SECOND_NS);
-        Some(state.record.since_wall_ns.saturating_add(every_ns))
+        Some(state.record.since_wall_ns.saturating_add(self.every_ns()?))
+    }
+
+    fn every_ns(&self) -> Option<i64> {
+        Some(i64::try_from(self.every_s?).ok()?.saturating_mul(SECOND_NS))
     }
 
     fn begin(&self, state: &mut State, now: &Snapshot, volume: Option<VolumeId>) {
@@ -218,7 +221,8 @@ impl Shared {
         }
         // While a volume catches up, what would be compared is being sent.
         let quiet = now.volumes.iter().all(|at| at.gap.is_none() && at.uncaptured_regions == 0);
-        if quiet && self.due(&state).is_some_and(|due| wall_ns() >= due) {
+        let since_ns = state.record.since_wall_ns;
+        if quiet && self.every_ns().is_some_and(|every_ns| is_due(wall_ns(), since_ns, every_ns)) {
             tracing::info!(group = self.group, "verify: the schedule's");
             self.begin(&mut state, now, None);
             return true;
@@ -253,6 +257,11 @@ impl Shared {
     }
 }
 
+/// Whether the next one is due. A clock that was set back must not keep it from beginning for ever.
+fn is_due(now_ns: i64, since_ns: i64, every_ns: i64) -> bool {
+    now_ns.abs_diff(since_ns) >= every_ns.unsigned_abs()
+}
+
 impl Drop for Verifies {
     fn drop(&mut self) {
         self.task.abort();
@@ -262,6 +271,16 @@ impl Drop for Verifies {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// It did: a clock that was a year ahead at one verify, and right afterwards, put the next one off for
+    /// that year.
+    #[test]
+    fn a_clock_that_is_set_keeps_no_verify_off() {
+        const DAY_NS: i64 = 86_400 * SECOND_NS;
+        assert!(!is_due(100 * DAY_NS, 99 * DAY_NS + 1, DAY_NS));
+        assert!(is_due(100 * DAY_NS, 99 * DAY_NS, DAY_NS));
+        assert!(is_due(100 * DAY_NS, 465 * DAY_NS, DAY_NS));
+    }
 
     #[test]
     fn golden_text() {

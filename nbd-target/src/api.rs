@@ -145,6 +145,8 @@ fn replica_status(api: &Api, replica: &Replica) -> ReplicaStatus {
     let mut problems = replica.notices();
     problems.extend(api.groups.catalogue().damage().iter().cloned());
     problems.extend(whole::problems(replica));
+    problems
+        .extend(api.branches.list().iter().filter_map(|branch| branch_problem(branch, replica)));
     let stalled = progress.stalled.iter().map(|why| format!("not accepting: {why}"));
     let failed = progress.failed.iter().map(|why| format!("the log has failed: {why}"));
     problems.extend(stalled.chain(failed));
@@ -382,12 +384,21 @@ fn branch_status(branch: &Branch) -> BranchStatus {
         temporary: branch.row().temporary,
         clients: branch.clients(),
         problem: None,
-        damage: whole::missing_at(branch.parent(), branch.row().volume.as_deref(), at.seq),
+        damage: whole::missing_of(branch),
         exports: registry::volumes(branch)
             .into_iter()
             .map(|(volume, _, sectors)| ExportName { export: name(&volume), volume, sectors })
             .collect(),
     }
+}
+
+/// What is damaged of a child of a replica, as a sentence.
+fn branch_problem(branch: &Branch, replica: &Replica) -> Option<String> {
+    let its = branch.parent().name() == replica.name() && !branch.missing().is_empty();
+    let (name, missing) = (branch.name(), whole::missing_of(branch).filter(|_| its)?);
+    Some(format!(
+        "the branch '{name}' is damaged: {missing} cannot be read; write it anew or drop the branch"
+    ))
 }
 
 fn broken_status(name: &str, broken: &Broken) -> BranchStatus {

@@ -7,6 +7,7 @@ pub mod registry;
 mod writing;
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
@@ -16,7 +17,7 @@ use std::{
 };
 
 use anyhow::Context;
-use tidemark_journal::{FrameView, Position, Seq, VolumeId, segment::SegmentEnd};
+use tidemark_journal::{FrameView, Position, SECTOR_BYTES, Seq, VolumeId, segment::SegmentEnd};
 use tokio::{
     sync::{mpsc, watch},
     time::Instant,
@@ -25,16 +26,17 @@ use tokio::{
 use crate::{
     catalogue::{BranchRow, Catalogue, Vitals},
     config::StoreConfig,
+    damage::{Damages, Place},
     pins::PinGuard,
     points::{Spec, resolve::resolve},
     replica::{Replica, log_options},
     store::{
         ReadError,
         base::Stretch,
-        index::Query,
+        index::{Content as Indexed, Query},
         journal::{Follower, Journal},
         log::{self, LogWriter, Owner},
-        read::Plan,
+        read::{PieceContent, Plan},
         recover::{self, Expected},
         segment::{Caches, Segment},
     },
@@ -57,6 +59,7 @@ pub struct Branch {
     left: Mutex<Instant>,
     /// Up to where the catalogue knows it to be durable.
     kept: Mutex<Position>,
+    damages: Damages,
     _pin: PinGuard,
 }
 
@@ -95,6 +98,7 @@ impl Branch {
             anyhow::anyhow!("the point of the branch '{name}' cannot be had any more: {refusal}")
         })?;
         let dir = branch_dir(parent, name);
+        let damages = Damages::open(&log_name(parent, name), catalogue)?;
         let options = log_options(store, None);
         let log_name = log_name(parent, name);
         let known = catalogue.segments(&log_name)?;
@@ -131,6 +135,7 @@ impl Branch {
             clients: AtomicU32::new(0),
             left: Mutex::new(Instant::now()),
             kept: Mutex::default(),
+            damages,
             _pin: pin,
         };
         Ok((branch, owner, task))
@@ -210,6 +215,69 @@ impl Branch {
         Position { term: self.row.term.parent, seq: self.row.term.fork_seq }
     }
 
+    /// Its log.
+    pub fn journal(&self) -> &Journal {
+        self.writer.journal()
+    }
+
+    /// Its log's name in the catalogue.
+    pub fn log_name(&self) -> String {
+        log_name(&self.parent, &self.name)
+    }
+
+    /// What is damaged of its log.
+    pub fn damages(&self) -> &Damages {
+        &self.damages
+    }
+
+    /// How much of each volume cannot be read because its log is damaged. Blocks on the disk.
+    pub fn missing(&self) -> BTreeMap<VolumeId, u64> {
+        let mut missing = BTreeMap::new();
+        let segments = self.journal().segments();
+        for spot in self.damages.list() {
+            let in_log = |number| segments.iter().find(|segment| segment.number() == number);
+            match spot.place {
+                Place::Chunk { segment, chunk } => {
+                    in_log(segment).into_iter().for_each(|segment| {
+                        self.add_needed(segment, chunk, &mut missing);
+                    });
+                }
+                // Nobody knows what it holds, so reads are refused.
+                Place::Index { .. } => {
+                    let volumes = registry::volumes(self).into_iter();
+                    missing.extend(volumes.map(|(_, id, sectors)| (id, sectors * SECTOR_BYTES)));
+                }
+                _ => {}
+            }
+        }
+        missing
+    }
+
+    /// Adds how much a read of everything needs of a chunk.
+    fn add_needed(&self, segment: &Segment, chunk: u32, bytes: &mut BTreeMap<VolumeId, u64>) {
+        let mut extents = Vec::new();
+        // An index that cannot be read is a place of its own.
+        let _ = segment.for_each(|key, content| {
+            if matches!(content, Indexed::Data { chunk: of, .. } if of == chunk) {
+                extents.push((key.volume, key.start.0, key.end()));
+            }
+        });
+        // Versions of one extent are asked for once.
+        extents.sort_unstable();
+        extents.dedup();
+        for (volume, start, end) in extents {
+            let Ok(plan) = self.plan(volume, start, end) else { continue };
+            let needed = plan.into_pieces().0.into_iter().filter(|piece| {
+                matches!(&piece.content, PieceContent::Data { segment: of, chunk: number, .. }
+                    if of.id() == segment.id() && *number == chunk)
+            });
+            let sectors: u64 = needed.map(|piece| piece.end - piece.start).sum();
+            if sectors > 0 {
+                *bytes.entry(volume).or_default() += sectors * SECTOR_BYTES;
+            }
+        }
+    }
+
     /// Bytes of its log.
     pub fn log_bytes(&self) -> u64 {
         self.writer.journal().bytes()
@@ -238,7 +306,7 @@ impl Branch {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if *kept != acked {
             let vitals = Vitals { acked, ..Vitals::default() };
-            catalogue.put_vitals(&log_name(&self.parent, &self.name), &vitals)?;
+            catalogue.put_vitals(&self.log_name(), &vitals)?;
             *kept = acked;
         }
         Ok(())
@@ -285,6 +353,10 @@ struct BranchFollower {
 
 impl Follower for BranchFollower {
     fn stored(&self, _frame: &FrameView<'_>) {}
+
+    fn may_grow(&self) -> std::io::Result<()> {
+        self.catalogue.reserve().check()
+    }
 
     fn sealed(&self, segment: &Segment, end: &SegmentEnd) -> anyhow::Result<()> {
         self.catalogue.put_segment(&self.log_name, segment, end.index_at, end.chain, None)

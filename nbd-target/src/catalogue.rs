@@ -7,7 +7,7 @@
 mod pair;
 mod row;
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use anyhow::Context;
 use redb::{ReadTransaction, ReadableTable, TableDefinition, TableHandle, WriteTransaction};
@@ -21,6 +21,7 @@ use crate::{
     damage::DamageRow,
     history::History,
     machine::Machine,
+    reserve::Reserve,
     scrub::ScrubRow,
     store::{
         base::BaseRow,
@@ -46,6 +47,7 @@ const SCHEMA: u64 = 3;
 pub struct Catalogue {
     machine: Machine,
     pair: Pair,
+    reserve: Arc<Reserve>,
     /// What was damaged when it was opened, a sentence each.
     damage: Vec<String>,
 }
@@ -125,15 +127,20 @@ pub struct BranchRow {
 }
 
 impl Catalogue {
-    /// Opens or makes the catalogue.
+    /// Opens or makes the catalogue. When its disk is full, it takes from the reserve.
     ///
     /// # Errors
     /// When it cannot be opened, or is of a later version.
-    pub fn open(machine: &Machine, path: &Path) -> anyhow::Result<Catalogue> {
+    pub fn open(
+        machine: &Machine,
+        path: &Path,
+        reserve: &Arc<Reserve>,
+    ) -> anyhow::Result<Catalogue> {
         let what = || format!("cannot open the catalogue {}", path.display());
-        let (pair, damage) = Pair::open(machine, path)?;
+        let (pair, damage) = reserve.with_room(|| Pair::open(machine, path))?;
         damage.iter().for_each(|sentence| tracing::error!("{sentence}"));
-        let catalogue = Catalogue { machine: machine.clone(), pair, damage };
+        let (machine, reserve) = (machine.clone(), Arc::clone(reserve));
+        let catalogue = Catalogue { machine, pair, reserve, damage };
         let version = catalogue.write(|tx| {
             tx.open_table(GROUPS)?;
             tx.open_table(HISTORIES)?;
@@ -166,6 +173,11 @@ impl Catalogue {
     /// The machine that it is kept on.
     pub fn machine(&self) -> &Machine {
         &self.machine
+    }
+
+    /// The reserve of the disk that it is kept on.
+    pub fn reserve(&self) -> &Arc<Reserve> {
+        &self.reserve
     }
 
     /// A group's row.
@@ -347,6 +359,7 @@ impl Catalogue {
         self.write(|tx| {
             tx.open_table(BRANCHES)?.remove((group, name))?;
             tx.open_table(VITALS)?.remove(log.as_str())?;
+            tx.open_table(DAMAGES)?.remove(log.as_str())?;
             let mut segments = tx.open_table(SEGMENTS)?;
             segments.retain_in((log.as_str(), 0)..=(log.as_str(), u64::MAX), |_, _| false)?;
             Ok(())
@@ -373,20 +386,20 @@ impl Catalogue {
         })
     }
 
-    /// What is damaged of a group.
+    /// What is damaged of a group (`GROUP`) or a branch (`GROUP/BRANCH`).
     ///
     /// # Errors
     /// When the catalogue cannot be read.
-    pub fn damages(&self, group: &str) -> anyhow::Result<DamageRow> {
-        Ok(self.get(DAMAGES, group)?.unwrap_or_default())
+    pub fn damages(&self, of: &str) -> anyhow::Result<DamageRow> {
+        Ok(self.get(DAMAGES, of)?.unwrap_or_default())
     }
 
-    /// Keeps what is damaged of a group.
+    /// Keeps what is damaged of a group or a branch.
     ///
     /// # Errors
     /// When the catalogue cannot be written.
-    pub fn put_damages(&self, group: &str, row: &DamageRow) -> anyhow::Result<()> {
-        self.put(DAMAGES, group, row)
+    pub fn put_damages(&self, of: &str, row: &DamageRow) -> anyhow::Result<()> {
+        self.put(DAMAGES, of, row)
     }
 
     /// How far the scrub of a group is.
@@ -472,11 +485,12 @@ impl Catalogue {
         &self,
         change: impl Fn(&WriteTransaction) -> Result<T, redb::Error>,
     ) -> anyhow::Result<T> {
-        self.pair.write(change)
+        self.reserve.with_room(|| self.pair.write(&change))
     }
 
     fn begin_read(&self) -> anyhow::Result<ReadTransaction> {
-        self.pair.begin_read()
+        // After a failure it is opened again, which may make one copy anew.
+        self.reserve.with_room(|| self.pair.begin_read())
     }
 }
 

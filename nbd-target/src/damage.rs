@@ -133,7 +133,8 @@ pub struct Stretch {
     pub bytes: u64,
 }
 
-/// The damage of a replica.
+/// The damage of a replica, or of a branch's log: no extents are kept of that, since they change with
+/// what is written into it.
 pub struct Damages {
     group: String,
     catalogue: Arc<Catalogue>,
@@ -146,7 +147,7 @@ pub struct Damages {
 }
 
 impl Damages {
-    /// The damage of a group, as the catalogue has it.
+    /// The damage of a group or a branch, as the catalogue has it under this name.
     ///
     /// # Errors
     /// When the catalogue cannot be read.

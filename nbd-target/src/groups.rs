@@ -290,14 +290,11 @@ impl Groups {
 
     fn open_replica(&self, config: &GroupConfig) -> anyhow::Result<Arc<Replica>> {
         let dir = self.dir.join(config.name.as_str());
-        let (replica, owner) = Replica::open(
-            config,
-            &self.store,
-            &dir,
-            &self.catalogue,
-            &self.caches,
-            &self.attention,
-        )?;
+        // What a crash has left in the middle is brought to its end, which takes room.
+        let open = || {
+            Replica::open(config, &self.store, &dir, &self.catalogue, &self.caches, &self.attention)
+        };
+        let (replica, owner) = self.catalogue.reserve().with_room(open)?;
         self.run_owner(owner)?;
         Ok(Arc::new(replica))
     }

@@ -175,6 +175,10 @@ impl Follower for Ledger {
         self.attention.notify_one();
     }
 
+    fn may_grow(&self) -> std::io::Result<()> {
+        self.catalogue.reserve().check()
+    }
+
     fn sealed(&self, segment: &Segment, end: &SegmentEnd) -> anyhow::Result<()> {
         self.attention.notify_one();
         let put = |row: &HistoryRow| {

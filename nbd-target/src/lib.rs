@@ -23,6 +23,7 @@ pub mod pins;
 pub mod points;
 pub mod receiver;
 pub mod replica;
+pub mod reserve;
 pub mod retention;
 pub mod scrub;
 #[cfg(feature = "simulation")]

@@ -183,6 +183,16 @@ impl Machine {
         }
     }
 
+    /// Bytes of the file system that a directory is on.
+    pub fn disk_bytes(&self, dir: &Path) -> u64 {
+        match self {
+            Machine::Real => nix::sys::statvfs::statvfs(dir)
+                .map_or(u64::MAX, |fs| fs.blocks().saturating_mul(fs.fragment_size())),
+            #[cfg(feature = "simulation")]
+            Machine::Simulated(_) => u64::MAX,
+        }
+    }
+
     /// The wall clock, nanoseconds since 1970.
     pub fn wall_ns(&self) -> i64 {
         match self {

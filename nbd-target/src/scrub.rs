@@ -4,11 +4,14 @@
 //! One thread does it for all groups, one after the other, at a stated rate, and waits while frames
 //! wait to be stored. A pass goes through the sealed and open segments from the oldest to the newest,
 //! then through the base. How far it is is kept in the catalogue, so that it goes on there after a
-//! restart, at the segment or the stretch of the base that it was at. The same thread looks at once
+//! restart, at the segment or the stretch of the base that it was at. The logs of the group's branches
+//! come last ([`branch`]). The same thread looks at once
 //! at what a read has found to be damaged, and keeps the list of damage up to date.
 //!
 //! What can be made again here is made again: the index and the end of a segment from its frames, the
 //! header and the maps of a base from memory. The rest goes into the list of [`damage`](crate::damage).
+
+mod branch;
 
 use std::{
     collections::BTreeMap,
@@ -21,9 +24,10 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use tidemark_journal::VolumeId;
+use tidemark_journal::{GroupId, VolumeId};
 
 use crate::{
+    branch::registry::Branches,
     config::ScrubConfig,
     damage::{Place, Spot},
     groups::Groups,
@@ -77,7 +81,7 @@ pub struct Pass {
 }
 
 /// A place in a pass.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Cursor {
     /// The segment of this number, or the next one there is.
@@ -89,12 +93,20 @@ pub enum Cursor {
         /// The unit.
         unit: u64,
     },
+    /// The log of a branch, from a segment on.
+    Branch {
+        /// The branch, or the next one there is.
+        name: String,
+        /// The segment.
+        segment: u64,
+    },
 }
 
 /// The scrubs of a target.
 pub struct Scrubs {
     config: ScrubConfig,
     groups: Arc<Groups>,
+    branches: Arc<Branches>,
     state: Mutex<BTreeMap<String, Scrub>>,
     wake: Condvar,
     ending: AtomicBool,
@@ -116,10 +128,10 @@ struct Scrub {
 }
 
 impl Scrubs {
-    /// The scrubs of these groups, to be run by [`run`](Self::run).
-    pub fn new(config: ScrubConfig, groups: Arc<Groups>) -> Arc<Scrubs> {
+    /// The scrubs of these groups and branches, to be run by [`run`](Self::run).
+    pub fn new(config: ScrubConfig, groups: Arc<Groups>, branches: Arc<Branches>) -> Arc<Scrubs> {
         let (state, wake, ending) = Default::default();
-        Arc::new(Scrubs { config, groups, state, wake, ending })
+        Arc::new(Scrubs { config, groups, branches, state, wake, ending })
     }
 
     /// Has a pass of a group begin now, unless one is under way.
@@ -264,7 +276,7 @@ impl Scrubs {
         let Some(mut pass) = self.pass(replica)? else { return Ok(false) };
         let before = pass.bytes;
         let began = Instant::now();
-        let next = match pass.at {
+        let next = match pass.at.clone() {
             Cursor::Segment(number) => {
                 let segments = replica.journal().segments();
                 match segments.iter().find(|segment| segment.number() >= number) {
@@ -293,8 +305,11 @@ impl Scrubs {
                         self.pace(replica, pass.bytes - before, &mut last)?;
                         next
                     }
-                    None => None,
+                    None => Some(Cursor::Branch { name: String::new(), segment: 0 }),
                 }
+            }
+            Cursor::Branch { name, segment } => {
+                self.step_branch(replica, &name, segment, &mut pass)?
             }
         };
         self.advance(replica, pass, next)?;
@@ -338,6 +353,7 @@ impl Scrubs {
     fn advance(&self, replica: &Replica, pass: Pass, next: Option<Cursor>) -> anyhow::Result<()> {
         let mut state = self.state();
         let scrub = state.entry(replica.name().to_owned()).or_default();
+        let ended = next.is_none();
         match next {
             Some(at) => scrub.row.pass = Some(Pass { at, ..pass }),
             None => {
@@ -354,7 +370,7 @@ impl Scrubs {
                 };
             }
         }
-        if next.is_none() || scrub.kept.is_none_or(|kept| kept.elapsed() >= KEEP) {
+        if ended || scrub.kept.is_none_or(|kept| kept.elapsed() >= KEEP) {
             scrub.kept = Some(Instant::now());
             replica.catalogue().put_scrub(replica.name(), &scrub.row)?;
         }
@@ -372,20 +388,8 @@ impl Scrubs {
         pace: &mut check::Pace<'_>,
     ) -> anyhow::Result<u64> {
         let (group, number) = (replica.group().id, segment.number());
-        let row = known.get(&number);
-        let before = number.checked_sub(1).and_then(|before| known.get(&before));
-        let chain_before = before.map(|before| before.chain).or((number == 0).then_some([0; 32]));
-        let mut findings = check::check(segment, group, row, chain_before, pace)?;
-        let broken = |finding: &Finding| matches!(finding.what, What::Index | What::End);
-        if findings.iter().any(broken)
-            && let Some(row) = row
-            && rebuild::mend(segment, group, row)?
-        {
-            let texts: Vec<String> = findings.iter().map(|f| f.text.clone()).collect();
-            tracing::warn!(group = replica.name(), "made anew from its frames: {texts:?}");
-            findings = check::check(segment, group, Some(row), chain_before, pace)?;
-            self.state().entry(replica.name().to_owned()).or_default().row.mended_total += 1;
-        }
+        let (findings, mended) = mended(segment, group, known, pace)?;
+        self.count_mended(replica, mended);
         if replica.ledger().row().first_segment > number {
             // Folded meanwhile, which has read it.
             return Ok(0);
@@ -397,6 +401,12 @@ impl Scrubs {
         let found = spots.len() as u64;
         replica.damages().replace(|place| place.segment() == Some(number), spots);
         Ok(found)
+    }
+
+    fn count_mended(&self, replica: &Replica, mended: bool) {
+        let mut state = self.state();
+        let scrub = state.entry(replica.name().to_owned()).or_default();
+        scrub.row.mended_total += u64::from(mended);
     }
 
     fn check_base(
@@ -479,5 +489,29 @@ impl Scrubs {
 
     fn state(&self) -> MutexGuard<'_, BTreeMap<String, Scrub>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is damaged of a segment of any log, once its index and its end have been made anew where they
+/// can be; and whether they were.
+fn mended(
+    segment: &Segment,
+    group: GroupId,
+    known: &BTreeMap<u64, KnownSegment>,
+    pace: &mut check::Pace<'_>,
+) -> anyhow::Result<(Vec<Finding>, bool)> {
+    let number = segment.number();
+    let row = known.get(&number);
+    let before = number.checked_sub(1).and_then(|before| known.get(&before));
+    let chain_before = before.map(|before| before.chain).or((number == 0).then_some([0; 32]));
+    let findings = check::check(segment, group, row, chain_before, pace)?;
+    let broken = |finding: &Finding| matches!(finding.what, What::Index | What::End);
+    match row.filter(|_| findings.iter().any(broken)) {
+        Some(row) if rebuild::mend(segment, group, row)? => {
+            let texts: Vec<String> = findings.iter().map(|f| f.text.clone()).collect();
+            tracing::warn!(segment = number, "made anew from its frames: {texts:?}");
+            Ok((check::check(segment, group, Some(row), chain_before, pace)?, true))
+        }
+        _ => Ok((findings, false)),
     }
 }

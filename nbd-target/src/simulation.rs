@@ -46,6 +46,7 @@ use crate::{
         driver::{Incoming, Outgoing, Sessions},
     },
     replica::Replica,
+    reserve::Reserve,
     retention,
     scrub::Scrubs,
     store::{
@@ -146,11 +147,13 @@ impl SimTarget {
         let machine = Simulated::new(disk.clone(), Rng::new(seed).next_u64(), wall_ns);
         let here = Machine::Simulated(Arc::clone(&machine));
         let dir = Path::new(DATA_DIR);
-        here.create_dir_all(dir).context("cannot create the data directory")?;
-        let catalogue = Arc::new(Catalogue::open(&here, &dir.join("catalogue.redb"))?);
+        let groups_dir = dir.join("groups");
+        here.create_dir_all(&groups_dir).context("cannot create the data directory")?;
+        let reserve = Arc::new(Reserve::new(&here, &groups_dir, config.store.segment.0));
+        let catalogue = Arc::new(Catalogue::open(&here, &dir.join("catalogue.redb"), &reserve)?);
+        reserve.refill();
         let (owners, new_owners) = mpsc::unbounded_channel();
-        let groups =
-            Groups::open(&config.groups, config.store, &dir.join("groups"), &catalogue, owners);
+        let groups = Groups::open(&config.groups, config.store, &groups_dir, &catalogue, owners);
         let groups = Arc::new(groups);
         let branches = Branches::open(&groups, runtime.handle().clone());
         let (end, ending) = watch::channel(false);

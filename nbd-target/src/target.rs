@@ -30,6 +30,7 @@ use crate::{
     points::latest::LatestTable,
     receiver::driver::Sessions,
     replica::Replica,
+    reserve::Reserve,
     retention,
     scrub::Scrubs,
     store::log::Owner,
@@ -84,11 +85,14 @@ impl Target {
     pub fn start(config: &Config) -> anyhow::Result<Target> {
         let dir = config.data_dir.clone();
         let machine = Machine::Real;
-        machine.create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-        let catalogue = Arc::new(Catalogue::open(&machine, &dir.join("catalogue.redb"))?);
+        let groups_dir = dir.join("groups");
+        let made = machine.create_dir_all(&groups_dir);
+        made.with_context(|| format!("cannot create {}", groups_dir.display()))?;
+        let reserve = Arc::new(Reserve::new(&machine, &groups_dir, config.store.segment.0));
+        let catalogue = Arc::new(Catalogue::open(&machine, &dir.join("catalogue.redb"), &reserve)?);
+        reserve.refill();
         let (owners, new_owners) = mpsc::unbounded_channel();
-        let groups =
-            Groups::open(&config.groups, config.store, &dir.join("groups"), &catalogue, owners);
+        let groups = Groups::open(&config.groups, config.store, &groups_dir, &catalogue, owners);
         let groups = Arc::new(groups);
 
         let (node, link_tls) = config.link.tls()?;
@@ -121,7 +125,7 @@ impl Target {
         }
         let (end, ending) = watch::channel(false);
         let about = api::About { node, nbd_listen: nbd_addr, nbd_unix: config.nbd.unix.clone() };
-        let scrubs = Scrubs::new(config.scrub, Arc::clone(&groups));
+        let scrubs = Scrubs::new(config.scrub, Arc::clone(&groups), Arc::clone(&branches));
         let own_scrubs = Arc::clone(&scrubs);
         let api = api::Api::new(about, Arc::clone(&groups), Arc::clone(&branches), own_scrubs);
         let inside = runtime.enter();
@@ -311,6 +315,7 @@ pub(crate) async fn housekeeping(
     mut ending: watch::Receiver<bool>,
 ) {
     let (segment, machine) = (groups.store().segment, groups.machine().clone());
+    let reserve = Arc::clone(groups.catalogue().reserve());
     let mut folding: HashMap<String, tokio::task::JoinHandle<()>> = HashMap::new();
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -346,14 +351,19 @@ pub(crate) async fn housekeeping(
             }
         };
         folding.retain(|_, fold| !fold.is_finished());
+        if folding.is_empty() && to_fold.is_empty() && !reserve.is_whole() {
+            let reserve = Arc::clone(&reserve);
+            let _ = machine.spawn_blocking(move || reserve.refill()).await;
+        }
         for replica in to_fold {
+            let reserve = Arc::clone(&reserve);
             folding.entry(replica.name().to_owned()).or_insert_with(|| {
                 machine.spawn_blocking(move || {
                     // As many as leave the window now, so that folding keeps up. Each is looked at just
                     // before: the one that was decided about may have been folded meanwhile.
                     while retention::look(&replica, segment) {
-                        match retention::fold_oldest(&replica) {
-                            Ok(true) => {}
+                        match reserve.with_room(|| retention::fold_oldest(&replica)) {
+                            Ok(true) => reserve.refill(),
                             Ok(false) => return,
                             Err(error) => {
                                 tracing::warn!(group = replica.name(), "{error:#}");

@@ -3,7 +3,12 @@
 mod common;
 
 use bytes::Bytes;
-use common::{Lab, model::difference, run, source::Source};
+use common::{
+    Lab,
+    model::{Random, difference},
+    run,
+    source::Source,
+};
 use tidemark_control::{
     config::Seconds,
     target::{BranchRequest, BranchStatus, TargetClient},
@@ -12,6 +17,8 @@ use tidemark_journal::{GapReason, VolumeId};
 use tidemark_nbd::Zeroing;
 
 const MIB: usize = 1 << 20;
+/// Bytes of a write that is a chunk.
+const WRITE: usize = 64 << 10;
 
 async fn api(lab: &Lab) -> TargetClient {
     TargetClient::new(&lab.config.api.socket)
@@ -181,4 +188,97 @@ fn a_damaged_branch_is_refused_with_the_reason() {
         let client = lab.open("shop/disk0@branch:test").await.expect("it opens");
         assert_eq!(client.read(0, 4096).await.expect("read")[..], [0; 4096]);
     });
+}
+
+/// Two sealed segments of a branch whose chunks rot: the scrub finds it and says so where people look,
+/// nothing wrong is served, and what is written anew is whole again. Reads alone used to find it.
+#[test]
+fn the_scrub_reads_branches_too() {
+    run(async || {
+        let mut lab = Lab::new("segment = \"1 MiB\"\nchunk_cache = \"128 KiB\"", "");
+        let mut source = Source::new(&[4 * MIB]);
+        source.connect(&lab).await;
+        source.gap_begin(0, GapReason::FirstSync);
+        source.gap_end(0);
+        source.send().await;
+        source.acknowledged().await;
+        source.disconnect();
+        for name in ["other", "test"] {
+            api(&lab).await.create_branch(&request(name, "latest")).await.expect("made");
+        }
+        let mut random = Random(3);
+        let mut model = vec![0_u8; 4 * MIB];
+        let client = lab.open("shop/disk0@branch:test").await.expect("it opens");
+        for place in 0..40 {
+            let content: Vec<u8> = (0..WRITE).map(|_| random.next() as u8).collect();
+            model[place * WRITE..(place + 1) * WRITE].copy_from_slice(&content);
+            client.write((place * WRITE) as u64, content.into(), true).await.expect("written");
+        }
+        let branch = lab.target().branches().get("test").expect("there");
+        common::eventually("two are sealed", || {
+            branch.journal().segments().iter().filter(|segment| segment.is_sealed()).count() >= 2
+        })
+        .await;
+        drop((client, branch));
+        assert_eq!(scrub(&lab).await, 0);
+        lab.stop();
+
+        // A byte of the third frame's only chunk, in the second segment.
+        let dir = lab.config.data_dir.join("groups/shop/branches/test/log");
+        let path = dir.join("0000000000000001.seg");
+        let mut bytes = std::fs::read(&path).expect("read");
+        let (at, length) = {
+            let frames = tidemark_journal::segment::frames(&bytes);
+            let (at, frame) = frames.skip(2).next().expect("a frame");
+            (at as usize, frame.expect("whole").bytes().len())
+        };
+        bytes[at + length - 100] ^= 1;
+        std::fs::write(&path, &bytes).expect("written");
+        lab.start();
+        assert_eq!(scrub(&lab).await, 1);
+        // It is remembered over a restart.
+        lab.restart();
+        let api = api(&lab).await;
+        let told = async || {
+            let listed = api.branches().await.expect("listed").branches;
+            let problems = api.status().await.expect("status").groups[0].problems.clone();
+            let of = |name| listed.iter().find(|branch| branch.name == name).expect("listed");
+            assert_eq!(of("other").damage, None);
+            (of("test").damage.clone(), problems)
+        };
+        let (damage, problems) = told().await;
+        assert_eq!(damage.as_deref(), Some("64 KiB of shop/disk0"));
+        assert!(problems[0].contains("the branch 'test' is damaged: 64 KiB"), "{problems:?}");
+
+        let client = lab.open("shop/disk0@branch:test").await.expect("it opens");
+        let mut failing = Vec::new();
+        for place in 0..40 {
+            match client.read((place * WRITE) as u64, WRITE as u32).await {
+                Ok(read) => {
+                    assert_eq!(difference(&read, &model[place * WRITE..(place + 1) * WRITE]), None);
+                }
+                Err(_) => failing.push(place),
+            }
+        }
+        let [place] = failing[..] else { panic!("{failing:?}") };
+        client.write((place * WRITE) as u64, vec![7; WRITE].into(), true).await.expect("anew");
+        assert_eq!(client.read((place * WRITE) as u64, 4096).await.expect("read")[..], [7; 4096]);
+        assert_eq!(told().await.0, None, "nothing needs it any more");
+        client.disconnect().await;
+        common::eventually("nobody has it open", || {
+            lab.target().branches().list().iter().all(|branch| branch.clients() == 0)
+        })
+        .await;
+        api.drop_branch("test").await.expect("dropped");
+        assert_eq!(scrub(&lab).await, 0);
+    });
+}
+
+/// Has everything read and checked: how many places are damaged.
+async fn scrub(lab: &Lab) -> u64 {
+    let (scrubs, replica) = (lab.target().scrubs(), lab.replica());
+    let before = scrubs.row(&replica).finished_wall_ns;
+    scrubs.start("shop");
+    common::eventually("it ends", || scrubs.row(&replica).finished_wall_ns != before).await;
+    scrubs.row(&replica).finished_found
 }

@@ -3,12 +3,14 @@
 mod common;
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::OpenOptions,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
-use common::{Lab, eventually, model::difference, run, source::Source};
+use common::{
+    Lab, Small, eventually, fill, model::difference, run, send_until_full, source::Source,
+};
 use tidemark_journal::{FrameView, GapReason, Seq, VolumeId, segment};
 use tidemark_link::message::Message;
 use tidemark_target::damage::Place;
@@ -368,46 +370,11 @@ fn a_group_that_cannot_be_opened_does_not_keep_the_others_from_it() {
     });
 }
 
-/// A small file system of its own, unmounted when dropped.
-struct Small(PathBuf);
-
-impl Small {
-    fn mount(at: &Path, bytes: usize) -> Small {
-        use nix::mount::{MsFlags, mount};
-        std::fs::create_dir_all(at).expect("made");
-        let options = format!("size={bytes}");
-        let options = Some(options.as_str());
-        mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::empty(), options)
-            .expect("mounted as root");
-        Small(at.to_owned())
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
-    }
-}
-
-/// Sends writes until the target says that it has no room.
-async fn send_until_full(source: &mut Source) {
-    let full = |source: &Source| source.ack().is_some_and(|ack| ack.flags.full);
-    for _ in 0..400 {
-        if full(source) {
-            break;
-        }
-        source.random();
-        source.send().await;
-        tokio::time::sleep(std::time::Duration::from_millis(25)).await;
-    }
-    eventually("it says so", || full(source)).await;
-}
-
 #[test]
 fn a_full_disk_stops_and_says_so_and_resumes_with_room() {
     run(async || {
         let dir = tempfile::TempDir::new().expect("a directory");
-        let small = Small::mount(&dir.path().join("small"), 12 * MIB);
+        let small = Small::mount(&dir.path().join("small"), 16 * MIB);
         let data = small.0.join("data");
         let mut lab = Lab::at(dir, Some(data), "segment = \"1 MiB\"", "");
         let filler = small.0.join("filler");
@@ -419,11 +386,7 @@ fn a_full_disk_stops_and_says_so_and_resumes_with_room() {
         source.acknowledged().await;
         let early = source.before.seq;
         // Somebody else takes all the room there is.
-        let file = File::create(&filler).expect("made");
-        let mut at = 0;
-        while file.write_all_at(&[1; 4096], at).is_ok() {
-            at += 4096;
-        }
+        fill(&filler);
         send_until_full(&mut source).await;
         eventually("and why", || source.heard(|heard| !heard.notices.is_empty())).await;
         let why = source.heard(|heard| heard.notices[0].sentence.clone());
@@ -435,7 +398,6 @@ fn a_full_disk_stops_and_says_so_and_resumes_with_room() {
         assert!(matches!(&answer, Message::Refuse(refuse) if refuse.sentence.contains("no room")));
         // With room, everything that was sent becomes durable.
         std::fs::remove_file(&filler).expect("removed");
-        drop(file);
         eventually("it goes on", || lab.replica().journal().progress().stalled.is_none()).await;
         source.connect(&lab).await;
         source.acknowledged().await;

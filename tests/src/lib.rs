@@ -4,6 +4,7 @@ pub mod journal;
 pub mod pair;
 pub mod proxy;
 pub mod site;
+pub mod small_disk;
 pub mod vm;
 pub mod volatile;
 pub mod workload;

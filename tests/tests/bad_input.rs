@@ -2,14 +2,12 @@
 //! everything goes on.
 
 use std::fs::{self, OpenOptions};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tidemark_agent::Agent;
 use tidemark_agent::config::AgentConfig;
 use tidemark_control::agent::{GroupStatus, LinkState};
@@ -22,6 +20,7 @@ use tidemark_link::message::{GroupHello, Hello, Message, ProtocolRange, VolumeHe
 use tidemark_link::pki::{self, Authority, Identity, Trust};
 use tidemark_link::seam;
 use tidemark_tests::site::{GROUP, Plan, SOURCE, Site, TARGET};
+use tidemark_tests::small_disk::SmallDisk;
 use tidemark_tests::workload::disk::Disk;
 use tidemark_tests::workload::{self, Shape};
 
@@ -362,32 +361,6 @@ fn frames_that_are_not_what_they_say_are_refused_and_nothing_of_them_stays() -> 
     let status = site.status()?;
     ensure!(status.position.term == end.term && status.gaps_total == 0, "{status:#?}");
     Ok(())
-}
-
-/// A file system in memory of a fixed size, until it is dropped.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn mount(path: &Path, bytes: u64) -> Result<SmallDisk> {
-        fs::create_dir_all(path)?;
-        let options = format!("size={bytes}");
-        mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))
-            .context("mount a small file system (this test runs as root)")?;
-        Ok(SmallDisk(path.to_owned()))
-    }
-
-    fn resize(&self, bytes: u64) -> Result<()> {
-        let options = format!("size={bytes}");
-        let how = MsFlags::MS_REMOUNT;
-        Ok(mount(Some("tmpfs"), &self.0, Some("tmpfs"), how, Some(options.as_str()))?)
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // Detached where a failed test still has files open.
-        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
-    }
 }
 
 #[test]

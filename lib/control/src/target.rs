@@ -252,7 +252,7 @@ pub struct BranchStatus {
     /// Why it cannot be opened, as a sentence; none when it can.
     #[serde(default)]
     pub problem: Option<String>,
-    /// What cannot be read of its point, as a clause; none if all can.
+    /// What cannot be read of it, as a clause; none if all can.
     #[serde(default)]
     pub damage: Option<String>,
     /// Its volumes, with the name of the NBD export of each.

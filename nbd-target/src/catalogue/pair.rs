@@ -88,11 +88,11 @@ impl Pair {
     /// When one of them cannot be written; the first may have it then.
     pub fn write<T>(
         &self,
-        change: impl Fn(&WriteTransaction) -> Result<T, redb::Error>,
+        change: &impl Fn(&WriteTransaction) -> Result<T, redb::Error>,
     ) -> anyhow::Result<T> {
         self.with(|[first, second]| {
-            let value = commit(first, &change)?;
-            commit(second, &change)?;
+            let value = commit(first, change)?;
+            commit(second, change)?;
             Ok(value)
         })
     }

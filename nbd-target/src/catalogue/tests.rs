@@ -13,10 +13,15 @@ use super::*;
 
 const NAMES: [&str; 3] = ["one", "three", "two"];
 
+fn open(path: &Path) -> anyhow::Result<Catalogue> {
+    let reserve = Reserve::new(&Machine::Real, path.parent().expect("a directory"), 0);
+    Catalogue::open(&Machine::Real, path, &Arc::new(reserve))
+}
+
 /// A catalogue with a group and three branches; where it is, and what is in it.
 fn filled(dir: &TempDir) -> (PathBuf, BTreeMap<String, BranchRow>) {
     let path = dir.path().join("catalogue.redb");
-    let catalogue = Catalogue::open(&Machine::Real, &path).expect("made");
+    let catalogue = open(&path).expect("made");
     assert_eq!(catalogue.damage(), [""; 0]);
     let row = GroupRow {
         id: GroupId([7; 16]),
@@ -71,7 +76,7 @@ fn no_flipped_bit_takes_a_row_away() {
             std::fs::write(&path, &whole[0]).expect("written");
             std::fs::write(&copy, &whole[1]).expect("written");
             flip(victim, at as u64);
-            let catalogue = Catalogue::open(&Machine::Real, &path).expect("the other copy is good");
+            let catalogue = open(&path).expect("the other copy is good");
             assert_eq!(catalogue.branches("shop").expect("read"), rows, "byte {at}");
             assert!(catalogue.group("shop").expect("read").is_some(), "byte {at}");
             catalogue.verify().expect("both are good again");
@@ -87,17 +92,13 @@ fn a_damaged_catalogue_is_kept_and_made_anew() {
     let (path, rows) = filled(&dir);
     let file = File::options().write(true).open(&path).expect("open");
     file.write_all_at(&[0xff; 64 << 10], 0).expect("written");
-    let catalogue = Catalogue::open(&Machine::Real, &path).expect("the copy is good");
+    let catalogue = open(&path).expect("the copy is good");
     let said = catalogue.damage();
     assert!(said.len() == 1 && said[0].contains("made anew from the other"), "{said:?}");
     assert_eq!(catalogue.branches("shop").expect("read"), rows);
     assert!(path.with_added_extension("damaged-0").exists());
     drop(catalogue);
-    assert_eq!(
-        Catalogue::open(&Machine::Real, &path).expect("good").damage(),
-        [""; 0],
-        "it is over"
-    );
+    assert_eq!(open(&path).expect("good").damage(), [""; 0], "it is over");
 }
 
 #[test]
@@ -105,7 +106,7 @@ fn one_that_is_missing_comes_from_its_copy() {
     let dir = TempDir::new().expect("a directory");
     let (path, rows) = filled(&dir);
     std::fs::remove_file(&path).expect("removed");
-    let catalogue = Catalogue::open(&Machine::Real, &path).expect("the copy is good");
+    let catalogue = open(&path).expect("the copy is good");
     assert!(catalogue.damage()[0].contains("missing"));
     assert_eq!(catalogue.branches("shop").expect("read"), rows);
 }
@@ -117,12 +118,12 @@ fn one_that_has_missed_a_transaction_follows_the_other() {
     let copy = path.with_extension("copy.redb");
     for behind in [&path, &copy] {
         let before = std::fs::read(behind).expect("read");
-        let catalogue = Catalogue::open(&Machine::Real, &path).expect("good");
+        let catalogue = open(&path).expect("good");
         catalogue.drop_branch("shop", rows.keys().next().expect("one")).expect("dropped");
         rows.pop_first();
         drop(catalogue);
         std::fs::write(behind, before).expect("put back");
-        let catalogue = Catalogue::open(&Machine::Real, &path).expect("good");
+        let catalogue = open(&path).expect("good");
         assert_eq!(catalogue.branches("shop").expect("read"), rows);
         catalogue.verify().expect("both are alike");
     }
@@ -136,7 +137,7 @@ fn without_a_good_copy_it_is_refused() {
         let file = File::options().write(true).open(victim).expect("open");
         file.write_all_at(&[0xff; 64 << 10], 0).expect("written");
     }
-    let error = Catalogue::open(&Machine::Real, &path).err().expect("refused");
+    let error = open(&path).err().expect("refused");
     let text = format!("{error:#}");
     assert!(text.contains("from a backup") && text.contains("damaged"), "{text}");
 }
@@ -145,7 +146,7 @@ fn without_a_good_copy_it_is_refused() {
 fn a_row_that_is_damaged_is_refused() {
     let dir = TempDir::new().expect("a directory");
     let (path, _) = filled(&dir);
-    let catalogue = Catalogue::open(&Machine::Real, &path).expect("good");
+    let catalogue = open(&path).expect("good");
     // As if a page had been changed after redb had checked it.
     let row = catalogue.group("shop").expect("read").expect("there");
     let bytes = at(&GROUPS, "another").seal(&row).expect("sealed");

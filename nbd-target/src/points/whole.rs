@@ -6,7 +6,7 @@ use tidemark_control::target::DamagedPoints;
 use tidemark_journal::{Seq, VolumeId};
 
 use super::resolve::Scope;
-use crate::{damage::Stretch, history::History, replica::Replica};
+use crate::{branch::Branch, damage::Stretch, history::History, replica::Replica};
 
 /// The stretches of points at which some of a volume cannot be read.
 pub fn damaged(replica: &Replica) -> Vec<DamagedPoints> {
@@ -25,7 +25,24 @@ pub fn damaged(replica: &Replica) -> Vec<DamagedPoints> {
 /// What of a volume, or of all of the group, cannot be read at a position: a clause such as
 /// `8 KiB of shop/disk0`.
 pub fn missing_at(replica: &Replica, volume: Option<&str>, at: Seq) -> Option<String> {
-    let bytes: BTreeMap<VolumeId, u64> = replica.damages().at(at);
+    clause(replica, volume, &replica.damages().at(at))
+}
+
+/// What of a branch cannot be read, in its point or in what was written into it: such a clause.
+/// Blocks on the disk.
+pub fn missing_of(branch: &Branch) -> Option<String> {
+    let mut bytes = branch.parent().damages().at(branch.at().seq);
+    for (volume, more) in branch.missing() {
+        *bytes.entry(volume).or_default() += more;
+    }
+    clause(branch.parent(), branch.row().volume.as_deref(), &bytes)
+}
+
+fn clause(
+    replica: &Replica,
+    volume: Option<&str>,
+    bytes: &BTreeMap<VolumeId, u64>,
+) -> Option<String> {
     let parts: Vec<String> = replica.ledger().history(|history| {
         let named = bytes.iter().map(|(id, bytes)| (name(history, *id), *bytes));
         let wanted = named.filter(|(name, _)| volume.is_none_or(|volume| volume == name));

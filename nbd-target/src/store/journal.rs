@@ -54,6 +54,14 @@ pub trait Follower: Send + Sync + 'static {
     /// The log has become longer by a segment, or waits until history has left.
     fn pressed(&self) {}
 
+    /// Whether the log may take room for another segment.
+    ///
+    /// # Errors
+    /// That there is none to be had, and why.
+    fn may_grow(&self) -> std::io::Result<()> {
+        Ok(())
+    }
+
     /// A segment has been sealed: its index is durable.
     ///
     /// # Errors

@@ -4,12 +4,20 @@
 pub mod model;
 pub mod source;
 
-use std::{future::Future, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use tempfile::TempDir;
 use tidemark_link::pki::{Authority, Identity, Trust};
 use tidemark_nbd::client::{Client, ConnectError, Options};
 use tidemark_target::{Config, Target};
+
+use source::Source;
 
 /// A directory with certificates, and the target that is configured in it.
 pub struct Lab {
@@ -151,6 +159,52 @@ impl Drop for Lab {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// A small file system of its own, unmounted when dropped.
+pub struct Small(pub PathBuf);
+
+impl Small {
+    /// Mounts one of so many bytes.
+    pub fn mount(at: &Path, bytes: usize) -> Small {
+        use nix::mount::{MsFlags, mount};
+        std::fs::create_dir_all(at).expect("made");
+        let options = format!("size={bytes}");
+        let options = Some(options.as_str());
+        mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::empty(), options)
+            .expect("mounted as root");
+        Small(at.to_owned())
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+/// Takes all the room there is on a file system, until the file is removed.
+pub fn fill(path: &Path) {
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::File::create(path).expect("made");
+    let mut at = 0;
+    while file.write_all_at(&[1; 4096], at).is_ok() {
+        at += 4096;
+    }
+}
+
+/// Sends writes until the target says that it has no room.
+pub async fn send_until_full(source: &mut Source) {
+    let full = |source: &Source| source.ack().is_some_and(|ack| ack.flags.full);
+    for _ in 0..400 {
+        if full(source) {
+            break;
+        }
+        source.random();
+        source.send().await;
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    eventually("it says so", || full(source)).await;
 }
 
 /// Runs a test on the link's runtime, on which the source lives.

@@ -85,6 +85,9 @@ fn show(branches: &Branches) -> String {
         if let Some(problem) = &branch.problem {
             let _ = write!(out, "\n  {problem}");
         }
+        if let Some(damage) = &branch.damage {
+            let _ = write!(out, "\n  damaged: {damage} cannot be read");
+        }
         out.push('\n');
     }
     out

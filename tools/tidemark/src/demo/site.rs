@@ -52,6 +52,7 @@ impl Site {
             "data_dir = \"{place}/target\"\n\n[link]\nlisten = \"127.0.0.1:0\"\nca = \"{place}/ca.pem\"\n\
              certificate = \"{place}/target.pem\"\nkey = \"{place}/target.key\"\n\n\
              [nbd]\nunix = \"{place}/points.sock\"\n\n[api]\nsocket = \"{place}/target.sock\"\n\n\
+             [store]\nsegment = \"32 MiB\"\n\n\
              [[group]]\nname = \"{GROUP}\"\nnode = \"source\"\n"
         );
         let target = Target::start(&Config::parse(&text)?).context("start the target")?;
