@@ -9,6 +9,7 @@ use zerocopy::{
 };
 
 use super::BLOCK_BYTES;
+use crate::state::COUNT_MAX;
 use tidemark_journal::checksum::crc64;
 
 const BITS_BYTES: usize = 2016;
@@ -229,7 +230,8 @@ pub fn recover(file: &[u8], map_id: [u8; 16], regions: u32) -> Recovered {
                     && crc64(copy.as_bytes()) == page.crc.get();
                 own.then_some((place, page))
             })
-            .max_by_key(|(_, page)| page.generation.get());
+            .max_by_key(|(_, page)| page.generation.get())
+            .filter(|(_, page)| page.generation.get() <= COUNT_MAX);
         let first = number * PAGE_REGIONS;
         let here = PAGE_REGIONS.min(regions - first);
         let Some((place, page)) = newest else {
