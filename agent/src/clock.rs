@@ -2,6 +2,8 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::state::COUNT_MAX;
+
 /// Clocks that a simulator sets, for the thread that sets them.
 #[cfg(feature = "simulation")]
 pub mod simulated {
@@ -58,7 +60,7 @@ impl JournalClock {
     pub fn going_on(base_ns: u64, started_ns: u64) -> Option<JournalClock> {
         let clock = JournalClock { base_ns, started_ns };
         let elapsed_ns = boot_ns().checked_sub(started_ns)?;
-        base_ns.checked_add(elapsed_ns).map(|_| clock)
+        base_ns.checked_add(elapsed_ns).filter(|now_ns| *now_ns <= COUNT_MAX).map(|_| clock)
     }
 
     /// Journal time when it was started and the boot clock at that time, nanoseconds: with them it

@@ -30,7 +30,7 @@ const SECOND_NS: i64 = 1_000_000_000;
 /// The content of `verify.json`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Record {
+pub struct Record {
     version: u32,
     /// The time from which the schedule counts, nanoseconds since 1970: the end of the last verify of all volumes,
     /// or the group's first start.
@@ -142,7 +142,7 @@ impl Verifies {
         VerifyReport {
             begun_wall_ns: last.map(|last| last.begun_wall_ns),
             ended_wall_ns: last.map(|last| last.ended_wall_ns),
-            differing_bytes: last.map_or(0, |last| last.differing_blocks * OFFER_BLOCK_BYTES),
+            differing_bytes: last.map_or(0, |last| bytes_of(last.differing_blocks)),
             due_wall_ns: self.shared.due(&state),
         }
     }
@@ -200,10 +200,11 @@ impl Shared {
                 verify.reached = reached;
                 return false;
             }
-            let (whole, differing_blocks) = (verify.whole, verify.differing_blocks + found);
+            let (whole, differing_blocks) =
+                (verify.whole, verify.differing_blocks.saturating_add(found));
             let (begun_wall_ns, ended_wall_ns) = (verify.begun_wall_ns, wall_ns());
             if differing_blocks > 0 {
-                let (group, bytes) = (&self.group, differing_blocks * OFFER_BLOCK_BYTES);
+                let (group, bytes) = (&self.group, bytes_of(differing_blocks));
                 tracing::warn!(
                     group,
                     bytes,
@@ -236,7 +237,7 @@ impl Shared {
             let mut record = state.record.clone();
             let found = self.engine.snapshot().counters.verify_differing_blocks - state.counted;
             if let Some(verify) = &mut record.under_way {
-                verify.differing_blocks += found;
+                verify.differing_blocks = verify.differing_blocks.saturating_add(found);
             }
             if record == state.written {
                 return;
@@ -260,6 +261,11 @@ impl Shared {
 /// Whether the next one is due. A clock that was set back must not keep it from beginning for ever.
 fn is_due(now_ns: i64, since_ns: i64, every_ns: i64) -> bool {
     now_ns.abs_diff(since_ns) >= every_ns.unsigned_abs()
+}
+
+/// Bytes in so many blocks, which a file may have told.
+fn bytes_of(blocks: u64) -> u64 {
+    blocks.saturating_mul(OFFER_BLOCK_BYTES)
 }
 
 impl Drop for Verifies {

@@ -18,6 +18,7 @@ use zerocopy::{
 };
 
 use super::{BLOCK_BYTES, RegionId};
+use crate::state::COUNT_MAX;
 use tidemark_journal::{Seq, VolumeId, checksum::crc64};
 
 /// Slots in the set: how many regions may be active at once.
@@ -288,6 +289,11 @@ pub fn recover(file: &[u8], map_id: [u8; 16]) -> Result<Recovered, DamagedLog> {
         return Ok(Recovered { active: Vec::new(), transaction: 0 });
     };
     let newest = last.transaction.get();
+    if newest > COUNT_MAX {
+        let possible = blocks.iter().map(|block| block.transaction.get());
+        let transaction = possible.filter(|number| *number <= COUNT_MAX).max().unwrap_or(0);
+        return Err(DamagedLog { missing: 1, transaction });
+    }
     let oldest_needed = newest.saturating_sub(BLOCKS_NEEDED).max(last.first_transaction.get());
     blocks.retain(|block| block.transaction.get() >= oldest_needed);
     let wanted = newest - oldest_needed + 1;

@@ -10,6 +10,7 @@ use zerocopy::{
 };
 
 use super::BLOCK_BYTES;
+use crate::state::COUNT_MAX;
 use tidemark_journal::checksum::crc64;
 
 const BITS_BYTES: usize = 2016;
@@ -303,7 +304,8 @@ pub fn recover(file: &[u8], map_id: [u8; 16], regions: u32) -> Recovered {
                     && crc64(copy.as_bytes()) == page.crc.get();
                 own.then_some((place, page))
             })
-            .max_by_key(|(_, page)| page.generation.get());
+            .max_by_key(|(_, page)| page.generation.get())
+            .filter(|(_, page)| page.generation.get() <= COUNT_MAX);
         let Some((place, page)) = newest else {
             found.damaged_pages += 1;
             found.uncaptured.fill_page(number);

@@ -246,7 +246,8 @@ impl Disk {
             return Err(DiskError::Other { path, difference, group });
         }
         if self.sectors != sectors {
-            let (bytes, found_bytes) = (self.sectors * SECTOR_BYTES, sectors * SECTOR_BYTES);
+            let bytes = self.sectors.saturating_mul(SECTOR_BYTES);
+            let found_bytes = sectors * SECTOR_BYTES;
             return Err(DiskError::Resized { path, bytes, found_bytes, group });
         }
         Ok(())

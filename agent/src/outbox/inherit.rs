@@ -8,8 +8,11 @@ use std::{
 use tidemark_journal::{FrameView, GroupId, Position, Seq, TermId, frame::HEADER_BYTES};
 
 use super::{FrameInfo, Outbox, State};
-use crate::capture::ring::{
-    FRAMED_SEQ_AT, FRAMES_END_AT, FRAMES_START_AT, NotOurs, RingMemory, SPOOLED_SEQ_AT,
+use crate::{
+    capture::ring::{
+        FRAMED_SEQ_AT, FRAMES_END_AT, FRAMES_START_AT, NotOurs, RingMemory, SPOOLED_SEQ_AT,
+    },
+    state::COUNT_MAX,
 };
 
 /// Frames found in a ring.
@@ -66,9 +69,6 @@ impl Kept {
     }
 }
 
-/// Above this the counters are not such that an agent left, and sums with them may overflow.
-const COUNTER_MAX: u64 = 1 << 63;
-
 /// Finds the frames in a ring that nobody else uses any more. All have to be whole, of `group` and
 /// `term`, and each continue the one before; their chunks are for the target to check.
 ///
@@ -80,7 +80,7 @@ pub fn kept(memory: &RingMemory, group: GroupId, term: TermId) -> Result<Kept, N
     let start = memory.word(FRAMES_START_AT).load(Ordering::Acquire);
     let end = memory.word(FRAMES_END_AT).load(Ordering::Acquire);
     // They grow by what goes through the area: no agent lives to see them there.
-    if start.max(end) >= COUNTER_MAX {
+    if start.max(end) > COUNT_MAX {
         return no("the counters of its frames");
     }
     // The first frame after a while without any was being put there.

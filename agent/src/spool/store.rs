@@ -258,5 +258,5 @@ pub(super) fn name(number: u64) -> String {
 /// The number of the segment in a file.
 pub(super) fn number(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(".seg").filter(|digits| digits.len() == 12)?;
-    digits.parse().ok()
+    digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())?
 }

@@ -6,6 +6,8 @@ use zerocopy::{
     little_endian::{U16, U64},
 };
 
+use super::COUNT_MAX;
+
 /// Bytes of a block; the file holds two.
 pub const STATE_BLOCK_BYTES: usize = 4096;
 const MAGIC: [u8; 4] = *b"TMST";
@@ -130,7 +132,8 @@ impl GroupState {
         bytes
     }
 
-    /// Reads a block: its counter and content. None if it is damaged or of another version.
+    /// Reads a block: its counter and content. None if it is damaged, of another version, or has a
+    /// number that no group comes to.
     pub fn decode(bytes: &[u8]) -> Option<(u64, GroupState)> {
         let (block, rest) = Block::ref_from_prefix(bytes).ok()?;
         let spooled = match block.version.get() {
@@ -138,7 +141,18 @@ impl GroupState {
             2 => SpoolPart::decode(rest)?,
             _ => return None,
         };
-        let sound = block.magic == MAGIC && crc64(&block.as_bytes()[..128]) == block.crc.get();
+        let numbers = [
+            block.counter,
+            block.ceiling,
+            block.time_ceiling_ns,
+            block.acked_seq,
+            block.generation,
+            block.last_seq,
+            spooled.seq.0.into(),
+        ];
+        let sound = block.magic == MAGIC
+            && crc64(&block.as_bytes()[..128]) == block.crc.get()
+            && numbers.iter().all(|number| number.get() <= COUNT_MAX);
         sound.then(|| {
             let acked_seq = Seq(block.acked_seq.get());
             let state = GroupState {
@@ -223,6 +237,28 @@ mod tests {
         assert_eq!(hex, expected.concat());
         assert_eq!(bytes[128..136], crc64(&bytes[..128]).to_le_bytes());
         assert_eq!(GroupState::decode(&bytes), Some((10, state())));
+    }
+
+    /// A block that named the highest ceiling of 64 bits had the next term begin at sequence 0, in a
+    /// release build, where sums wrap: below all that the replica has.
+    #[test]
+    fn a_number_that_cannot_be_counted_on_from_is_refused() {
+        let spooled = Position { term: TermId([12; 16]), seq: Seq(13) };
+        let good = GroupState { spooled, ..state() }.encode(10);
+        let seal = |mut bytes: Vec<u8>| {
+            let (block, spool) = (crc64(&bytes[..128]), crc64(&bytes[136..160]));
+            bytes[128..136].copy_from_slice(&block.to_le_bytes());
+            bytes[160..168].copy_from_slice(&spool.to_le_bytes());
+            bytes
+        };
+        for at in [8, 64, 72, 96, 104, 112, 152] {
+            for (number, taken) in [(COUNT_MAX, true), (COUNT_MAX + 1, false), (u64::MAX, false)] {
+                let mut bytes = good.clone();
+                bytes[at..at + 8].copy_from_slice(&number.to_le_bytes());
+                let read = GroupState::decode(&seal(bytes)).is_some();
+                assert_eq!(read, taken, "{number:#x} at byte {at}");
+            }
+        }
     }
 
     #[test]

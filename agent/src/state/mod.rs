@@ -26,6 +26,10 @@ pub mod recovery;
 pub mod replace;
 pub mod terms;
 
+/// The highest that anything counted by an agent has come to: above it, what a file or a ring says is
+/// damaged, since sums with it would overflow.
+pub const COUNT_MAX: u64 = 1 << 62;
+
 /// Why a group's state cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {

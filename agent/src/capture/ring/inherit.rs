@@ -32,7 +32,7 @@ use super::{
     RingReader, RingWriter, SlotRef,
     memory::{ENCODED_AT, FRAMED_SEQ_AT, FREED_AT, RESERVED_AT, RingMemory, SlotFields, state},
 };
-use crate::kernel::memfd::RegionError;
+use crate::{kernel::memfd::RegionError, state::COUNT_MAX};
 
 /// Why a ring that was left behind is not gone on with.
 #[derive(Debug, thiserror::Error)]
@@ -85,7 +85,8 @@ pub fn inherit(
     let no = |what| Err(NotOurs::Content(what));
     let load = |at| memory.word(at).load(Ordering::Acquire);
     let (reserved, encoded, mut freed) = (load(RESERVED_AT), load(ENCODED_AT), load(FREED_AT));
-    if !(freed <= encoded && encoded <= reserved && reserved - freed <= memory.layout().slots) {
+    let in_order = freed <= encoded && encoded <= reserved && reserved <= COUNT_MAX;
+    if !in_order || reserved - freed > memory.layout().slots {
         return no("its counters");
     }
     // The last one may have been put there without being noted.
@@ -266,7 +267,7 @@ fn place(
     let area = memory.layout().data_bytes;
     let (at, bytes, end) = (fields.data_at.get(), fields.data_bytes.get(), fields.data_end.get());
     let (begin, from) = before.unwrap_or((at, at));
-    let in_order = from <= at && at.checked_add(bytes)? <= end && end - begin <= area;
-    let in_one_piece = at % area + bytes <= area;
-    (in_order && in_one_piece).then_some((begin, end))
+    let in_order = from <= at && at.checked_add(bytes)? <= end && end <= COUNT_MAX;
+    let fits = in_order && end - begin <= area && at % area + bytes <= area;
+    fits.then_some((begin, end))
 }

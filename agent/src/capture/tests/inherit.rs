@@ -10,7 +10,7 @@ use super::super::{
     gap::Gap,
     ring::{self, About, Inherited, Layout, NotOurs, RingMemory, RingWriter, SlotRef},
 };
-use crate::clock::JournalClock;
+use crate::{clock::JournalClock, state::COUNT_MAX};
 
 const VOLUMES: [(VolumeId, u64); 2] = [(VolumeId(1), 1 << 20), (VolumeId(5), 2048)];
 const TERM: TermId = TermId([4; 16]);
@@ -230,6 +230,32 @@ fn another_ring_than_the_states_is_refused() {
     assert!(adopt(&about(), LAYOUT, TERM).is_err(), "what it holds is not all");
     memory.begin_term(TERM, Seq(FORK));
     assert!(adopt(&about(), LAYOUT, TERM).is_ok());
+}
+
+/// Counters that no agent comes to: the next slot would have been number 0 again, in a release build.
+#[test]
+fn a_ring_whose_counters_cannot_be_counted_on_from_is_refused() {
+    let refused = |number: u64| {
+        let bench = Bench::new();
+        for counter in [112, 120, 128] {
+            bench.word(counter).store(number, Ordering::Release);
+        }
+        bench.inherit().err().map(|error| error.to_string())
+    };
+    assert_eq!(refused(COUNT_MAX), None);
+    for number in [COUNT_MAX + 1, u64::MAX] {
+        let why = refused(number).expect("refused");
+        assert!(why.ends_with("its counters"), "{why}");
+    }
+    // The same of what the payloads take.
+    let mut bench = Bench::new();
+    bench.committed(Kind::Write, 0, 8);
+    let (at, end) = (ring::HEADER_BYTES + 40, ring::HEADER_BYTES + 56);
+    let area = LAYOUT.data_bytes;
+    let far = u64::MAX / area * area - area;
+    bench.word(at).store(far, Ordering::Release);
+    bench.word(end).store(far + 4096, Ordering::Release);
+    assert!(matches!(bench.inherit().err(), Some(NotOurs::Content("a payload's place"))));
 }
 
 #[test]
