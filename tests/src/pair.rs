@@ -20,10 +20,15 @@ use tidemark_journal::checksum::crc64_of;
 use tidemark_journal::{Kind, Seq};
 
 use crate::journal;
-use crate::vm::{Disk, Guest, Hardware, Lab, boot_both, program};
+use crate::vm::{Disk, Guest, GuestBuilder, Hardware, Lab, boot_both, program};
 use crate::volatile::VolatileDisks;
 use crate::workload::history::History;
 use crate::workload::{Job, Shape, order};
+
+mod drives;
+
+use drives::Drive;
+pub use drives::MKFS;
 
 /// The group's name.
 pub const GROUP: &str = "shop";
@@ -37,15 +42,6 @@ const TRANSFER_BYTES_MIN: u64 = 1 << 30;
 const TRANSFER: &str = "transfer";
 /// The serial number of the disk that the target keeps its replicas on.
 const STORE: &str = "store";
-/// Where the source's state and the target's replicas are, as mount points; in a pair with volatile disks, each
-/// is the drive of this serial number, so that a test can take out the flushes of one kind of file.
-const STATE_DRIVES: [(&str, &str); 2] =
-    [("state", "/var/lib/tidemark"), ("map", "/var/lib/tidemark/map")];
-const STORE_DRIVES: [(&str, &str); 2] =
-    [("catalogue", "/var/lib/tidemark/target"), ("log", "/var/lib/tidemark/target/groups")];
-/// The sizes of those of the source, and of the catalogue's.
-const SMALL_DRIVE_BYTES: u64 = 64 << 20;
-
 /// What a pair is to look like.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -98,8 +94,7 @@ pub struct Pair {
     pub target: Guest,
     /// The target's address.
     pub target_address: String,
-    /// The disks, if they are volatile ones.
-    pub disks: Option<VolatileDisks>,
+    disks: Option<VolatileDisks>,
     plan: Plan,
     images: Vec<PathBuf>,
     transfer: PathBuf,
@@ -122,7 +117,7 @@ impl Pair {
         result.map_err(|error| error.context(pair.logs()))
     }
 
-    fn boot(lab: &Lab, plan: Plan) -> Result<Pair> {
+    fn boot<'a>(lab: &'a Lab, plan: Plan) -> Result<Pair> {
         let [source_end, target_end] = lab.network()?.ends();
         let packages = [
             package(lab, "source", &["tidemark", "tidemark-agent", "workload"])?,
@@ -144,16 +139,16 @@ impl Pair {
             .disk(Disk::file(&source_package, TRANSFER));
         let mut target =
             lab.guest("target").debian().network(&target_end).disk(Disk::file(&transfer, TRANSFER));
-        let disks = plan.volatile_seed.map(|seed| volatile_disks(lab, &plan, seed)).transpose()?;
+        let disks = plan.volatile_seed.map(|seed| drives::start(lab, &plan, seed)).transpose()?;
         if let Some(disks) = &disks {
             for (volume, _) in &plan.volumes {
                 source = source.disk(disks.drive(volume));
                 images.push(disks.file(volume)?.to_owned());
             }
-            source =
-                STATE_DRIVES.iter().fold(source, |guest, (name, _)| guest.disk(disks.drive(name)));
-            target =
-                STORE_DRIVES.iter().fold(target, |guest, (name, _)| guest.disk(disks.drive(name)));
+            let add =
+                |guest: GuestBuilder<'a>, drive: &Drive| guest.disk(disks.drive(drive.serial));
+            source = drives::SOURCE.iter().fold(source, add);
+            target = drives::TARGET.iter().fold(target, add);
         } else {
             for (serial, bytes) in plan.volumes.iter().chain(&plan.spare_disks) {
                 let image = lab.disk_file(&format!("{serial}.img"), *bytes)?;
@@ -186,9 +181,11 @@ impl Pair {
 
     fn start_target(&self) -> Result<()> {
         unpack(&self.target, Hardware::Virtio)?;
-        let whole = [(STORE, "/var/lib/tidemark/target")];
-        let drives = if self.disks.is_some() { &STORE_DRIVES[..] } else { &whole[..] };
-        mount_drives(&self.target, drives)?;
+        if self.disks.is_some() {
+            drives::mount(&self.target, &drives::TARGET)?;
+        } else {
+            drives::mount_at(&self.target, STORE, "/var/lib/tidemark/target")?;
+        }
         let config = format!(
             "data_dir = \"/var/lib/tidemark/target\"\n\
              [link]\nlisten = \"0.0.0.0:7410\"\nca = \"/etc/tidemark/pki/ca.pem\"\n\
@@ -207,12 +204,8 @@ impl Pair {
     fn start_source(&self) -> Result<()> {
         unpack(&self.source, self.plan.hardware)?;
         if self.disks.is_some() {
-            mount_drives(&self.source, &STATE_DRIVES)?;
-            // The group's files of the dirty map, on a drive of their own.
-            self.source.sh(&format!(
-                "mkdir -p /var/lib/tidemark/agent/{GROUP} && cd /var/lib/tidemark/agent/{GROUP} && \
-                 for file in active.log 1.map; do ln -s /var/lib/tidemark/map/$file $file; done"
-            ))?;
+            drives::mount(&self.source, &drives::SOURCE)?;
+            drives::divert_map(&self.source)?;
         }
         let mut command = format!(
             "tidemark protect {GROUP} --target {} --target-name target --front {} \
@@ -223,6 +216,12 @@ impl Pair {
             command += &format!(" --volume {volume}={}", disk_path(self.plan.hardware, volume));
         }
         self.source.sh(&command)?;
+        if self.disks.is_some() {
+            let file = "/etc/tidemark/agent.toml";
+            let mut text = self.source.read(file)?;
+            text.extend(drives::SPOOL_TABLE.as_bytes());
+            self.source.write(file, 0o644, &text)?;
+        }
         if !self.plan.group_lines.is_empty() {
             let file = format!("/etc/tidemark/agent.d/{GROUP}.toml");
             let text = String::from_utf8(self.source.read(&file)?)?;
@@ -495,26 +494,6 @@ pub fn package(lab: &Lab, name: &str, programs: &[&str]) -> Result<PathBuf> {
     tar.args(["-c", "--owner=0", "--group=0", "-f"]).arg(&path);
     run(tar.arg("-C").arg(stage.path()).arg("usr"))?;
     Ok(path)
-}
-
-/// The drives of a pair whose disks are volatile.
-fn volatile_disks(lab: &Lab, plan: &Plan, seed: u64) -> Result<VolatileDisks> {
-    let mut sizes = plan.volumes.clone();
-    sizes.extend(STATE_DRIVES.map(|(name, _)| (name, SMALL_DRIVE_BYTES)));
-    sizes.extend([("catalogue", SMALL_DRIVE_BYTES), ("log", plan.store_bytes)]);
-    VolatileDisks::start(lab.directory(), &lab.socket_directory().join("disks"), &sizes, seed)
-}
-
-/// Makes a file system on each drive and mounts it for good, each below the one before.
-fn mount_drives(guest: &Guest, drives: &[(&str, &str)]) -> Result<()> {
-    for (serial, at) in drives {
-        let disk = disk_path(Hardware::Virtio, serial);
-        guest.sh(&format!(
-            "mkfs.ext4 -q {disk} && mkdir -p {at} && \
-             echo '{disk} {at} ext4 noatime 0 2' >>/etc/fstab && systemctl daemon-reload && mount {at}"
-        ))?;
-    }
-    Ok(())
 }
 
 fn unpack(guest: &Guest, hardware: Hardware) -> Result<()> {

@@ -32,7 +32,7 @@ use sectors::Sectors;
 
 const SECTOR_BYTES: u64 = 512;
 /// A write to a disk that lies is durable after one to two of these.
-const LIE_HALF: Duration = Duration::from_secs(2);
+const LIE_HALF: Duration = Duration::from_secs(4);
 
 /// Some disks and their server, which ends with this.
 pub struct VolatileDisks {

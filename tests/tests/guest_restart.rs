@@ -1,13 +1,13 @@
-//! Restarts under a mounted file system with a load on it: the source's, the agent's, the target's, and an agent
-//! that is killed. The load sees a pause at most, and everything goes on where it was: the ring outlives its
-//! agent with the service manager.
+//! Restarts under a mounted file system with a load on it: the source's, the agent's and the target's for new
+//! programs, and an agent that is killed. The load sees a pause at most, and everything goes on where it was: the ring
+//! outlives its agent with the service manager.
 
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use tidemark_tests::pair::{Pair, Plan};
-use tidemark_tests::vm::{Job, Lab};
+use tidemark_tests::vm::{Guest, Job, Lab};
 
 const MIB: u64 = 1 << 20;
 /// How long the load runs between two disturbances.
@@ -20,7 +20,7 @@ fn restarts_and_a_killed_agent_leave_no_gap_and_no_error() -> Result<()> {
             mount(pair)?;
             pair.wait_in_sync()?;
             let before = pair.mark("before")?;
-            services_restart_under_load(pair)?;
+            services_are_upgraded_under_load(pair)?;
             pair.check_unbroken(before)?;
             the_source_restarts(pair)?;
             pair.check_unbroken(before)?;
@@ -67,16 +67,32 @@ fn end_load(pair: &Pair, load: Job<'_>) -> Result<()> {
     Ok(())
 }
 
-fn services_restart_under_load(pair: &Pair) -> Result<()> {
+fn services_are_upgraded_under_load(pair: &Pair) -> Result<()> {
     let load = start_load(pair)?;
     thread::sleep(STRETCH);
-    pair.source.sh("systemctl restart tidemark-agent")?;
+    upgrade(&pair.source, "tidemark-agent")?;
     thread::sleep(STRETCH);
-    pair.target.sh("systemctl restart tidemark-target")?;
+    upgrade(&pair.target, "tidemark-target")?;
     thread::sleep(STRETCH);
     end_load(pair, load)?;
     let status = pair.wait_in_sync()?;
     ensure!(status.gaps_total == 0, "{status:#?}");
+    Ok(())
+}
+
+/// Puts another program in the place of a service's, as a package does, and has it restarted, as the machine's owner
+/// does afterwards.
+fn upgrade(guest: &Guest, service: &str) -> Result<()> {
+    let program = format!("/usr/bin/{service}");
+    guest.sh(&format!(
+        "cp -p {program} {program}.new && echo another >>{program}.new && mv {program}.new {program}"
+    ))?;
+    let runs = format!("readlink /proc/$(systemctl show --property=MainPID --value {service})/exe");
+    let before = guest.sh(&runs)?;
+    ensure!(before.trim() == format!("{program} (deleted)"), "{service} runs {before}");
+    guest.sh(&format!("systemctl restart {service}"))?;
+    let after = guest.sh(&runs)?;
+    ensure!(after.trim() == program, "after its upgrade {service} runs {after}");
     Ok(())
 }
 
