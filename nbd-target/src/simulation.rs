@@ -351,7 +351,8 @@ impl SimTarget {
         let _inside = self.runtime.enter();
         let replica = self.groups.replica(group).context("no replica")?;
         let config = ScrubConfig { interval: Seconds(0), bytes_per_s: Bytes(u64::MAX) };
-        Scrubs::new(config, Arc::clone(&self.groups)).whole_pass(&replica)?;
+        let scrubs = Scrubs::new(config, Arc::clone(&self.groups), Arc::clone(&self.branches));
+        scrubs.whole_pass(&replica)?;
         Ok(replica.damages().regions().is_empty())
     }
 
