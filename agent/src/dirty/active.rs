@@ -285,8 +285,9 @@ pub fn recover(file: &[u8], map_id: [u8; 16]) -> Result<Recovered, DamagedLog> {
         .collect();
     blocks.sort_by_key(|block| block.transaction.get());
     blocks.dedup_by_key(|block| block.transaction.get());
+    // A map is named by the state only when its first transaction is durable.
     let Some(last) = blocks.last() else {
-        return Ok(Recovered { active: Vec::new(), transaction: 0 });
+        return Err(DamagedLog { missing: 1, transaction: 0 });
     };
     let newest = last.transaction.get();
     if newest > COUNT_MAX {

@@ -539,7 +539,7 @@ impl Agent {
 
     /// Takes the next step towards a stop in order; true when only the keeper's [`Self::end`] is left.
     pub fn settle(&mut self) -> bool {
-        let settled = self.core.settle_for_stop();
+        let settled = self.core.settle_for_stop() == Some(true);
         self.turn();
         settled
     }

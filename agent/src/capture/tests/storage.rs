@@ -63,8 +63,9 @@ impl State {
     /// The newest generation of the bitmaps, and the newest transaction of the log.
     pub fn newest(&self) -> (u64, u64) {
         let generations = self.maps.iter().map(|map| map.generation);
-        let log = active::recover(&self.log, MAP_ID).expect("no damage here");
-        (generations.max().unwrap_or(0), log.transaction)
+        // None, if the agent was killed before its first.
+        let transaction = active::recover(&self.log, MAP_ID).map_or(0, |log| log.transaction);
+        (generations.max().unwrap_or(0), transaction)
     }
 
     pub fn covers(&self, volume: usize, region: u32) -> bool {
