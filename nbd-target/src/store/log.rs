@@ -28,6 +28,7 @@ use super::{
 
 use crate::machine::log::{LogFile, sync_dir};
 pub use seal::seal;
+use seal::{Job, Sealing};
 use writer::Request;
 pub use writer::{Closed, LogWriter, QUEUE_BYTES_MAX};
 
@@ -150,7 +151,7 @@ impl Owner {
             None => return Ok(()),
         };
         let mut spare = None;
-        let mut sealing: Option<tokio::task::JoinHandle<io::Result<()>>> = None;
+        let mut sealing: Option<Sealing> = None;
         let mut buffer = AlignedBuf::new(
             tidemark_journal::frame::FRAME_BYTES_MAX + 2 * BLOCK_BYTES as usize + BATCH_BYTES_MAX,
         );
@@ -178,14 +179,13 @@ impl Owner {
             let full = active.as_ref().is_none_or(|active| !self.fits(active, &needs, 0));
             if full {
                 if let Some(old) = active.take() {
-                    if let Some(handle) = sealing.take() {
-                        handle.await.map_err(io::Error::other)??;
-                    }
-                    let (number, chain) =
-                        (old.segment.number() + 1, self.roll(old, &mut sealing).await?);
+                    self.sealed(&mut sealing).await?;
+                    let number = old.segment.number() + 1;
+                    let (chain, begun) = self.roll(old).await?;
+                    sealing = Some(begun);
                     next = (number, chain);
                 }
-                let opened = self.begin(next, needs, &mut spare).await?;
+                let opened = self.begin(next, needs, &mut spare, &mut sealing).await?;
                 active = Some(opened);
             }
             let Some(open) = active.as_mut() else { continue };
@@ -252,8 +252,28 @@ impl Owner {
             }
         }
         self.sync(active.as_mut()).await?;
-        if let Some(handle) = sealing {
-            handle.await.map_err(io::Error::other)??;
+        match sealing.map(|sealing| sealing.task) {
+            // What is not sealed is found again at the next start.
+            Some(task) => task
+                .await
+                .map_err(io::Error::other)?
+                .or_else(|error| if passing(&error) { Ok(()) } else { Err(error) }),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until the segment before is sealed, which is tried again as long as what it lacks may come.
+    async fn sealed(&mut self, sealing: &mut Option<Sealing>) -> io::Result<()> {
+        while let Some(Sealing { job, task }) = sealing.take() {
+            match task.await.map_err(io::Error::other)? {
+                Err(error) if passing(&error) => {
+                    let number = job.segment.number();
+                    self.stall(&format!("segment {number} cannot be sealed at present: {error}"))
+                        .await?;
+                    *sealing = Some(job.begin());
+                }
+                done => return done,
+            }
         }
         Ok(())
     }
@@ -365,6 +385,7 @@ impl Owner {
         (number, chain_before): (u64, [u8; 32]),
         needs: Needs,
         spare: &mut Option<Spare>,
+        sealing: &mut Option<Sealing>,
     ) -> io::Result<Active> {
         let index = sealed::bytes_max(needs.entries, needs.chunks, 1);
         let least = 2 * BLOCK_BYTES + (needs.bytes as u64).next_multiple_of(BLOCK_BYTES) + index;
@@ -388,6 +409,10 @@ impl Owner {
                         format!("another segment cannot be begun at present: {error}")
                     };
                     self.stall(&text).await?;
+                    // Only what is sealed can leave, and give room.
+                    if sealing.as_ref().is_some_and(|sealing| sealing.task.is_finished()) {
+                        self.sealed(sealing).await?;
+                    }
                     let path = self.journal.dir().join(file_name(number));
                     let _ = self.journal.machine().remove_file(&path);
                 }
@@ -484,28 +509,13 @@ impl Owner {
         Ok(())
     }
 
-    /// Ends a segment and has it sealed in the background; returns its chain hash.
-    async fn roll(
-        &self,
-        mut old: Active,
-        sealing: &mut Option<tokio::task::JoinHandle<io::Result<()>>>,
-    ) -> io::Result<[u8; 32]> {
+    /// Ends a segment and has it sealed in the background; its chain hash.
+    async fn roll(&self, mut old: Active) -> io::Result<([u8; 32], Sealing)> {
         self.sync(Some(&mut old)).await?;
         let data_hash = *old.hasher.finalize().as_bytes();
         let chain = SegmentEnd::chain_hash(&old.chain_before, &data_hash);
         let (segment, follower) = (old.segment, Arc::clone(&self.follower));
-        let ending = self.ending.clone();
-        let seal = move || loop {
-            match seal::seal(&segment, old.end, data_hash, chain, &*follower) {
-                Err(error) if out_of_files(&error) && !*ending.borrow() => {
-                    tracing::warn!(segment = segment.number(), "cannot be sealed yet: {error}");
-                    std::thread::sleep(RETRY);
-                }
-                sealed => return sealed,
-            }
-        };
-        *sealing = Some(self.journal.machine().spawn_blocking(seal));
-        Ok(chain)
+        Ok((chain, Job { segment, end: old.end, data_hash, chain, follower }.begin()))
     }
 }
 
