@@ -216,16 +216,19 @@ fn count(database: &Database) -> Result<u64, redb::Error> {
 }
 
 fn create_both(machine: &Machine, paths: &[PathBuf; 2]) -> anyhow::Result<[Database; 2]> {
+    // It has its name only when it is whole: half of one would be taken for a damaged one.
     let make = |path: &PathBuf| {
-        // What is left of a making that was cut short.
-        let database = machine.open_database(path)?;
-        commit(&database, &|_| Ok(()))?;
-        Ok::<_, redb::Error>(database)
+        let new = path.with_added_extension("new");
+        if machine.exists(&new) {
+            machine.remove_file(&new)?;
+        }
+        commit(&machine.open_database(&new)?, &|_| Ok(()))?;
+        machine.rename(&new, path)?;
+        machine.sync_parent(path)?;
+        machine.open_database(path)
     };
     let made = make(&paths[0]).and_then(|first| Ok([first, make(&paths[1])?]));
-    let made = made.with_context(|| format!("cannot make the catalogue {}", paths[0].display()))?;
-    machine.sync_parent(&paths[0])?;
-    Ok(made)
+    made.with_context(|| format!("cannot make the catalogue {}", paths[0].display()))
 }
 
 /// Whether an error speaks of the content, not of the file system or of who else has it open.
