@@ -9,30 +9,14 @@ use std::{
 };
 
 use common::{
-    Lab, Small, eventually, fill, model::difference, run, send_until_full, source::Source,
+    Lab, Small, equals, eventually, fill, model::difference, run, send_until_full, source::Source,
+    synced,
 };
 use tidemark_journal::{FrameView, GapReason, Seq, VolumeId, segment};
 use tidemark_link::message::Message;
 use tidemark_target::damage::Place;
 
 const MIB: usize = 1 << 20;
-
-async fn begin(lab: &Lab, bytes: usize) -> Source {
-    let mut source = Source::new(&[bytes]);
-    source.connect(lab).await;
-    source.gap_begin(0, GapReason::FirstSync);
-    source.gap_end(0);
-    source.send().await;
-    source.acknowledged().await;
-    source
-}
-
-async fn equals(lab: &Lab, source: &Source, seq: Seq) {
-    let client = lab.open(&format!("shop/disk0@seq:{seq}")).await.expect("it opens");
-    let model = source.model.at(VolumeId(0), seq);
-    let read = client.read(0, model.len() as u32).await.expect("it reads");
-    assert_eq!(difference(&read, &model), None, "at {seq}");
-}
 
 /// The frames of a segment file: offset, length and last sequence.
 fn frames(path: &Path) -> Vec<(u64, usize, Seq)> {
@@ -59,7 +43,7 @@ fn flip(path: &Path, at: u64) {
 fn an_unacknowledged_tail_is_cut_off() {
     run(async || {
         let mut lab = Lab::new("", "");
-        let mut source = begin(&lab, MIB).await;
+        let mut source = synced(&lab, MIB).await;
         for _ in 0..50 {
             source.random();
         }
@@ -102,7 +86,7 @@ fn an_unacknowledged_tail_is_cut_off() {
 fn damage_below_what_was_acknowledged_is_kept_and_reported() {
     run(async || {
         let mut lab = Lab::new("", "");
-        let mut source = begin(&lab, MIB).await;
+        let mut source = synced(&lab, MIB).await;
         for _ in 0..5 {
             for _ in 0..20 {
                 source.random();
@@ -142,7 +126,7 @@ fn damage_below_what_was_acknowledged_is_kept_and_reported() {
 fn a_tail_that_was_acknowledged_is_never_cut_off() {
     run(async || {
         let mut lab = Lab::new("", "");
-        let mut source = begin(&lab, MIB).await;
+        let mut source = synced(&lab, MIB).await;
         for _ in 0..20 {
             source.random();
         }
@@ -173,7 +157,7 @@ fn a_tail_that_was_acknowledged_is_never_cut_off() {
 fn a_damaged_chunk_is_an_error_and_never_wrong_data() {
     run(async || {
         let mut lab = Lab::new("segment = \"1 MiB\"\nchunk_cache = \"128 KiB\"", "");
-        let mut source = begin(&lab, 4 * MIB).await;
+        let mut source = synced(&lab, 4 * MIB).await;
         let mut random = common::model::Random(5);
         let mut content = || (0..65536).map(|_| random.next() as u8).collect::<Vec<u8>>();
         for place in 0..40 {
@@ -218,7 +202,7 @@ fn a_damaged_chunk_is_an_error_and_never_wrong_data() {
 fn a_sealed_segment_that_was_cut_is_mended_or_told() {
     run(async || {
         let mut lab = Lab::new("segment = \"1 MiB\"", "");
-        let mut source = begin(&lab, 4 * MIB).await;
+        let mut source = synced(&lab, 4 * MIB).await;
         let mut random = common::model::Random(6);
         for place in 0..40 {
             let content: Vec<u8> = (0..65536).map(|_| random.next() as u8).collect();
@@ -270,7 +254,7 @@ fn index_at(path: &Path) -> usize {
 fn a_lost_base_is_an_error_until_the_source_sends_it_again() {
     run(async || {
         let mut lab = Lab::new("segment = \"1 MiB\"", "window_min = 0\nsize_max = \"4 MiB\"");
-        let mut source = begin(&lab, 8 * MIB).await;
+        let mut source = synced(&lab, 8 * MIB).await;
         let mut random = common::model::Random(7);
         for place in 0..160 {
             let content: Vec<u8> = (0..65536).map(|_| random.next() as u8).collect();
@@ -331,7 +315,7 @@ fn a_group_that_cannot_be_opened_does_not_keep_the_others_from_it() {
     run(async || {
         let other = "\n[[group]]\nname = \"till\"\nnode = \"db1\"";
         let mut lab = Lab::new("segment = \"1 MiB\"", other);
-        let mut source = begin(&lab, 2 * MIB).await;
+        let mut source = synced(&lab, 2 * MIB).await;
         let mut till = Source::new(&[MIB]);
         till.name = "till".to_owned();
         till.group = tidemark_journal::GroupId([9; 16]);
@@ -378,7 +362,7 @@ fn a_full_disk_stops_and_says_so_and_resumes_with_room() {
         let data = small.0.join("data");
         let mut lab = Lab::at(dir, Some(data), "segment = \"1 MiB\"", "");
         let filler = small.0.join("filler");
-        let mut source = begin(&lab, 4 * MIB).await;
+        let mut source = synced(&lab, 4 * MIB).await;
         for _ in 0..20 {
             source.random();
         }
@@ -405,27 +389,5 @@ fn a_full_disk_stops_and_says_so_and_resumes_with_room() {
         equals(&lab, &source, last).await;
         source.disconnect();
         lab.stop();
-    });
-}
-
-#[test]
-fn too_many_open_files_stop_the_log_only_for_a_while() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    run(async || {
-        let lab = Lab::new("segment = \"1 MiB\"", "");
-        let mut source = begin(&lab, 4 * MIB).await;
-        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
-        let open = std::fs::read_dir("/proc/self/fd").expect("listed").count() as u64;
-        setrlimit(Resource::RLIMIT_NOFILE, open.saturating_sub(1), hard).expect("lowered");
-        send_until_full(&mut source).await;
-        let progress = lab.replica().journal().progress();
-        assert!(progress.failed.is_none(), "it is not final");
-        let why = progress.stalled.expect("it waits");
-        assert!(why.contains("cannot be begun at present"), "{why}");
-        setrlimit(Resource::RLIMIT_NOFILE, soft, hard).expect("raised");
-        source.acknowledged().await;
-        let last = source.before.seq;
-        equals(&lab, &source, last).await;
-        source.disconnect();
     });
 }

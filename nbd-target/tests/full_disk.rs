@@ -3,12 +3,9 @@
 mod common;
 
 use common::{
-    Lab, Small, eventually, fill,
-    model::{Random, difference},
-    run, send_until_full,
-    source::Source,
+    Lab, Small, equals, eventually, fill, model::Random, run, send_until_full, source::Source,
 };
-use tidemark_journal::{GapReason, Seq, VolumeId};
+use tidemark_journal::{GapReason, Seq};
 use tidemark_target::damage::{DamageRow, Place, Spot};
 
 const MIB: usize = 1 << 20;
@@ -43,14 +40,6 @@ async fn pour(source: &mut Source, times: usize) {
         source.send().await;
     }
     source.acknowledged().await;
-}
-
-async fn equals(lab: &Lab, source: &Source, seq: Seq) {
-    let client = lab.open(&format!("shop/disk0@seq:{seq}")).await.expect("it opens");
-    let model = source.model.at(VolumeId(0), seq);
-    let read = client.read(0, model.len() as u32).await.expect("it reads");
-    assert_eq!(difference(&read, &model), None, "at {seq}");
-    client.disconnect().await;
 }
 
 /// Whether the reserve takes what it is to take.

@@ -3,19 +3,11 @@
 
 mod common;
 
-use common::{Lab, model::difference, run, source::Source};
-use tidemark_journal::{Ancestry, GapReason, Position, Seq, TermId, VolumeId};
+use common::{Lab, equals, run, source::Source};
+use tidemark_journal::{Ancestry, GapReason, Position, Seq, TermId};
 use tidemark_link::message::{Message, RefuseCode};
 
 const MIB: usize = 1 << 20;
-
-async fn equals(lab: &Lab, source: &Source, seq: Seq) {
-    let client = lab.open(&format!("shop/disk0@seq:{seq}")).await.expect("it opens");
-    let model = source.model.at(VolumeId(0), seq);
-    let read = client.read(0, model.len() as u32).await.expect("it reads");
-    assert_eq!(difference(&read, &model), None, "at {seq}");
-    client.disconnect().await;
-}
 
 async fn write(source: &mut Source, records: usize) -> Seq {
     for _ in 0..records {

@@ -13,11 +13,33 @@ use std::{
 };
 
 use tempfile::TempDir;
+use tidemark_journal::{GapReason, Seq, VolumeId};
 use tidemark_link::pki::{Authority, Identity, Trust};
 use tidemark_nbd::client::{Client, ConnectError, Options};
 use tidemark_target::{Config, Target};
 
+use model::difference;
 use source::Source;
+
+/// A source with one disk of zeros, whose first sync is through.
+pub async fn synced(lab: &Lab, bytes: usize) -> Source {
+    let mut source = Source::new(&[bytes]);
+    source.connect(lab).await;
+    source.gap_begin(0, GapReason::FirstSync);
+    source.gap_end(0);
+    source.send().await;
+    source.acknowledged().await;
+    source
+}
+
+/// The first disk's point at a position is what the model says.
+pub async fn equals(lab: &Lab, source: &Source, seq: Seq) {
+    let client = lab.open(&format!("shop/disk0@seq:{seq}")).await.expect("it opens");
+    let model = source.model.at(VolumeId(0), seq);
+    let read = client.read(0, model.len() as u32).await.expect("it reads");
+    assert_eq!(difference(&read, &model), None, "at {seq}");
+    client.disconnect().await;
+}
 
 /// A directory with certificates, and the target that is configured in it.
 pub struct Lab {
