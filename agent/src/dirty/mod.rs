@@ -17,7 +17,7 @@ pub(crate) mod tests;
 use tidemark_journal::{Sector, VolumeId, ids::SECTOR_BYTES};
 
 /// Bytes in a region. One MiB: a catch-up reads little for one small write, and the map of a 64 TiB
-/// volume is 33 MiB on the disk and 24 MiB in memory.
+/// volume is 65 MiB on the disk and 24 MiB in memory.
 pub const REGION_BYTES: u64 = 1 << 20;
 /// Sectors in a region.
 pub const REGION_SECTORS: u64 = REGION_BYTES / SECTOR_BYTES;
