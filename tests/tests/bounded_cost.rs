@@ -26,8 +26,8 @@ const NODE: &str = env!("CARGO_BIN_EXE_node");
 const MIB: u64 = 1 << 20;
 const BLOCK_BYTES: u64 = 4096;
 const DEPTH: usize = 128;
-/// Places that are looked at in the replica.
-const SAMPLE: usize = 4000;
+/// Places that are looked at in the replica, of the first writes and of the last.
+const SAMPLE: usize = 500;
 
 /// A size, and how many regions are written in each of the three parts.
 struct Scale {
@@ -40,11 +40,11 @@ struct Scale {
 const SHORT: Scale = Scale { size_bytes: 16 << 30, clean: 16384, spooled: 8000, uncovered: 5000 };
 const FULL: Scale = Scale { size_bytes: 1 << 40, clean: 200_000, spooled: 20_000, uncovered: 6000 };
 
-/// The writes of a part: their numbers and places.
-type Writes = Vec<(usize, u64)>;
+/// A write's number and its place.
+type Write = (usize, u64);
 
 /// Places for so many writes, no two in one region, each in a block that no write was to yet.
-fn scatter(rng: &mut Rng, size_bytes: u64, count: usize, taken: &mut HashSet<u64>) -> Writes {
+fn scatter(rng: &mut Rng, size_bytes: u64, count: usize, taken: &mut HashSet<u64>) -> Vec<Write> {
     let mut regions = HashSet::new();
     let mut writes = Vec::new();
     while writes.len() < count {
@@ -57,13 +57,13 @@ fn scatter(rng: &mut Rng, size_bytes: u64, count: usize, taken: &mut HashSet<u64
     writes
 }
 
-fn block((number, place): (usize, u64)) -> Vec<u8> {
+fn block((number, place): Write) -> Vec<u8> {
     let mut bytes = vec![0; BLOCK_BYTES as usize];
     content::fill(number, place, &mut bytes);
     bytes
 }
 
-fn write(site: &Site, writes: &Writes) -> Result<()> {
+fn write(site: &Site, writes: &[Write]) -> Result<()> {
     let front = site.open_front(0)?;
     site.runtime().block_on(async {
         let mut under_way = tokio::task::JoinSet::new();

@@ -4,10 +4,12 @@
 //! What is measured: a closed loop of eight writers, each of which writes as fast as it is answered, in windows of some
 //! 8 MiB. An application that asks for less than the disk gives would hide what a write costs. Each round has windows
 //! over a free link, then over one on which nothing moves: while frames wait in the ring, while they go to the spool,
-//! and in the gap; then the link is free again and the next round begins, so a machine that is slow for a while is so
-//! for all of them. A window belongs to the rung on which it ends, so none is left out. The medians over all rounds
-//! are compared with that over the free link, where the application pays for replication as well: encoder, sender and
-//! target run on the same processors, and the target's log is on the same disk.
+//! and in the gap; then over one that is free again, while all that has piled up is sent and catch-up waits for its
+//! turn. Then the next round begins, so a machine that is slow for a while is so for all of them. A window belongs to
+//! the rung on which it ends, so none is left out. The medians of the rungs over all rounds are compared with that over
+//! the free link, where the application pays for replication as well: encoder, sender and target run on the same processors, and
+//! the target's log, like the spool, is on the same disk. So the rate on the ring alone, where nothing else runs, is
+//! above it; it is printed what the others leave of that, and the rate while what has piled up is sent.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
@@ -25,7 +27,7 @@ use tidemark_tests::workload::{self, Shape};
 const MIB: u64 = 1 << 20;
 const SIZE_BYTES: u64 = 128 * MIB;
 const ROUNDS: u64 = 4;
-/// Windows over the free link in a round, and of the gap.
+/// Windows over the free link in a round, in the gap and after it.
 const WINDOWS: usize = 4;
 /// The least windows of a rung that make a median.
 const WINDOWS_MIN: usize = 11;
@@ -40,6 +42,7 @@ enum Stage {
     Ring,
     Spool,
     Gap,
+    Released,
 }
 
 /// Rates of windows in MiB a second.
@@ -116,6 +119,9 @@ fn round(site: &Site, disk: &NbdDisk, rates: &mut Rates) -> Result<bool> {
         }
     }
     site.network().stall(false);
+    for _ in 0..WINDOWS {
+        rates.window(disk, || Ok(Stage::Released))?;
+    }
     site.wait_in_sync()?;
     site.wait("the spool to be left", |status| {
         status.rung == Rung::Ring && status.ladder.spool_bytes == 0
@@ -126,7 +132,7 @@ fn round(site: &Site, disk: &NbdDisk, rates: &mut Rates) -> Result<bool> {
 #[test]
 fn an_application_does_not_notice_which_rung_is_used() -> Result<()> {
     let mut plan = Plan::new(&[SIZE_BYTES]);
-    plan.ring_bytes = 64 * MIB;
+    plan.ring_bytes = 128 * MIB;
     plan.compression = "off";
     plan.spool_bytes_max = Some(128 * MIB);
     let mut site = Site::started(plan)?;
@@ -169,12 +175,16 @@ fn an_application_does_not_notice_which_rung_is_used() -> Result<()> {
         "{free:.0} MiB/s over a free link, the median of {} windows",
         rates.of[&Stage::Free].len()
     );
+    let ring = rates.median(Stage::Ring)?;
     let mut too_slow = Vec::new();
-    for stage in [Stage::Ring, Stage::Spool, Stage::Gap] {
+    for stage in [Stage::Ring, Stage::Spool, Stage::Gap, Stage::Released] {
         let median = rates.median(stage)?;
         let windows = rates.of[&stage].len();
-        println!("{stage:?}: {median:.0} MiB/s, the median of {windows}: {:.2}", median / free);
-        if median < LEFT_MIN * free {
+        let (of_free, of_ring) = (median / free, median / ring);
+        println!(
+            "{stage:?}: {median:.0} MiB/s, the median of {windows}: {of_free:.2}; of the ring's {of_ring:.2}"
+        );
+        if stage != Stage::Released && median < LEFT_MIN * free {
             too_slow.push(stage);
         }
     }
