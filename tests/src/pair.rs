@@ -114,6 +114,7 @@ impl Pair {
     pub fn run(lab: &Lab, plan: Plan, test: impl FnOnce(&mut Pair) -> Result<()>) -> Result<()> {
         let mut pair = Pair::boot(lab, plan)?;
         let result = pair.install().and_then(|()| test(&mut pair));
+        let result = result.and_then(|()| pair.check_daemons());
         result.map_err(|error| error.context(pair.logs()))
     }
 
@@ -436,11 +437,35 @@ impl Pair {
         Ok(())
     }
 
-    /// What the daemons logged lately.
+    /// Proves that the agent has started and protects its group.
+    pub fn check_protected(&self) -> Result<()> {
+        let seen: Seen = tidemark(&self.source, "status")?;
+        let agent = seen.agent.context("the agent does not answer")?;
+        let reasons: Vec<&str> = agent.unprotected.iter().map(|group| &*group.error).collect();
+        ensure!(reasons.is_empty(), "the group is not protected: {}", reasons.join(", "));
+        Ok(())
+    }
+
+    /// Proves that no daemon has died of a fault of its own since its machine was started: its manager makes that
+    /// good, and so it shows nowhere else.
+    pub fn check_daemons(&self) -> Result<()> {
+        let faults = "panicked at|segfault|traps:|status=[0-9]+/(SEGV|ABRT|BUS|ILL|FPE|TRAP)";
+        let ask = format!("journalctl --no-pager --quiet --boot | grep -E '{faults}'");
+        for guest in [&self.source, &self.target] {
+            // One that is off has nothing to say.
+            let found = guest.run(&ask).map(|output| output.text()).unwrap_or_default();
+            ensure!(found.trim().is_empty(), "a daemon has died:\n{found}");
+        }
+        Ok(())
+    }
+
+    /// What the daemons logged lately, and what the kernel says of their deaths.
     fn logs(&self) -> String {
         let of = |guest: &Guest, unit: &str| {
-            let ask =
-                format!("journalctl --no-pager --output=short-monotonic --lines=60 -u {unit}");
+            let show = "journalctl --no-pager --output=short-monotonic";
+            let ask = format!(
+                "{show} --lines=60 -u {unit}; {show} --dmesg | grep -E 'segfault|traps:|^Code:'"
+            );
             // A guest that is off has nothing to say.
             let text = guest.run(&ask).map(|output| output.text());
             format!("--- {unit}\n{}", text.unwrap_or_else(|error| error.to_string()))

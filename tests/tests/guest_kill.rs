@@ -13,11 +13,14 @@ use tidemark_tests::vm::{Job, Lab};
 const MIB: u64 = 1 << 20;
 const STRETCH: Duration = Duration::from_secs(3);
 
-/// Kills the agent, and says how long a read that was begun then has waited, in milliseconds.
+/// Kills the agent, and says how long a read that was begun then has waited, and how much of that was after the start of
+/// the next agent, in milliseconds.
 const KILL: &str = "pid=$(systemctl show --property=MainPID --value tidemark-agent); kill -9 $pid; \
                     while [ -e /proc/$pid/fd/0 ]; do :; done; begun=$(date +%s%N); \
                     dd if=$DEVICE of=/dev/null bs=4096 count=1 iflag=direct status=none; \
-                    echo $((($(date +%s%N) - begun) / 1000000))";
+                    ended=$(date +%s%N); read up rest </proc/uptime; \
+                    started_us=$(systemctl show --property=ExecMainStartTimestampMonotonic --value tidemark-agent); \
+                    echo $(((ended - begun) / 1000000)) $((${up%.*}${up#*.}0 - started_us / 1000))";
 
 #[test]
 fn a_killed_agent_behind_ublk_costs_a_pause_and_no_gap() -> Result<()> {
@@ -41,18 +44,22 @@ fn killed_under_load(name: &str, front: &'static str) -> Result<()> {
             pair.wait_in_sync()?;
             let before = pair.mark("before")?;
             let load = start_load(pair)?;
-            let mut pauses_ms = Vec::new();
+            let (mut pauses_ms, mut after_start_ms) = (Vec::new(), Vec::new());
             for _ in 0..kills {
                 thread::sleep(STRETCH);
                 let command = KILL.replace("$DEVICE", &pair.device("data"));
-                pauses_ms.push(pair.source.sh(&command)?.trim().parse::<u64>()?);
+                let said = pair.source.sh(&command)?;
+                let (pause, after_start) = said.trim().split_once(' ').context("two numbers")?;
+                pauses_ms.push(pause.parse::<u64>()?);
+                after_start_ms.push(after_start.parse::<u64>()?);
                 pair.wait("the agent", |_| true)?;
             }
             let longest_ms = end_load(pair, load)?;
             pauses_ms.sort_unstable();
+            after_start_ms.sort_unstable();
             println!(
-                "{front}: killed {kills} times; a read begun then waited {pauses_ms:?} ms; the load waited \
-                 {longest_ms} ms at most"
+                "{front}: killed {kills} times; a read begun then waited {pauses_ms:?} ms, of which after the start of the \
+                 next agent {after_start_ms:?} ms; the load waited {longest_ms} ms at most"
             );
             let restarts =
                 pair.source.sh("systemctl show --property=NRestarts --value tidemark-agent")?;
