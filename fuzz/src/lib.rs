@@ -4,12 +4,47 @@
 //! therefore reads its input as it is, and once more with the checksums made to match: that is what
 //! a hostile peer would send, who can compute them too.
 
+pub mod files;
+pub mod stream;
+
 use std::ops::Range;
 
 use tidemark_journal::checksum::crc64;
 use tidemark_journal::frame::{FrameHeader, HEADER_BYTES};
-use tidemark_journal::segment::BLOCK_BYTES;
+use tidemark_journal::segment::{BLOCK_BYTES, Next, next};
 use tidemark_journal::{FrameView, cut, dump};
+use tidemark_link::Message;
+use tidemark_link::message::Decoder;
+
+/// Patches of a large memory or file, most of which is as it would be without them: 3 bytes place, 1 byte
+/// length, content. The last one may be cut short.
+pub fn patches(mut bytes: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
+    std::iter::from_fn(move || {
+        let ([a, b, c, length], further) = bytes.split_first_chunk()?;
+        let (content, rest) = further.split_at(further.len().min(usize::from(*length)));
+        bytes = rest;
+        Some((u64::from(u32::from_le_bytes([*a, *b, *c, 0])), content))
+    })
+}
+
+/// The patches that put `content` at a place.
+pub fn patch(at: u64, content: &[u8]) -> Vec<u8> {
+    let mut patches = Vec::new();
+    for (index, part) in content.chunks(255).enumerate() {
+        let place = (at + index as u64 * 255).to_le_bytes();
+        patches.extend_from_slice(&[place[0], place[1], place[2], part.len() as u8]);
+        patches.extend_from_slice(part);
+    }
+    patches
+}
+
+/// Puts a patch into bytes that are as long as they are; what does not fit is left out.
+pub fn apply(bytes: &mut [u8], (at, content): (u64, &[u8])) {
+    if let Some(place) = bytes.get_mut(at as usize..) {
+        let fits = content.len().min(place.len());
+        place[..fits].copy_from_slice(&content[..fits]);
+    }
+}
 
 /// Puts the checksum of `covered` at `at`; nothing if the bytes are too few.
 pub fn seal(bytes: &mut [u8], covered: Range<usize>, at: usize) {
@@ -38,6 +73,38 @@ pub fn seal_frame(bytes: &mut [u8]) -> Option<usize> {
     let crc = crc64(&[&meta[..HEADER_BYTES - 8], &meta[HEADER_BYTES..]].concat());
     bytes[HEADER_BYTES - 8..HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
     Some(frame_bytes)
+}
+
+/// The same for all frames of a segment.
+pub fn seal_frames(segment: &mut [u8]) {
+    let mut at = BLOCK_BYTES;
+    while let Some(rest) = segment.get_mut(at as usize..) {
+        match next(at, rest) {
+            Next::Frame(bytes) => {
+                seal_frame(rest);
+                at += bytes as u64;
+            }
+            Next::Pad(further) => at = further,
+            Next::End(_) => return,
+        }
+    }
+}
+
+/// The messages in a stream, up to the first thing that is none, with the checksums of frames put right.
+pub fn messages(mut bytes: &[u8]) -> Vec<Message> {
+    let (mut decoder, mut messages) = (Decoder::new(), Vec::new());
+    while !bytes.is_empty() {
+        let Ok((taken, message)) = decoder.feed(bytes) else { break };
+        bytes = &bytes[taken..];
+        messages.extend(message.map(|message| match message {
+            Message::Frame(mut frame) => {
+                seal_frame(&mut frame);
+                Message::Frame(frame)
+            }
+            other => other,
+        }));
+    }
+    messages
 }
 
 /// Reads everything that a frame offers, and checks what a frame that was accepted promises.

@@ -1,4 +1,5 @@
-//! Configuration files: of a node, of a group, of the target. The first byte says which.
+//! Text that people write: configuration files of a node, of a group and of the target, and the names of
+//! points, which an NBD client sends. The first byte says which.
 #![no_main]
 
 use std::path::Path;
@@ -7,6 +8,7 @@ use libfuzzer_sys::fuzz_target;
 use tidemark_agent::config::AgentConfig;
 use tidemark_control::config::Source;
 use tidemark_target::Config;
+use tidemark_target::points::PointName;
 
 const NODE: &str = "node = \"db1\"\n";
 
@@ -14,7 +16,7 @@ fuzz_target!(|bytes: &[u8]| {
     let Some((which, text)) = bytes.split_first() else { return };
     let Ok(text) = std::str::from_utf8(text) else { return };
     let source = |text: &str| Source::new(Path::new("/etc/tidemark/agent.d/shop.toml"), text);
-    match which % 3 {
+    match which % 4 {
         0 => {
             let _ = AgentConfig::of_node(&source(text));
         }
@@ -24,8 +26,13 @@ fuzz_target!(|bytes: &[u8]| {
                 config.add(&source(text)).expect_err("the same group is not there twice");
             }
         }
-        _ => {
+        2 => {
             let _ = Config::parse(text);
+        }
+        _ => {
+            if let Ok(name) = PointName::parse(text) {
+                assert_eq!(PointName::parse(&name.to_string()), Ok(name));
+            }
         }
     }
 });

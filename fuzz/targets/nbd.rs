@@ -3,72 +3,30 @@
 //! With the first byte odd, the client is in the transmission phase from the start.
 #![no_main]
 
-use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use libfuzzer_sys::fuzz_target;
+use tidemark_fuzz::stream::{Sent, runtime};
 use tidemark_nbd::{
     BoxFuture, Buffer, Chunk, ClientInfo, Export, ExportEntry, ExportInfo, Exports, Extent,
     Features, Limits, OpenError, Origin, Purpose, Reply, Server, Tls, Zeroing,
 };
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Bytes of the disk.
 const SIZE: u64 = 1 << 20;
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((mode, bytes)) = bytes.split_first() else { return };
-    let runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = { runtime }.enable_time().build().expect("a runtime");
     let limits = Limits { in_flight_requests: 8, in_flight_bytes: 1 << 20, ..Limits::default() };
     let server = Server::new(Arc::new(OneDisk), limits);
-    let stream = Sent { bytes: bytes.to_vec(), at: 0 };
-    runtime.block_on(async {
+    let stream = Sent::new(bytes);
+    runtime().block_on(async {
         let _ = match mode % 2 {
             0 => server.serve_stream(stream, Origin::Other, &Tls::Off).await,
             _ => server.serve_entered(stream, "disk", Arc::new(Disk)).await,
         };
     });
 });
-
-/// What the client sends; what it is sent is thrown away.
-struct Sent {
-    bytes: Vec<u8>,
-    at: usize,
-}
-
-impl AsyncRead for Sent {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let end = self.bytes.len().min(self.at + buffer.remaining());
-        buffer.put_slice(&self.bytes[self.at..end]);
-        self.at = end;
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Sent {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Poll::Ready(Ok(bytes.len()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-}
 
 struct OneDisk;
 

@@ -1,11 +1,12 @@
 //! A ring that another agent has left behind, in any state: the input is a list of patches on an
-//! empty ring (3 bytes place, 1 byte length, content).
+//! empty ring.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use tidemark_agent::capture::ring::{About, Layout, RingMemory, inherit};
 use tidemark_agent::clock::JournalClock;
 use tidemark_agent::outbox::kept;
+use tidemark_fuzz::patches;
 use tidemark_journal::{GroupId, Seq, TermId, VolumeId};
 
 const TERM: TermId = TermId([7; 16]);
@@ -17,12 +18,8 @@ fuzz_target!(|bytes: &[u8]| {
     let about = About { group: GROUP, id: 7, clock: JournalClock::after(0), volumes };
     let memory = RingMemory::create(&about, LAYOUT).expect("a ring");
     memory.begin_term(TERM, Seq(100));
-    let mut rest = bytes;
-    while let Some(([a, b, c, length], further)) = rest.split_first_chunk() {
-        let (patch, further) = further.split_at(further.len().min(usize::from(*length)));
-        let at = u64::from(u32::from_le_bytes([*a, *b, *c, 0]));
-        let _ = memory.region().copy_in(at, patch);
-        rest = further;
+    for (at, content) in patches(bytes) {
+        let _ = memory.region().copy_in(at, content);
     }
     let kept = kept(&memory, GROUP, TERM);
     let in_frames = kept.as_ref().ok().and_then(|kept| kept.last());

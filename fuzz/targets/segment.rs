@@ -3,8 +3,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tidemark_fuzz::{seal, seal_frame, walk};
-use tidemark_journal::segment::{BLOCK_BYTES, Next, SegmentEnd, SegmentStart, frames, next};
+use tidemark_fuzz::{seal, seal_frames, walk};
+use tidemark_journal::segment::{BLOCK_BYTES, SegmentEnd, SegmentStart, frames};
 use tidemark_journal::{FrameView, Seq};
 use tidemark_target::history::History;
 use tidemark_target::store::index::{MemoryIndex, sealed};
@@ -31,20 +31,6 @@ fuzz_target!(|bytes: &[u8]| {
     found.iter().for_each(walk);
     take(&found);
 });
-
-fn seal_frames(segment: &mut [u8]) {
-    let mut at = BLOCK_BYTES;
-    while let Some(rest) = segment.get_mut(at as usize..) {
-        match next(at, rest) {
-            Next::Frame(bytes) => {
-                seal_frame(rest);
-                at += bytes as u64;
-            }
-            Next::Pad(further) => at = further,
-            Next::End(_) => return,
-        }
-    }
-}
 
 /// What the log does with the frames of a segment.
 fn take(frames: &[FrameView<'_>]) {

@@ -1,21 +1,27 @@
 //! What both sides find on their own disks after a crash: the agent's state block, terms, log of
-//! active regions and bitmaps, and the rows of the target's catalogue. The first byte says which.
+//! active regions, bitmaps, leases, disks and verifies, and the rows of the target's catalogue. The first
+//! byte says which.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use serde::{Serialize, de::DeserializeOwned};
 use tidemark_agent::dirty::{active, bitmap};
-use tidemark_agent::state::block::GroupState;
+use tidemark_agent::disks::Disks;
+use tidemark_agent::state::{block::GroupState, leases};
+use tidemark_agent::verify;
 use tidemark_fuzz::{seal, seal_blocks};
-use tidemark_journal::{Ancestry, Position, Seq};
+use tidemark_journal::{Ancestry, GroupId, Position, Seq};
+use tidemark_link::lease::LEASE_MAX;
 use tidemark_target::catalogue::{BranchRow, GroupRow, HistoryRow, Vitals};
+use tidemark_target::damage::DamageRow;
+use tidemark_target::scrub::ScrubRow;
 
 /// The map that the blocks of the corpus are of.
 const MAP_ID: [u8; 16] = *b"map-id-of-16-byt";
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((which, bytes)) = bytes.split_first() else { return };
-    match which % 8 {
+    match which % 13 {
         0 => block(bytes),
         1 => log(bytes),
         2 => map(bytes),
@@ -31,7 +37,12 @@ fuzz_target!(|bytes: &[u8]| {
             }
         }
         6 => drop(row::<Vitals>(bytes)),
-        _ => drop(row::<BranchRow>(bytes)),
+        7 => drop(row::<BranchRow>(bytes)),
+        8 => drop(row::<DamageRow>(bytes)),
+        9 => drop(row::<ScrubRow>(bytes)),
+        10 => drop(row::<Disks>(bytes)),
+        11 => drop(row::<verify::Record>(bytes)),
+        _ => lease(bytes),
     }
 });
 
@@ -46,6 +57,15 @@ fn block(bytes: &[u8]) {
         }
         assert_eq!(GroupState::decode(&state.encode(counter)), Some((counter, state)));
     }
+}
+
+fn lease(bytes: &[u8]) {
+    let (mut bytes, group) = (bytes.to_vec(), GroupId([1; 16]));
+    seal(&mut bytes, 0..32, 32);
+    let lease = leases::decode(&bytes, group);
+    assert!(lease.is_none_or(|lease| lease <= LEASE_MAX));
+    let again = leases::encode(group, lease.unwrap_or_default());
+    assert_eq!(leases::decode(&again, group), lease);
 }
 
 fn log(bytes: &[u8]) {

@@ -18,6 +18,7 @@ use pair::Pair;
 use row::RowPlace;
 
 use crate::{
+    bounds::{COUNT_MAX, FILE_BYTES_MAX, at_most},
     damage::DamageRow,
     history::History,
     machine::Machine,
@@ -71,12 +72,14 @@ pub struct HistoryRow {
     /// The history.
     pub history: History,
     /// The lowest segment that is not in the base.
+    #[serde(deserialize_with = "at_most::<COUNT_MAX, _>")]
     pub first_segment: u64,
     /// The position that the base holds.
     pub base: Position,
     /// What the base has of each volume.
     pub bases: BTreeMap<VolumeId, BaseRow>,
     /// The lowest segment that the history does not know.
+    #[serde(deserialize_with = "at_most::<COUNT_MAX, _>")]
     pub next_segment: u64,
 }
 
@@ -86,6 +89,7 @@ pub struct Vitals {
     /// The last position acknowledged.
     pub acked: Position,
     /// The age counter of received history, nanoseconds.
+    #[serde(deserialize_with = "at_most::<COUNT_MAX, _>")]
     pub received_ns: u64,
     /// Up to where the source has vouched.
     pub vouched: Position,
@@ -100,10 +104,13 @@ pub struct Vitals {
 struct SegmentRow {
     before: Position,
     last: Position,
+    #[serde(deserialize_with = "at_most::<FILE_BYTES_MAX, _>")]
     data_bytes: u64,
     wall_min_ns: i64,
     wall_max_ns: i64,
+    #[serde(deserialize_with = "at_most::<COUNT_MAX, _>")]
     received_ns: u64,
+    #[serde(deserialize_with = "at_most::<FILE_BYTES_MAX, _>")]
     index_at: u64,
     chain: [u8; 32],
 }

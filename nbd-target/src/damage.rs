@@ -15,11 +15,12 @@ use std::{
     },
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use tidemark_journal::{SECTOR_BYTES, Seq, VolumeId};
 use tokio::sync::watch;
 
 use crate::{
+    bounds::{COUNT_MAX, SECTORS_MAX, at_most},
     catalogue::Catalogue,
     replica::Replica,
     store::{Where, check::What},
@@ -93,6 +94,7 @@ pub struct Spot {
     /// When it was found, nanoseconds since 1970.
     pub found_wall_ns: i64,
     /// What cannot be read because of it.
+    #[serde(deserialize_with = "ranges")]
     pub extents: Vec<Extent>,
 }
 
@@ -102,13 +104,24 @@ pub struct Extent {
     /// The volume.
     pub volume: VolumeId,
     /// First sector.
+    #[serde(deserialize_with = "at_most::<SECTORS_MAX, _>")]
     pub start: u64,
     /// The sector after the last.
+    #[serde(deserialize_with = "at_most::<SECTORS_MAX, _>")]
     pub end: u64,
     /// The first position concerned.
     pub from: Seq,
     /// The position from which on it is good again; none as long as the newest is concerned.
     pub until: Option<Seq>,
+}
+
+/// Extents as the catalogue has them: none ends before it begins.
+fn ranges<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Extent>, D::Error> {
+    let extents = Vec::<Extent>::deserialize(from)?;
+    let ranges = extents.iter().all(|extent| extent.start <= extent.end);
+    ranges
+        .then_some(extents)
+        .ok_or_else(|| D::Error::custom("an extent that ends before it begins"))
 }
 
 /// What the catalogue keeps.
@@ -117,6 +130,7 @@ pub struct DamageRow {
     /// The places.
     pub spots: Vec<Spot>,
     /// Places that were found and are not listed, since there are too many.
+    #[serde(deserialize_with = "at_most::<COUNT_MAX, _>")]
     pub unlisted: u64,
 }
 

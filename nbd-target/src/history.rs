@@ -9,6 +9,8 @@ use tidemark_journal::{
 };
 use tidemark_link::message::VolumeHello;
 
+use crate::bounds::{SECTORS_MAX, at_most};
+
 /// The most unreadable ranges that are listed of a volume; more are counted only by the data.
 const UNREADABLE_LISTED_MAX: usize = 1000;
 
@@ -88,6 +90,7 @@ pub struct Size {
     /// From here on.
     pub from: Seq,
     /// Sectors.
+    #[serde(deserialize_with = "at_most::<SECTORS_MAX, _>")]
     pub sectors: u64,
 }
 
@@ -132,6 +135,7 @@ pub struct Unreadable {
     /// From this sequence on.
     pub seq: Seq,
     /// First sector.
+    #[serde(deserialize_with = "at_most::<SECTORS_MAX, _>")]
     pub start: u64,
     /// Sectors.
     pub sectors: u32,

@@ -7,6 +7,7 @@
 //! in one process.
 
 pub mod api;
+pub mod bounds;
 pub mod branch;
 pub mod catalogue;
 pub mod clock;

@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use tidemark_journal::{GroupId, VolumeId};
 
 use crate::{
+    bounds::{COUNT_MAX, at_most},
     branch::registry::Branches,
     config::ScrubConfig,
     damage::{Place, Spot},
@@ -60,10 +61,13 @@ pub struct ScrubRow {
     /// When the last pass ended, nanoseconds since 1970; zero for none.
     pub finished_wall_ns: i64,
     /// Bytes that it read.
+    #[serde(deserialize_with = "at_most::<COUNT_MAX, _>")]
     pub finished_bytes: u64,
     /// Damaged places that it found.
+    #[serde(deserialize_with = "at_most::<COUNT_MAX, _>")]
     pub finished_found: u64,
     /// Indexes and ends of segments made anew so far.
+    #[serde(deserialize_with = "at_most::<COUNT_MAX, _>")]
     pub mended_total: u64,
 }
 
@@ -73,8 +77,10 @@ pub struct Pass {
     /// When it began, nanoseconds since 1970.
     pub started_wall_ns: i64,
     /// Bytes read so far.
+    #[serde(deserialize_with = "at_most::<COUNT_MAX, _>")]
     pub bytes: u64,
     /// Damaged places found so far.
+    #[serde(deserialize_with = "at_most::<COUNT_MAX, _>")]
     pub found: u64,
     /// What comes next.
     pub at: Cursor,

@@ -228,8 +228,8 @@ fn the_scrub_reads_branches_too() {
         let path = dir.join("0000000000000001.seg");
         let mut bytes = std::fs::read(&path).expect("read");
         let (at, length) = {
-            let frames = tidemark_journal::segment::frames(&bytes);
-            let (at, frame) = frames.skip(2).next().expect("a frame");
+            let mut frames = tidemark_journal::segment::frames(&bytes);
+            let (at, frame) = frames.nth(2).expect("a frame");
             (at as usize, frame.expect("whole").bytes().len())
         };
         bytes[at + length - 100] ^= 1;

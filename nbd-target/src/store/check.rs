@@ -103,7 +103,7 @@ impl Check<'_> {
         let end = SegmentEnd::decode(&block).ok().filter(|end| {
             (end.number, end.index_at, end.last, end.chain)
                 == (number, known.index_at, known.summary.last, known.chain)
-                && end.index_at + end.index_bytes + BLOCK_BYTES == bytes
+                && end.index_at.checked_add(end.index_bytes) == bytes.checked_sub(BLOCK_BYTES)
         });
         if end.is_none() {
             self.find(What::End, "its end is not the one that was written".to_owned());

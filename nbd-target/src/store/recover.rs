@@ -259,7 +259,9 @@ fn scan(
     if bytes >= 2 * BLOCK_BYTES {
         file.read_up_to(&mut block, bytes - BLOCK_BYTES)?;
         let trailer = SegmentEnd::decode(&block).ok().filter(|end| end.number == number);
-        result.sealed = trailer.filter(|end| end.index_at + end.index_bytes + BLOCK_BYTES == bytes);
+        let up_to = bytes - BLOCK_BYTES;
+        result.sealed =
+            trailer.filter(|end| end.index_at.checked_add(end.index_bytes) == Some(up_to));
     }
     file.read_up_to(&mut block, 0)?;
     result.hasher.update(&block);

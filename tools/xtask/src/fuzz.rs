@@ -1,7 +1,7 @@
 //! `cargo xtask fuzz`: builds the fuzz targets with coverage and the address sanitizer, and runs them.
 //!
 //! What they find new is kept in `target/fuzz/corpus`, to be gone on with; an input that fails is kept in
-//! `target/fuzz/failures` and can be given to its program alone.
+//! `target/fuzz/failures`, can be given to its program alone, and is tried first in each later run.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -33,8 +33,8 @@ pub fn run(root: &Path, work: &Path, seconds: u64, named: &[String]) -> Result<(
     if let Some(unknown) = named.iter().find(|name| !known.contains(name)) {
         bail!("there is no fuzz target {unknown}; there are {}", known.join(", "));
     }
+    build(root, work, named)?;
     let chosen = if named.is_empty() { known } else { named.to_vec() };
-    build(root, work)?;
     let waiting = Mutex::new(VecDeque::from(chosen));
     let results = Mutex::new(Vec::new());
     let workers = thread::available_parallelism().map_or(1, usize::from);
@@ -83,11 +83,15 @@ fn targets(root: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn build(root: &Path, work: &Path) -> Result<()> {
+/// Builds these targets; if none is named, all, and what writes the seeds.
+fn build(root: &Path, work: &Path, named: &[String]) -> Result<()> {
     let mut cargo = Command::new("cargo");
+    let which = if named.is_empty() { &["--bins"][..] } else { &[] };
     cargo
-        .args(["build", "--release", "--bins", "--locked", "--target", PLATFORM, "--target-dir"])
+        .args(["build", "--release", "--locked", "--target", PLATFORM, "--target-dir"])
         .arg(work)
+        .args(which)
+        .args(named.iter().flat_map(|name| ["--bin", name]))
         .current_dir(root.join("fuzz"))
         .env("RUSTC_BOOTSTRAP", "1")
         .env("RUSTFLAGS", FLAGS)
@@ -111,6 +115,7 @@ fn run_one(root: &Path, work: &Path, seconds: u64, name: &str) -> Result<String>
         .arg(format!("-artifact_prefix={}/", failures.display()))
         .arg(&corpus)
         .arg(root.join("fuzz/corpus").join(name))
+        .arg(&failures)
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)
         .stderr(output)

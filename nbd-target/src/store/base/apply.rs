@@ -4,7 +4,7 @@ use std::{io, path::PathBuf};
 
 use tidemark_journal::{VolumeId, checksum::crc64};
 
-use super::{BLOCK_BYTES, Base, Place, sum::Unknown};
+use super::{BLOCK_BYTES, BLOCKS_MAX, Base, Place, sum::Unknown};
 use crate::machine::{File, How, Machine};
 
 /// A run of blocks of one volume that get new content.
@@ -151,11 +151,11 @@ impl Redo {
         while file.read_up_to(&mut entry, at)? == REDO_BYTES {
             at += REDO_BYTES as u64;
             let (body, crc) = entry.split_at(REDO_BYTES - 8);
-            if crc64(body).to_le_bytes() != *crc {
-                break;
-            }
             let volume = VolumeId(u16::from_le_bytes([body[0], body[1]]));
             let first = u64::from_le_bytes(body[8..16].try_into().unwrap_or_default());
+            if crc64(body).to_le_bytes() != *crc || first >= BLOCKS_MAX {
+                break;
+            }
             let content = NewContent::Parts(body[16..].to_vec(), Unknown(body[2]));
             if matches!(base.volumes().get(&volume), Some(Place::Here(_))) {
                 // Damage that is met here is met again by the fold, which names it.

@@ -32,7 +32,10 @@ use serde::{Deserialize, Serialize};
 use tidemark_journal::{GroupId, SECTOR_BYTES, VolumeId};
 
 use super::{Damage, ReadError, Where};
-use crate::machine::Machine;
+use crate::{
+    bounds::{COUNT_MAX, SECTORS_MAX, at_most},
+    machine::Machine,
+};
 use apply::Redo;
 use sum::Unknown;
 use sums::{Rest, Seal};
@@ -41,6 +44,8 @@ use volume::BaseVolume;
 /// Bytes in a block of the base.
 pub const BLOCK_BYTES: u64 = 4096;
 const BLOCK_SECTORS: u64 = BLOCK_BYTES / SECTOR_BYTES;
+/// Blocks of the largest volume.
+const BLOCKS_MAX: u64 = SECTORS_MAX / BLOCK_SECTORS;
 /// The most places of damage that are named at once.
 const DAMAGE_NAMED_MAX: usize = 10;
 
@@ -48,8 +53,10 @@ const DAMAGE_NAMED_MAX: usize = 10;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct BaseRow {
     /// Counts the folds that changed this volume.
+    #[serde(deserialize_with = "at_most::<COUNT_MAX, _>")]
     pub generation: u64,
     /// Blocks of 4096 bytes that its files have room for.
+    #[serde(deserialize_with = "at_most::<BLOCKS_MAX, _>")]
     pub blocks: u64,
 }
 

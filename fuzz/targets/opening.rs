@@ -1,0 +1,78 @@
+//! A source's start from whatever its state directory holds. The input is a number of bytes for `terms.json`
+//! (2 bytes), these, and patches on empty files: of the state, of the log, of a volume's map, of leases.
+#![no_main]
+
+use std::path::Path;
+
+use libfuzzer_sys::fuzz_target;
+use tidemark_agent::capture::ring::Layout;
+use tidemark_agent::dirty::{REGION_SECTORS, active::LOG_BYTES, bitmap};
+use tidemark_agent::group::opening::{Opened, Opening};
+use tidemark_agent::state::files::StateFiles;
+use tidemark_agent::state::leases;
+use tidemark_fuzz::{apply, files::Files, patches, seal, seal_blocks};
+use tidemark_journal::{GroupId, Seq, VolumeId};
+
+const GROUP: GroupId = GroupId([1; 16]);
+const REGIONS: u32 = 100;
+const VOLUMES: [(VolumeId, u64); 1] = [(VolumeId(1), REGIONS as u64 * REGION_SECTORS)];
+const STATE_BYTES: usize = 8192;
+const MAP_BYTES: usize = 8192;
+
+fuzz_target!(|bytes: &[u8]| {
+    let Some((length, rest)) = bytes.split_first_chunk() else { return };
+    let length = usize::from(u16::from_le_bytes(*length)).min(rest.len());
+    let (terms, rest) = rest.split_at(length);
+    assert_eq!(MAP_BYTES as u64, bitmap::file_bytes(REGIONS));
+    // One after the other, as the places of patches see them.
+    let mut all = vec![0; STATE_BYTES + MAP_BYTES + leases::BYTES + LOG_BYTES as usize];
+    patches(rest).for_each(|patch| apply(&mut all, patch));
+    let (state, rest) = all.split_at_mut(STATE_BYTES);
+    let (map, rest) = rest.split_at_mut(MAP_BYTES);
+    let (lease, log) = rest.split_at_mut(leases::BYTES);
+    for block in state.chunks_exact_mut(STATE_BYTES / 2) {
+        seal(block, 0..128, 128);
+        seal(block, 136..160, 160);
+    }
+    seal_blocks(map, 56);
+    seal(lease, 0..32, 32);
+    seal_blocks(log, 56);
+    let files = Files::default();
+    for (name, content) in
+        [("state", state), ("1.map", map), ("leases", lease), ("active.log", log)]
+    {
+        files.put(name, content.to_vec());
+    }
+    if !terms.is_empty() {
+        files.put("terms.json", terms.to_vec());
+    }
+    let Some(first) = open(&files) else { return };
+    assert!(
+        first.core.last_seq() <= first.state.ceiling,
+        "no sequence is used before it is reserved"
+    );
+    // What a start has written can be read by the next one, while there are sequences left to count with.
+    if first.state.ceiling <= Seq(Seq::MAX.0 / 2)
+        && first.ancestry.current().fork_seq <= Seq(1 << 60)
+    {
+        let again = open(&files).expect("it was written just now");
+        assert!(again.core.last_seq() >= first.core.last_seq(), "sequences never go back");
+        assert!(again.generation_found > first.generation_found, "it was written since");
+    }
+});
+
+fn open(files: &Files) -> Option<Opened> {
+    let dir = Path::new("/state");
+    let volumes = [(VOLUMES[0].0, REGIONS)];
+    let (state, found) = StateFiles::on(Box::new(files.clone()), dir, GROUP, &volumes).ok()?;
+    let opening = Opening {
+        group: GROUP,
+        name: "shop",
+        volumes: &VOLUMES,
+        layout: Layout { slots: 256, data_bytes: 32 << 10, frame_bytes: 32 << 10 },
+        rings: Vec::new(),
+        sync_timeout: None,
+        fresh: [[9; 16], *b"map-id-of-16-byt", [10; 16]],
+    };
+    opening.open(dir, state, &found, None).ok()
+}
