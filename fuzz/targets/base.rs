@@ -1,5 +1,5 @@
 //! The base of a volume and what an interrupted fold left to be redone, as patches on files that a good base
-//! made: the sums from 0 on, the redo from 1 MiB on. What is then written to it is read back.
+//! made: the sums from 0 on, the redo from 1 MiB on. What the next fold then writes to it is read back.
 #![no_main]
 
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use tidemark_journal::checksum::crc64_of;
 use tidemark_journal::{GroupId, VolumeId};
 use tidemark_simdisk::{How, SimDisk};
 use tidemark_target::machine::{Machine, simulated::Simulated};
-use tidemark_target::store::base::apply::{Change, NewContent};
+use tidemark_target::store::base::apply::{Change, NewContent, Redo};
 use tidemark_target::store::base::sums::{self, SECTOR};
 use tidemark_target::store::base::{BLOCK_BYTES, Base, BaseRow};
 
@@ -53,12 +53,15 @@ fuzz_target!(|bytes: &[u8]| {
     let rows = BTreeMap::from([(VOLUME, BaseRow { generation: 7, blocks: BLOCKS })]);
     let (base, _) = Base::open(&machine, dir, GROUP, &rows).expect("a disk without errors");
     read(&base);
+    // As a fold begins and ends: nothing of an earlier one is redone over what it writes.
+    let redo = Redo::create(&base).expect("room");
     let change = |first, content| Change { volume: VOLUME, first, content };
     let damage = &mut Vec::new();
     let data = vec![5; 2 * BLOCK_BYTES as usize];
     base.apply(&change(3, NewContent::Data(data.clone())), damage).expect("written");
     base.apply(&change(60, NewContent::Zeros(10)), damage).expect("written");
     let rows = base.finish().expect("durable");
+    redo.remove().expect("removed");
     base.committed(&rows);
     let (base, _) = Base::open(&machine, dir, GROUP, &rows).expect("a disk without errors");
     let mut out = vec![0; data.len()];

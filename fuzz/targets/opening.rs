@@ -1,5 +1,6 @@
 //! A source's start from whatever its state directory holds. The input is a number of bytes for `terms.json`
-//! (2 bytes), these, and patches on empty files: of the state, of the log, of a volume's map, of leases.
+//! (2 bytes), these without their checksum, and patches on empty files: of the state, of the log, of a
+//! volume's map, of leases. The second copy of each file is not there.
 #![no_main]
 
 use std::path::Path;
@@ -8,10 +9,10 @@ use libfuzzer_sys::fuzz_target;
 use tidemark_agent::capture::ring::Layout;
 use tidemark_agent::dirty::{REGION_SECTORS, active::LOG_BYTES, bitmap};
 use tidemark_agent::group::opening::{Opened, Opening};
-use tidemark_agent::state::files::StateFiles;
-use tidemark_agent::state::leases;
+use tidemark_agent::state::{COUNT_MAX, block::GroupState, files::StateFiles, leases};
 use tidemark_fuzz::{apply, files::Files, patches, seal, seal_blocks};
-use tidemark_journal::{GroupId, Seq, VolumeId};
+use tidemark_journal::checksum::crc64;
+use tidemark_journal::{GroupId, VolumeId};
 
 const GROUP: GroupId = GroupId([1; 16]);
 const REGIONS: u32 = 100;
@@ -37,6 +38,8 @@ fuzz_target!(|bytes: &[u8]| {
     seal_blocks(map, 56);
     seal(lease, 0..32, 32);
     seal_blocks(log, 56);
+    let blocks = state.chunks(STATE_BYTES / 2).filter_map(GroupState::decode);
+    let counter = blocks.map(|(counter, _)| counter).max().unwrap_or_default();
     let files = Files::default();
     for (name, content) in
         [("state", state), ("1.map", map), ("leases", lease), ("active.log", log)]
@@ -44,24 +47,29 @@ fuzz_target!(|bytes: &[u8]| {
         files.put(name, content.to_vec());
     }
     if !terms.is_empty() {
-        files.put("terms.json", terms.to_vec());
+        let sum = format!("\n{:016x}\n", crc64(terms));
+        files.put("terms.json", [terms, sum.as_bytes()].concat());
     }
-    let Some(first) = open(&files) else { return };
+    let Some(first) = open(&files, [9; 16]) else { return };
     assert!(
         first.core.last_seq() <= first.state.ceiling,
         "no sequence is used before it is reserved"
     );
-    // What a start has written can be read by the next one, while there are sequences left to count with.
-    if first.state.ceiling <= Seq(Seq::MAX.0 / 2)
-        && first.ancestry.current().fork_seq <= Seq(1 << 60)
-    {
-        let again = open(&files).expect("it was written just now");
+    // What a start has written can be read by the next one, while there are numbers left to count with. Its
+    // ids are random: none is of a term that there was.
+    let (state, terms) = (first.state, first.ancestry.terms());
+    let numbers = [counter, state.generation, state.time_ceiling_ns, state.ceiling.0];
+    let fork_seq = first.ancestry.current().fork_seq.0;
+    if numbers.iter().chain([&fork_seq]).all(|number| *number <= COUNT_MAX / 2) {
+        let unused = |id: &[u8; 16]| terms.iter().all(|term| term.id.0 != *id);
+        let id = (1u128..).map(u128::to_le_bytes).find(unused).expect("more ids than terms");
+        let again = open(&files, id).expect("it was written just now");
         assert!(again.core.last_seq() >= first.core.last_seq(), "sequences never go back");
         assert!(again.generation_found > first.generation_found, "it was written since");
     }
 });
 
-fn open(files: &Files) -> Option<Opened> {
+fn open(files: &Files, term: [u8; 16]) -> Option<Opened> {
     let dir = Path::new("/state");
     let volumes = [(VOLUMES[0].0, REGIONS)];
     let (state, found) = StateFiles::on(Box::new(files.clone()), dir, GROUP, &volumes).ok()?;
@@ -72,7 +80,7 @@ fn open(files: &Files) -> Option<Opened> {
         layout: Layout { slots: 256, data_bytes: 32 << 10, frame_bytes: 32 << 10 },
         rings: Vec::new(),
         sync_timeout: None,
-        fresh: [[9; 16], *b"map-id-of-16-byt", [10; 16]],
+        fresh: [term, *b"map-id-of-16-byt", [10; 16]],
     };
     opening.open(dir, state, &found, None).ok()
 }

@@ -371,6 +371,8 @@ impl DirtyMap {
         if self.changed.is_empty() && urgent.is_empty() && !whole && !due {
             return None;
         }
+        // One that is written anyway takes along what would be due soon.
+        self.write_back();
         self.marking_now = std::mem::take(&mut self.marking);
         self.generation += 1;
         self.committing = true;

@@ -138,8 +138,10 @@ impl Opening<'_> {
         let clock = about.clock;
         state.ring = about.id;
         state.time_ceiling_ns = state.time_ceiling_ns.max(clock.now_ns() + TIME_RESERVE_NS);
+        // A writing like any other: the state that was found is an older one from now on, and the target
+        // has to see that if it comes back.
+        state.generation = generation_found + 1;
         files.write_state(&state).context("the group's state")?;
-        state.generation = generation_found;
         if !start.with_ring {
             // The state names it now, and none before it.
             ring.writer.memory().begin_term(state.term, start.last_seq);
@@ -173,3 +175,6 @@ impl Opening<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

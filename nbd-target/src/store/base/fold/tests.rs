@@ -259,6 +259,48 @@ fn what_is_damaged_is_folded_as_unknown() {
     }
 }
 
+/// The redo file's removal is not durable by itself, so after a power cut it may be there again, as its fold
+/// left it. That is of no harm: it holds nothing of an earlier fold, which would be redone over what
+/// has changed since.
+#[test]
+fn what_an_earlier_fold_redid_is_not_redone_over_a_later_one() {
+    let dir = tempfile::TempDir::new().expect("a directory");
+    let op = |start, sectors, byte| Op { kind: Kind::Write, start, sectors, byte };
+    let segments = [
+        segment(dir.path(), 0, Seq(0), &[op(0, 16, 1)]),
+        // A part of a block, which is put together in the redo file.
+        segment(dir.path(), 1, Seq(1), &[op(1, 2, 2)]),
+        // All of that block, which needs no redo.
+        segment(dir.path(), 2, Seq(2), &[op(0, 8, 3)]),
+    ];
+    let (base_dir, mut rows, mut redone) = (dir.path().join("base"), Rows::new(), Vec::new());
+    for segment in &segments {
+        let base = open(&base_dir, &rows);
+        let (path, mut left) = (base.dir.join("fold.redo"), Vec::new());
+        let folded = fold(&base, segment, |at| {
+            if at == Step::Synced {
+                left = std::fs::read(&path)?;
+            }
+            Ok(())
+        })
+        .expect("folded");
+        rows.extend(&folded.rows);
+        base.committed(&folded.rows);
+        redone.push(!left.is_empty());
+        std::fs::write(&path, left).expect("there again");
+    }
+    assert_eq!(redone, [false, true, false]);
+    let read = reads(&open(&base_dir, &rows), None);
+    for (n, read) in read.iter().enumerate() {
+        let expected = match n {
+            0..8 => 3,
+            8..16 => 1,
+            _ => 0,
+        };
+        assert_eq!(*read, Some(expected), "sector {n}");
+    }
+}
+
 /// Damages a block that the second segment changes, as if it had been on its way to the disk. All
 /// changes are one batch here, so from the moment its redo is durable that can be any of them.
 fn tear_block(base: &Base, segment: &Arc<Segment>, above: &Said, tear: u64) {
