@@ -53,7 +53,6 @@ const USUAL: &[Stage] = &[
     Stage::Host,
     Stage::Conformance,
     Stage::Simulate,
-    Stage::Mutants,
     Stage::Guests,
 ];
 
