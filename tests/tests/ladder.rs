@@ -16,13 +16,13 @@ use tidemark_tests::workload::{self, Log, Operation, Shape, order};
 const NODE: &str = env!("CARGO_BIN_EXE_node");
 const MIB: u64 = 1 << 20;
 const SIZES_BYTES: [u64; 1] = [64 * MIB];
-/// Operations between two looks at the ring; some 2 MiB.
-const PART: usize = 50;
+/// Operations between two looks at the ring; some 2 MiB, which fit beside what was there at the last look.
+const PART: usize = 30;
 
 /// A ring that is soon half full, and a spool of this size.
 fn plan(spool_mib: u64) -> Plan {
     let mut plan = Plan::new(&SIZES_BYTES);
-    plan.ring_bytes = 16 * MIB;
+    plan.ring_bytes = 32 * MIB;
     plan.compression = "off";
     plan.spool_bytes_max = Some(spool_mib * MIB);
     plan
