@@ -7,8 +7,14 @@ use std::{
 };
 
 /// The words that say which crate a name is of, and where that is; without one it is `tests/tests`.
-const CRATES: [(&str, &str); 4] =
-    [("agent", "agent"), ("target", "nbd-target"), ("link", "lib/link"), ("xtask", "tools/xtask")];
+const CRATES: [(&str, &str); 6] = [
+    ("agent", "agent"),
+    ("target", "nbd-target"),
+    ("link", "lib/link"),
+    ("nbd", "lib/nbd"),
+    ("simulator", "tests/simulate"),
+    ("xtask", "tools/xtask"),
+];
 const HOST_TESTS: &str = "tests/tests";
 
 /// A test: the parts of its file's path, without `.rs`, and its name.
