@@ -140,8 +140,8 @@ impl<'a> GuestBuilder<'a> {
             "tcg,thread=multi".to_owned(),
             "-cpu".to_owned(),
             // Its AVX reads 32 bytes where an instruction (VINSERTF128) takes 16 from memory, and so beyond the
-            // end of what is mapped.
-            "max,-avx".to_owned(),
+            // end of what is mapped. Some programs look for AVX2 alone.
+            "max,-avx,-avx2".to_owned(),
             "-smp".to_owned(),
             self.processors.to_string(),
             "-m".to_owned(),
