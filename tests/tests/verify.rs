@@ -47,12 +47,7 @@ fn expect_found(site: &Site, bytes: u64) -> Result<()> {
     site.wait("the verify", |status| status.verified.ended_wall_ns.is_some())?;
     let found = site.status()?.verified;
     ensure!(found.differing_bytes == bytes, "{found:?}");
-    site.wait_in_sync()?;
-    let seq = site.mark("after")?;
-    site.wait_in_sync()?;
-    let replica = site.read_export(&format!("/v0@seq:{seq}"))?;
-    ensure!(replica == fs::read(site.image(0))?, "the replica differs from the disk");
-    Ok(())
+    expect_synced(site)
 }
 
 #[test]
