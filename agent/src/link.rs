@@ -28,7 +28,7 @@ use tidemark_link::{
     seam,
     throttle::Schedule,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 use self::{
     grants::Grants,
@@ -44,7 +44,7 @@ use crate::{
     lag::LagHistogram,
     lease::Peer,
     outbox::Outbox,
-    state::keeper::Keeper,
+    state::keeper::{Job, Keeper},
 };
 
 /// How often the source says that it is alive.
@@ -353,6 +353,13 @@ impl Worker {
             }
             Start::Refused(refuse) => return Ok(End::Refused(refuse.code, refuse.sentence)),
         };
+        let (written, durable) = oneshot::channel();
+        parts.keeper.ask(Job::Welcomed(Box::new(move || {
+            // If the session has ended, nobody is told.
+            let _ = written.send(());
+        })));
+        // Dropped by a keeper that has come to its end, as the agent has.
+        let _ = durable.await;
         parts.engine.tell(Command::Durable(from.seq));
         parts.engine.tell(Command::Link(Some(mode)));
         parts.engine.tell(Command::Peer(peer(&welcome)));

@@ -10,7 +10,7 @@ use libfuzzer_sys::fuzz_target;
 use tidemark_agent::capture::catchup::ReadBack;
 use tidemark_agent::capture::ring::{Layout, RingReader};
 use tidemark_agent::capture::{Effect, LocalIo, core::Core};
-use tidemark_agent::dirty::REGION_SECTORS;
+use tidemark_agent::dirty::{REGION_SECTORS, active::SLOTS};
 use tidemark_agent::engine::course::{Advance, Course};
 use tidemark_agent::group::opening::{Opening, regions};
 use tidemark_agent::link::session::{Greeter, Start, acknowledged, peer};
@@ -59,6 +59,7 @@ impl Source {
             name: "shop",
             volumes: &[VOLUME],
             layout: Layout { slots: 256, data_bytes: 1 << 20, frame_bytes: 64 << 10 },
+            active_max: SLOTS,
             rings: Vec::new(),
             sync_timeout: Some(Duration::from_secs(3)),
             fresh: [[7; 16], [8; 16], [9; 16]],
@@ -75,7 +76,7 @@ impl Source {
             group: GroupHello { id: GROUP, name: "shop".into() },
             volumes: vec![volume],
             acked: Position::default(),
-            generation_found: opened.generation_found,
+            generation_found: opened.state.generation,
             greeted: false,
             doubted: None,
             sync: true,
@@ -103,6 +104,7 @@ impl Source {
                 assert_eq!(messages(&sent), [Message::Hello(hello.clone())], "a target reads it");
                 match self.greeter.welcomed(&hello, &welcome, &self.outbox) {
                     Start::Stream { mode, .. } => {
+                        self.generation += 1;
                         self.core.peer(peer(&welcome));
                         self.core.link(Some(mode));
                     }

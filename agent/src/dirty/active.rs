@@ -104,6 +104,8 @@ const FREE: Slot = Slot {
 pub struct ActiveSet {
     slots: Vec<Slot>,
     by_region: HashMap<RegionId, u16>,
+    /// Slots that are taken: the first of them.
+    limit: usize,
     hand: usize,
     map_id: [u8; 16],
     transaction: u64,
@@ -117,12 +119,23 @@ impl ActiveSet {
         ActiveSet {
             slots: vec![FREE; SLOTS],
             by_region: HashMap::with_capacity(SLOTS * 2),
+            limit: SLOTS,
             hand: 0,
             map_id,
             transaction,
             first_transaction: transaction + 1,
             context_from: 0,
         }
+    }
+
+    /// Keeps at most so many regions active, of [`SLOTS`]. One request may need as many as it has
+    /// regions.
+    ///
+    /// # Panics
+    /// When there would be none, or some are active.
+    pub fn limit(&mut self, slots: usize) {
+        assert!((1..=SLOTS).contains(&slots) && self.by_region.is_empty(), "a limit of {slots}");
+        self.limit = slots;
     }
 
     /// The slot of a region that is active durably.
@@ -166,9 +179,9 @@ impl ActiveSet {
     /// Finds a slot that a new region may take: a free one, or one without users, by a second
     /// chance for those used since the hand last came by.
     pub fn victim(&mut self) -> Option<u16> {
-        for _ in 0..2 * SLOTS {
+        for _ in 0..2 * self.limit {
             let at = self.hand;
-            self.hand = (self.hand + 1) % SLOTS;
+            self.hand = (self.hand + 1) % self.limit;
             let slot = &mut self.slots[at];
             if slot.region.is_none() {
                 return Some(at as u16);

@@ -145,6 +145,11 @@ impl DirtyMap {
         }
     }
 
+    /// Keeps at most so many regions active; see [`ActiveSet::limit`].
+    pub fn limit_active(&mut self, regions: usize) {
+        self.active.limit(regions);
+    }
+
     /// Whether a captured write into the region may go on. If not, the next commit will let it.
     pub fn ready(&mut self, region: RegionId) -> bool {
         if self.active.durable_slot(region).is_some() {

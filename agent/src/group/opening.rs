@@ -34,6 +34,8 @@ pub struct Opening<'a> {
     pub volumes: &'a [(VolumeId, u64)],
     /// How a ring's memory is divided.
     pub layout: Layout,
+    /// How many regions are active at once at most: what is compared after a power cut.
+    pub active_max: usize,
     /// Rings that were left behind.
     pub rings: Vec<OwnedFd>,
     /// How long an answer waits for the target; none if the group is not to be in sync.
@@ -48,8 +50,6 @@ pub struct Opened {
     pub files: StateFiles,
     /// What was written there just now.
     pub state: GroupState,
-    /// The generation of the state that was found.
-    pub generation_found: u64,
     /// The path of terms.
     pub ancestry: tidemark_journal::Ancestry,
     /// Journal time.
@@ -115,12 +115,12 @@ impl Opening<'_> {
             (None, _) => {}
         }
         let left = left.filter(|_| start.with_ring);
-        let generation_found = found.state.map_or(0, |state| state.generation);
         if start.new_term {
             files.write_terms(&start.ancestry)?;
         }
         let mut map =
             DirtyMap::new(start.state.map_id, start.generation, start.transaction, start.maps);
+        map.limit_active(self.active_max);
         // What recovery found is made durable before anything can be marked on top of it.
         while let Some(commit) = map.begin_commit(Seq::ZERO) {
             files.write_commit(&commit)?;
@@ -138,9 +138,6 @@ impl Opening<'_> {
         let clock = about.clock;
         state.ring = about.id;
         state.time_ceiling_ns = state.time_ceiling_ns.max(clock.now_ns() + TIME_RESERVE_NS);
-        // A writing like any other: the state that was found is an older one from now on, and the target
-        // has to see that if it comes back.
-        state.generation = generation_found + 1;
         files.write_state(&state).context("the group's state")?;
         if !start.with_ring {
             // The state names it now, and none before it.
@@ -162,7 +159,6 @@ impl Opening<'_> {
         Ok(Opened {
             files,
             state,
-            generation_found,
             ancestry: start.ancestry,
             clock,
             place: start.place,

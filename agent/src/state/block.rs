@@ -28,7 +28,7 @@ pub struct GroupState {
     pub time_ceiling_ns: u64,
     /// The last position known to be final-durable.
     pub acked: Position,
-    /// Counts the writings of this state.
+    /// Counts the writings of this state of which a target may have been told.
     pub generation: u64,
     /// Set by a clean stop: the last sequence used; everything is final-durable and flushed.
     pub clean: Option<Seq>,
@@ -54,7 +54,7 @@ pub struct GroupState {
 /// | 72 | 8 | ceiling of journal time, nanoseconds |
 /// | 80 | 16 | term of the last final-durable position |
 /// | 96 | 8 | its sequence |
-/// | 104 | 8 | generation: counts the writings of this state |
+/// | 104 | 8 | generation: counts the writings of this state of which a target may have been told |
 /// | 112 | 8 | after a clean stop: last sequence used |
 /// | 120 | 8 | id of the ring |
 /// | 128 | 8 | CRC-64/NVME of the first 128 bytes |

@@ -33,6 +33,9 @@ pub enum Job {
     Settle,
     /// A new term, with the sequences it may use and the generation that it has to exceed.
     Term(Ancestry, Seq, u64),
+    /// A target has welcomed this source, and is to be told of the state from now on: first it is written with
+    /// a generation of which no target knows; then this is called, even when the disk has failed.
+    Welcomed(Box<dyn FnOnce() + Send>),
     /// That leases of up to so long are granted, or with zero none.
     NoteLease(Duration),
     /// The end: cleanly, with the last sequence used, or not.
@@ -79,8 +82,12 @@ impl Keeper {
         let _ = self.jobs.send(job);
     }
 
-    /// The generation of the state that is durable: it counts its writings. A target that has seen
-    /// a higher one than a later greeting names knows that the source's state was rolled back.
+    /// The generation of the state that is durable: it counts its writings since a target was first told of
+    /// it in this life. A target that has seen a higher one than a later greeting names knows that the
+    /// source's state was rolled back.
+    ///
+    /// What no target hears of is not counted, or a source that was rolled back could come to the
+    /// generation that the target knows while the link is down.
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
@@ -126,6 +133,7 @@ pub fn without_disk(
                 | Job::Spooled(_)
                 | Job::Settle
                 | Job::Term(..)
+                | Job::Welcomed(_)
                 | Job::NoteLease(_) => {}
             }
         }
@@ -161,6 +169,8 @@ pub struct Books {
     state: GroupState,
     clock: JournalClock,
     generation: Arc<AtomicU64>,
+    /// A target may have been told of what was last written.
+    told: bool,
     failed: bool,
     stale: bool,
 }
@@ -173,7 +183,7 @@ impl Books {
         clock: JournalClock,
         generation: Arc<AtomicU64>,
     ) -> Books {
-        Books { files, state, clock, generation, failed: false, stale: false }
+        Books { files, state, clock, generation, told: false, failed: false, stale: false }
     }
 
     /// Writes what is not urgent. To be called every few seconds.
@@ -225,6 +235,12 @@ impl Books {
                     self.unfailed(|files, _| files.write_terms(&ancestry)).and(self.write_state());
                 (written, Some(Done::Term(ancestry, ceiling)))
             }
+            Job::Welcomed(then) => {
+                let first = !std::mem::replace(&mut self.told, true);
+                let written = if first { self.write_state() } else { Ok(()) };
+                self.check(written, answer);
+                return then();
+            }
             Job::NoteLease(lease) => {
                 let written = self.unfailed(|files, state| files.write_lease(state.group, lease));
                 // Leases that are not durably known of are not granted.
@@ -250,7 +266,7 @@ impl Books {
     }
 
     fn write_state(&mut self) -> Result<(), StateError> {
-        self.state.generation += 1;
+        self.state.generation += u64::from(self.told);
         self.unfailed(|files, state| files.write_state(state))?;
         if !self.failed {
             self.generation.store(self.state.generation, Ordering::Release);

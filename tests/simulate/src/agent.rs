@@ -6,7 +6,10 @@ use std::{
     os::fd::OwnedFd,
     path::Path,
     rc::Rc,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -69,6 +72,8 @@ pub struct Site {
     pub sizes: Vec<u64>,
     /// How the ring is divided.
     pub layout: Layout,
+    /// How many regions are active at once at most.
+    pub active_max: usize,
 }
 
 impl Site {
@@ -185,6 +190,8 @@ pub struct Agent {
     changed: bool,
     shadow: RingReader,
     memory: Arc<RingMemory>,
+    /// Since a target has welcomed it, the state was written: it may be told of it.
+    written: Arc<AtomicBool>,
     number: u64,
     rng: Rng,
 }
@@ -213,6 +220,7 @@ impl Agent {
             name: "group",
             volumes: &volumes,
             layout: site.layout,
+            active_max: site.active_max,
             sync_timeout: None,
             rings,
             fresh,
@@ -229,7 +237,6 @@ impl Agent {
         let Opened {
             files,
             state,
-            generation_found,
             ancestry,
             clock,
             place,
@@ -256,7 +263,7 @@ impl Agent {
             group: GroupHello { id: GROUP, name: "group".into() },
             volumes: hello.collect(),
             acked: state.acked,
-            generation_found,
+            generation_found: state.generation,
             greeted: false,
             doubted: None,
             sync: false,
@@ -297,6 +304,7 @@ impl Agent {
             changed: false,
             shadow: if with_ring { shadow.unwrap_or(fresh_shadow) } else { fresh_shadow },
             memory,
+            written: Arc::default(),
             number: 0,
             rng: rng.fork(),
         })
@@ -480,9 +488,9 @@ impl Agent {
         (self.jobs.len(), self.done.borrow().len(), self.commands.len())
     }
 
-    /// Whether the keeper has been asked for a commit of the dirty map that is not durable yet.
+    /// Whether the keeper has been asked to note other regions as active, and has not yet.
     pub fn is_marking(&self) -> bool {
-        self.jobs.iter().any(|job| matches!(job, Job::Commit(_)))
+        self.jobs.iter().any(|job| matches!(job, Job::Commit(commit) if commit.log.is_some()))
     }
 
     /// The keeper does its next job, or what is not urgent.
@@ -617,6 +625,9 @@ impl Agent {
         };
         match self.greeter.welcomed(&hello, welcome, &self.outbox) {
             Start::Stream { from, mode } => {
+                let written = self.written.clone();
+                let then = move || written.store(true, Ordering::Release);
+                self.jobs.push_back(Job::Welcomed(Box::new(then)));
                 self.commands.push_back(Command::Durable(from.seq));
                 self.commands.push_back(Command::Link(Some(mode)));
                 self.durable = from;
@@ -678,6 +689,9 @@ impl Agent {
     /// The next frame to send.
     pub fn next_frame(&mut self) -> Option<Vec<u8>> {
         let Session::Up { from, .. } = self.session else { return None };
+        if !self.written.load(Ordering::Acquire) {
+            return None;
+        }
         let mut bytes = Vec::new();
         let before = match self.outbox.next_in_spool() {
             Some((after, index)) => {
@@ -705,6 +719,9 @@ impl Agent {
     /// A heartbeat.
     pub fn heartbeat(&mut self) -> Option<Heartbeat> {
         let generation = self.generation();
+        if !self.written.load(Ordering::Acquire) {
+            return None;
+        }
         let Session::Up { ancestry, vouch, .. } = &mut self.session else { return None };
         if let Some(seq) = self.core.vouched().filter(|seq| self.outbox.sent_through(*seq)) {
             vouch.vouched = ancestry.at(seq);
@@ -748,7 +765,7 @@ impl Agent {
 
     /// The generation of the state that is durable.
     pub fn generation(&self) -> u64 {
-        self.generation.load(std::sync::atomic::Ordering::Acquire)
+        self.generation.load(Ordering::Acquire)
     }
 }
 

@@ -4,9 +4,12 @@
 
 use std::{collections::VecDeque, os::fd::OwnedFd};
 
-use tidemark_agent::capture::{
-    Ask, Request, RequestId,
-    ring::{Layout, RingReader},
+use tidemark_agent::{
+    capture::{
+        Ask, Request, RequestId,
+        ring::{Layout, RingReader},
+    },
+    dirty::active::SLOTS,
 };
 use tidemark_journal::{Position, Sector, Seq, TermId, VolumeId};
 use tidemark_link::message::Message;
@@ -201,6 +204,8 @@ impl World {
             rotten: [None, Some(Copy::First), Some(Copy::Second)][rng.below(3) as usize],
             sizes: sizes.clone(),
             layout,
+            // With two, others have to give way all the time.
+            active_max: if rng.below(2) == 0 { 2 } else { SLOTS },
         };
         let mut sectors = Vec::new();
         let mut contents: Vec<Vec<Stamp>> =

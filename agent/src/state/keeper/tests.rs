@@ -125,3 +125,32 @@ fn a_state_disk_that_fails_is_told_of_and_not_written_again() {
     assert_eq!((state.ceiling, state.clean), (Seq(1 << 25), None));
     assert!(state.generation <= told, "the target has seen a newer one");
 }
+
+/// The source's state is rolled back to before its last session, and the agent starts again and again, and
+/// writes, without a link. The target was told of more: what the source greets with stays below that.
+#[test]
+fn what_no_target_is_told_of_is_not_counted() {
+    let dir = tempfile::TempDir::new().expect("a directory");
+    let (mut books, generation) = begin(dir.path(), &Fate::default());
+    let seen = || generation.load(Ordering::Relaxed);
+    let count = |books: &mut Books| {
+        let before = seen();
+        books.work(Job::Reserve(Seq(1)), &|_| {});
+        seen() - before
+    };
+    assert_eq!(count(&mut books), 0);
+    let before = seen();
+    let counted = Arc::new(AtomicU64::new(u64::MAX));
+    for _ in 0..2 {
+        let (counted, generation) = (counted.clone(), generation.clone());
+        let then = move || counted.store(generation.load(Ordering::Relaxed), Ordering::Relaxed);
+        books.work(Job::Welcomed(Box::new(then)), &|_| {});
+    }
+    assert_eq!(counted.load(Ordering::Relaxed), before + 1, "what it is told no state had before");
+    assert_eq!(count(&mut books), 1);
+    assert_eq!(count(&mut books), 1);
+    drop(books);
+    let disk = Box::new(StateDir::new(dir.path()));
+    let (_, found) = StateFiles::on(disk, dir.path(), GROUP, &VOLUMES).expect("opened");
+    assert_eq!(found.state.expect("what was written").generation, seen());
+}
