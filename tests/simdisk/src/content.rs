@@ -177,7 +177,7 @@ impl Content {
         }
     }
 
-    /// The power is back: there is what the disk has.
+    /// The power is back, or nothing hides what the disk has: that is what there is.
     pub fn restarted(&mut self) {
         self.now = self.disk.clone();
     }

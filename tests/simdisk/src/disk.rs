@@ -53,6 +53,8 @@ struct State {
     /// After this effect the power is off.
     cut_after: Option<u64>,
     off: bool,
+    /// Nothing stands between it and its users.
+    direct: bool,
     fingerprint: u64,
 }
 
@@ -75,8 +77,17 @@ impl SimDisk {
             effects: 0,
             cut_after: None,
             off: false,
+            direct: false,
             fingerprint: seed,
         })))
+    }
+
+    /// An empty disk that is read and written without the memory of an operating system between: what it has
+    /// lost in a sync that failed is seen to be gone.
+    pub fn new_direct(seed: u64) -> SimDisk {
+        let disk = SimDisk::new(seed);
+        disk.state().direct = true;
+        disk
     }
 
     // What a file system does.
@@ -431,10 +442,13 @@ impl SimDisk {
             return begun;
         }
         let by_chance = state.chance(&file.path, |faults| faults.sync_fails);
-        let State { files, rng, .. } = &mut *state;
+        let State { files, rng, direct, .. } = &mut *state;
         let content = files.get_mut(&file.number).ok_or_else(|| error(errno::EIO))?;
         if by_chance || begun.is_err() {
             content.sync_failed(rng);
+            if *direct {
+                content.restarted();
+            }
             return begun.and(Err(error(errno::EIO)));
         }
         content.synced();

@@ -142,6 +142,26 @@ fn a_failed_sync_is_never_made_good() {
 }
 
 #[test]
+fn what_a_direct_disk_has_lost_is_gone_at_once() {
+    let seen = (0..40).map(|seed| {
+        let disk = SimDisk::new_direct(seed);
+        let file = disk.open(path("/a"), How::New).expect("made");
+        disk.sync_dir(path("/")).expect("synced");
+        file.set_length(SECTOR as u64).expect("longer");
+        file.sync().expect("synced");
+        file.write_at(&[1; SECTOR], 0).expect("written");
+        assert_eq!(read(&disk, "/a")[0], 1);
+        disk.fail(Op::Sync, "/a", 0, errno::EIO);
+        assert!(file.sync().is_err());
+        let seen = read(&disk, "/a")[0];
+        disk.crash();
+        assert_eq!(read(&disk, "/a")[0], seen, "what is left is durable");
+        seen
+    });
+    assert_eq!(seen.collect::<BTreeSet<u8>>(), BTreeSet::from([0, 1]));
+}
+
+#[test]
 fn the_power_goes_after_so_many_effects() {
     for cut in 0..4 {
         let disk = SimDisk::new(1);

@@ -161,6 +161,8 @@ pub struct Agent {
     pub tasks: Vec<Task>,
     /// What was answered since it was looked at.
     pub answered: Vec<(RequestId, Result<(), i32>)>,
+    /// Volumes whose disk has failed in a flush since it was looked at: what was not safe may be gone.
+    pub lost: Vec<usize>,
     /// Every committed record, in order, since it was looked at.
     pub committed: Vec<Entry>,
     /// The link.
@@ -273,6 +275,7 @@ impl Agent {
             core,
             tasks: Vec::new(),
             answered: Vec::new(),
+            lost: Vec::new(),
             committed: Vec::new(),
             session: Session::Down,
             with_ring,
@@ -374,8 +377,30 @@ impl Agent {
         }) {}
     }
 
-    fn sync(&self, volume: usize) -> Result<Vec<u8>, i32> {
-        self.files[volume].sync().map(|()| Vec::new()).map_err(errno)
+    fn sync(&mut self, volume: usize) -> Result<Vec<u8>, i32> {
+        let result = self.files[volume].sync().map(|()| Vec::new()).map_err(errno);
+        if result.is_err() {
+            self.lost.push(volume);
+        }
+        result
+    }
+
+    /// The volumes with a flush under way that has failed.
+    pub fn failing(&self) -> impl Iterator<Item = usize> {
+        self.tasks.iter().filter_map(|task| match task {
+            Task::Local { volume, io: LocalIo::Flush, begun: Some(Err(_)), .. } => Some(*volume),
+            _ => None,
+        })
+    }
+
+    /// It hears of the flushes that have failed.
+    pub fn hear_of_failures(&mut self) {
+        let failed = |task: &Task| {
+            matches!(task, Task::Local { io: LocalIo::Flush, begun: Some(Err(_)), .. })
+        };
+        while let Some(task) = self.tasks.iter().position(failed) {
+            self.work(task);
+        }
     }
 
     /// Takes a request of a front.

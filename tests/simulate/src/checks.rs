@@ -20,6 +20,7 @@ use tidemark_journal::{Kind, Position, Seq};
 use crate::{
     agent::Task,
     content::{Entry, Image, Stamp, stamps},
+    requests,
     world::{World, stamp, touched},
 };
 
@@ -36,6 +37,7 @@ impl World {
         self.trace = (self.trace ^ last.0).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let answered = std::mem::take(&mut agent.answered);
         let committed = std::mem::take(&mut agent.committed);
+        let lost = std::mem::take(&mut agent.lost);
         if term != self.term {
             self.term = term;
             self.own.clear();
@@ -55,6 +57,7 @@ impl World {
             self.counts.records += 1;
         }
         self.settle(answered);
+        self.lose(&lost);
         if any || self.counts.steps.is_multiple_of(8) {
             self.check_disk(false);
             self.check_journal();
@@ -87,6 +90,15 @@ impl World {
                         sector.answered(submitted, result.is_ok(), fua, now);
                     }
                 }
+            }
+        }
+    }
+
+    /// These volumes' disks may have lost what was not safe.
+    pub(crate) fn lose(&mut self, volumes: &[usize]) {
+        for ((volume, ..), stretch) in self.hot.iter().zip(&mut self.sectors) {
+            if volumes.contains(volume) {
+                stretch.iter_mut().for_each(requests::Sector::lost);
             }
         }
     }
@@ -163,7 +175,7 @@ impl World {
                     sector.describe()
                 );
                 if after_cut {
-                    *sector = crate::requests::Sector::new(found, now);
+                    *sector = requests::Sector::new(found, now);
                 }
             }
         }
@@ -180,6 +192,10 @@ impl World {
             return;
         }
         for (index, (volume, start, _)) in self.hot.iter().enumerate() {
+            // What it has lost is marked when it has said so.
+            if agent.failing().any(|failing| failing == *volume) {
+                continue;
+            }
             for (at, found) in (*start..).zip(self.stretch(index)) {
                 let busy = agent.tasks.iter().any(|task| match task {
                     Task::Local { volume: of, io, start, sectors, .. } => {

@@ -51,7 +51,7 @@ impl World {
             }
             56..66 => {
                 let volume = self.rng.below(self.site.sizes.len() as u64) + 1;
-                let op = if self.rng.below(3) == 0 { Op::Read } else { Op::Write };
+                let op = [Op::Read, Op::Write, Op::Write, Op::Sync][self.rng.below(4) as usize];
                 self.tell(|| format!("volume {volume} is to fail: {op:?}"));
                 self.site.disk.fail(op, &format!("/{volume}"), 0, errno::EIO);
             }
@@ -145,6 +145,8 @@ impl World {
     /// The agent is killed; its ring outlives it or not.
     pub(crate) fn kill(&mut self, with_ring: bool) {
         let Some(mut agent) = self.agent.take() else { return };
+        // What a flush has failed to keep while nobody listened, nobody can know.
+        agent.hear_of_failures();
         self.counts.crashes += 1;
         self.tell(|| format!("killed, ring kept: {with_ring}, under way: {:?}", agent.tasks));
         if agent.has_lost_track() {
@@ -152,6 +154,7 @@ impl World {
         }
         agent.abandon_writes();
         self.settle(agent.answered.drain(..).collect());
+        self.lose(&agent.lost);
         self.reset();
         self.site.disk.kill();
         self.site.state.kill();

@@ -14,6 +14,8 @@ struct Candidate {
     done: bool,
     /// It was done and then flushed.
     stable: bool,
+    /// A flush has failed since some of it may have been done: it may be gone.
+    lost: bool,
 }
 
 /// What one sector may hold.
@@ -24,19 +26,21 @@ impl Sector {
     /// It holds this, for certain.
     pub fn new(stamp: Stamp, now: u64) -> Sector {
         let ended = Some(now);
-        Sector(vec![Candidate { stamp, submitted: now, ended, done: true, stable: true }])
+        let (done, stable, lost) = (true, true, false);
+        Sector(vec![Candidate { stamp, submitted: now, ended, done, stable, lost }])
     }
 
     /// A write was asked for.
     pub fn submitted(&mut self, stamp: Stamp, now: u64) {
-        let (ended, done, stable) = (None, false, false);
-        self.0.push(Candidate { stamp, submitted: now, ended, done, stable });
+        let (ended, done, stable, lost) = (None, false, false, false);
+        self.0.push(Candidate { stamp, submitted: now, ended, done, stable, lost });
     }
 
     /// It was answered.
     pub fn answered(&mut self, submitted: u64, done: bool, fua: bool, now: u64) {
         for one in self.0.iter_mut().filter(|one| one.submitted == submitted) {
-            (one.ended, one.done, one.stable) = (Some(now), done, done && fua);
+            (one.ended, one.done) = (Some(now), done && (fua || !one.lost));
+            one.stable = one.done && fua;
         }
         self.prune();
     }
@@ -47,6 +51,13 @@ impl Sector {
             one.stable |= one.done && one.ended.is_some_and(|ended| ended < submitted);
         }
         self.prune();
+    }
+
+    /// A flush has failed: what is not stable may be there or not.
+    pub fn lost(&mut self) {
+        for one in self.0.iter_mut().filter(|one| !one.stable) {
+            (one.done, one.lost) = (false, true);
+        }
     }
 
     /// Nobody works on it any more: what was not answered may have happened or not.

@@ -29,6 +29,8 @@ pub enum Do {
     Overflow,
     /// The disk refuses a write.
     Refuse,
+    /// The disk refuses to be flushed, and has lost some of what it was to keep.
+    Lose,
     /// The agent is killed, and goes on with its ring.
     Kill,
     /// The agent is stopped in order once everything is at rest, and started again.
@@ -36,7 +38,7 @@ pub enum Do {
 }
 
 /// All of them.
-pub const ALL: [Do; 10] = [
+pub const ALL: [Do; 11] = [
     Do::Write,
     Do::Overlap,
     Do::Discard,
@@ -45,6 +47,7 @@ pub const ALL: [Do; 10] = [
     Do::Tidy,
     Do::Overflow,
     Do::Refuse,
+    Do::Lose,
     Do::Kill,
     Do::Stop,
 ];
@@ -136,6 +139,10 @@ impl World {
             Do::Refuse => {
                 self.site.disk.fail(Op::Write, "/1", 0, errno::EIO);
                 self.write(2, 4);
+            }
+            Do::Lose => {
+                self.site.disk.fail(Op::Sync, "/1", 0, errno::EIO);
+                self.ask(VOLUME, Ask::Flush, 0, 0);
             }
             Do::Kill => {
                 self.kill(true);

@@ -198,7 +198,7 @@ impl World {
             frame_bytes: frame_bytes + (4096 - slots * 64 % 4096) % 4096,
         };
         let site = Site {
-            disk: SimDisk::new(rng.next_u64()),
+            disk: SimDisk::new_direct(rng.next_u64()),
             state: SimDisk::new(rng.next_u64()),
             spool: spooled.then(|| SimDisk::new(rng.next_u64())),
             rotten: [None, Some(Copy::First), Some(Copy::Second)][rng.below(3) as usize],

@@ -79,6 +79,11 @@ fn every_crash_from_a_write_that_is_refused_on() {
 }
 
 #[test]
+fn every_crash_from_a_flush_that_fails_on() {
+    every_crash(Do::Lose);
+}
+
+#[test]
 fn every_crash_from_a_killed_agent_on() {
     every_crash(Do::Kill);
 }

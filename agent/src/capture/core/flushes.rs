@@ -47,10 +47,7 @@ impl Core {
     pub(super) fn flush_ended(&mut self, id: OpId, result: Result<(), i32>) {
         let Op::Flush { by, volume } = self.ops.remove(id.0) else { unreachable!() };
         if result.is_err() {
-            // The ring remembers it until the marks are durable: its agent may die before.
-            self.ring.memory().set_flush_failed(volume, true);
-            self.reread_unflushed(volume);
-            self.failures_marked();
+            self.cache_lost(volume);
         }
         // In the order in which they were begun: one that succeeds vouches for nothing that an earlier one may
         // yet fail to keep.
@@ -79,6 +76,14 @@ impl Core {
             }
             self.part_ended(request, result);
         }
+    }
+
+    /// Of what no flush has made safe the disk may have lost anything.
+    pub(super) fn cache_lost(&mut self, volume: usize) {
+        // The ring remembers it until the marks are durable: its agent may die before.
+        self.ring.memory().set_flush_failed(volume, true);
+        self.reread_unflushed(volume);
+        self.failures_marked();
     }
 
     /// Closes the epoch of dirty bits and writes what can wait. Call it every few seconds.

@@ -294,6 +294,11 @@ impl Core {
         if result.is_err() && op.stage == Stage::Local {
             self.requests.get_mut(op.request).needs = None;
             self.local_failed(slot, op.volume, op.start, op.sectors);
+            // To a disk that cannot write through its cache the kernel sends a flush behind the write, and
+            // tells nobody else that it failed.
+            if matches!(op.ask, Ask::Write { fua: true } | Ask::Zero { fua: true, .. }) {
+                self.cache_lost(op.volume);
+            }
         } else if let Some(slot) = slot {
             self.ring.local_done(slot);
         }

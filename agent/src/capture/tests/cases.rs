@@ -36,6 +36,35 @@ fn core() -> Core {
     Core::new(&[volume], map, RingWriter::new(memory), Seq(0), Seq(1 << 40))
 }
 
+/// A disk without a way through its cache is sent a flush behind a write with FUA, and that write alone is told
+/// that it failed: so nothing is believed to be safe that another region has had since the last good flush.
+#[test]
+fn a_write_through_the_cache_that_fails_may_have_lost_others() {
+    for fua in [false, true] {
+        let mut dirty = Bits::new(2);
+        dirty.set(1);
+        let written = vec![0];
+        let uncaptured = Bits::new(2);
+        let start = map::VolumeStart { id: VOLUME, regions: 2, written, uncaptured, dirty };
+        let map = DirtyMap::new([9; 16], 0, 0, vec![start]);
+        let layout = Layout { slots: 128, data_bytes: 4 << 20, frame_bytes: 4096 };
+        let ring = RingWriter::new(RingMemory::plain(layout, &[]));
+        let volume = VolumeStart { id: VOLUME, sectors: 4096, gap: None };
+        let mut core = Core::new(&[volume], map, ring, Seq(0), Seq(1 << 40));
+        core.submit(Request {
+            id: RequestId(1),
+            volume: VOLUME,
+            ask: Ask::Zero { unmap: false, fua },
+            start: Sector(0),
+            sectors: 8,
+        });
+        let zero = local(&mut core);
+        let [(zero, LocalIo::Zero { .. })] = zero[..] else { panic!("{zero:?}") };
+        core.local_ended(zero, Err(5));
+        assert_eq!(core.map().uncaptured(VOLUME).get(1), fua);
+    }
+}
+
 /// Carries out commits at once and returns what is to be done on the disk.
 fn local(core: &mut Core) -> Vec<(OpId, LocalIo)> {
     let mut local = Vec::new();
