@@ -286,6 +286,11 @@ impl SimDisk {
         state.cut_after = Some(state.effects + effects);
     }
 
+    /// Takes [`Self::cut_after`] back.
+    pub fn stay_on(&self) {
+        self.state().cut_after = None;
+    }
+
     /// Whether the power is off.
     pub fn is_off(&self) -> bool {
         self.state().off

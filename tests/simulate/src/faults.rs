@@ -12,6 +12,7 @@ impl World {
         };
         if self.agent.as_ref().is_some_and(untold) {
             // Should it die before a target knows of that, nobody would.
+            self.site.spool.iter().for_each(SimDisk::stay_on);
             if self.rng.below(40) == 0 {
                 self.reset();
             }
@@ -23,7 +24,7 @@ impl World {
         {
             return self.power_cut(true);
         }
-        match self.rng.below(6000) {
+        match self.rng.below(6000 * self.rarity) {
             0..5 => self.kill(true),
             5..7 => self.kill(false),
             7..11 => self.power_cut(true),

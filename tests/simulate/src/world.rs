@@ -137,6 +137,8 @@ pub struct World {
     pub state_image: Option<(DiskImage, u64)>,
     /// The frames that the target had when its disk was remembered.
     pub fed_then: Vec<Fed>,
+    /// How rarely something goes wrong: in a long life there is more to be lost.
+    pub(crate) rarity: u64,
     /// What may be rolled back: 0 nothing, 1 the source's state, 2 the target.
     pub rolls: u64,
     /// The newest generation in a welcome.
@@ -253,6 +255,7 @@ impl World {
             counts: Counts::default(),
             state_image: None,
             fed_then: Vec::new(),
+            rarity: [1, 1, 4][rng.below(3) as usize],
             rolls: rng.below(3),
             welcomed: 0,
             trace: 0,
