@@ -419,6 +419,21 @@ impl DirtyMap {
         self.committing
     }
 
+    /// Whether the commit under way makes a region active of which nothing else is marked: should the power go
+    /// before the log's block is durable, nobody would compare it.
+    pub fn rests_on_log(&self) -> bool {
+        let marked = |region: RegionId| {
+            let map = self.volumes.iter().find(|map| map.id == region.volume);
+            map.is_some_and(|map| {
+                [&map.current, &map.previous, &map.uncaptured]
+                    .iter()
+                    .any(|bits| bits.get(region.index))
+            })
+        };
+        let changed = self.changed.iter().filter_map(|slot| self.active.peek(*slot).region);
+        self.committing && changed.into_iter().any(|region| !marked(region))
+    }
+
     /// Whether everything in memory is on stable storage.
     pub fn is_settled(&self) -> bool {
         !self.committing

@@ -513,11 +513,6 @@ impl Agent {
         (self.jobs.len(), self.done.borrow().len(), self.commands.len())
     }
 
-    /// Whether the keeper has been asked to note other regions as active, and has not yet.
-    pub fn is_marking(&self) -> bool {
-        self.jobs.iter().any(|job| matches!(job, Job::Commit(commit) if commit.log.is_some()))
-    }
-
     /// The keeper does its next job, or what is not urgent.
     pub fn keep(&mut self, lazily: bool) {
         let done = &self.done;

@@ -19,8 +19,8 @@ impl World {
             return;
         }
         // What a mark is worth shows when the power goes before it is durable.
-        if self.agent.as_ref().is_some_and(crate::agent::Agent::is_marking)
-            && self.rng.below(200) == 0
+        if self.agent.as_ref().is_some_and(|agent| agent.core.map().rests_on_log())
+            && self.rng.below(20) == 0
         {
             return self.power_cut(true);
         }

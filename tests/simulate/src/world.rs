@@ -255,7 +255,7 @@ impl World {
             counts: Counts::default(),
             state_image: None,
             fed_then: Vec::new(),
-            rarity: [1, 1, 4][rng.below(3) as usize],
+            rarity: [1, 1, 4, 30][rng.below(4) as usize],
             rolls: rng.below(3),
             welcomed: 0,
             trace: 0,
@@ -424,7 +424,7 @@ impl World {
                 }
             }
             94 => agent.spool(),
-            95 => agent.maintain(),
+            95 | 99 => agent.maintain(),
             96 => agent.keep(true),
             97 if !self.quiet => {
                 let name = format!("m{}", self.counts.steps);
