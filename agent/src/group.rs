@@ -126,10 +126,7 @@ impl Group {
         let (files, mut found) = StateFiles::open(&dir, config.id, &opening::regions(&sizes))?;
         let clean = found.state.is_some_and(|state| state.clean.is_some());
         let doubt = checked.doubt(clean).map(str::to_owned).filter(|_| found.state.is_some());
-        if let Some(reason) = &doubt {
-            tracing::warn!(group = %config.name, reason, "everything is compared with the target");
-            found.doubted = true;
-        }
+        found.doubted = doubt.is_some();
         let mut fresh = [[0; 16]; 3];
         for id in &mut fresh {
             *id = GroupId::random()?.0;
@@ -158,8 +155,13 @@ impl Group {
             core,
             keep_ring,
             with_spool,
+            doubts,
             ..
         } = opening.open(&dir, files, &found, left_spool)?;
+        let doubt = doubt.or_else(|| (!doubts.is_empty()).then(|| doubts.join("; ")));
+        if let Some(reason) = &doubt {
+            tracing::warn!(group = %config.name, reason, "everything is compared with the target");
+        }
         checked.record(disks_place)?;
         if keep_ring {
             rings.keep(config.id, core.ring_memory());
@@ -376,6 +378,14 @@ impl Group {
             problems.push(format!(
                 "the state disk failed, so changes are no longer tracked and everything will be \
                  compared after the next start: {lost}"
+            ));
+        }
+        if snapshot.counters.unreadable_sectors > 0 {
+            problems.push(format!(
+                "since the agent started its disks have failed to give {} sectors that were to be compared or \
+                 sent (the kernel's log says where): from there on points answer reads of them with an \
+                 error, until they are written again",
+                snapshot.counters.unreadable_sectors
             ));
         }
         problems.extend(self.no_spool.clone());

@@ -18,7 +18,7 @@ use tidemark_agent::state::files::StateFiles;
 use tidemark_agent::state::keeper::{Done, Job};
 use tidemark_fuzz::{files::Files, messages};
 use tidemark_journal::record::{OFFER_BLOCK_BYTES, OFFER_HASH_BYTES};
-use tidemark_journal::{GroupId, Position, SECTOR_BYTES, TermId, VolumeId};
+use tidemark_journal::{GroupId, Position, SECTOR_BYTES, Seq, TermId, VolumeId};
 use tidemark_link::Message;
 use tidemark_link::message::{GroupHello, VolumeHello};
 
@@ -121,7 +121,12 @@ impl Source {
                 if let Some(at) = acknowledged(&ack, path, self.durable, &self.outbox) {
                     self.durable = at;
                     self.outbox.release(at.seq);
-                    self.course.durable(&mut self.core, at.seq);
+                    if let Some(Job::Acked(at)) = self.course.durable(&mut self.core, at.seq) {
+                        self.course.kept(
+                            &mut self.core,
+                            Done::Noted { acked: at.seq, spooled: Seq::ZERO },
+                        );
+                    }
                 }
             }
             Message::Need(need) => self.core.needed(need.seq, |block| need.wants(block as usize)),

@@ -521,6 +521,7 @@ impl Core {
         }
         let Some(seq) = self.draw(0, false) else { return self.read_later(part) };
         let volume = self.volumes[part.volume].id;
+        self.counters.unreadable_sectors += part.sectors;
         self.record(Kind::Unreadable, 0, volume, seq, part.start, part.sectors as u32);
         self.work_through(part.region);
     }

@@ -69,6 +69,8 @@ pub struct Counters {
     pub local_errors: u64,
     /// Bytes read by catch-up and verify.
     pub catch_up_read_bytes: u64,
+    /// Sectors that the disk did not give to catch-up and verify.
+    pub unreadable_sectors: u64,
     /// Blocks of 4 KiB that verify found to differ.
     pub verify_differing_blocks: u64,
 }
@@ -97,8 +99,8 @@ pub struct Core {
     asked_ceiling: Seq,
     pub(super) now_ns: u64,
     durable: Seq,
-    /// Everything up to here is final-durable or lies in the spool, and that is durably known.
-    spooled: Seq,
+    /// Everything up to here is final-durable or lies in the spool, and the state says so durably.
+    covered: Seq,
     pub(super) overflow: bool,
     pub(super) catch_up: CatchUp,
     pub(super) counters: Counters,
@@ -156,7 +158,7 @@ impl Core {
             asked_ceiling: ceiling,
             now_ns: 0,
             durable: Seq::ZERO,
-            spooled: Seq::ZERO,
+            covered: Seq::ZERO,
             overflow: false,
             counters: Counters::default(),
             epoch: None,
@@ -197,15 +199,18 @@ impl Core {
         self.durable = self.durable.max(seq);
     }
 
-    /// Everything up to `seq` is final-durable or lies in the spool, and the state says so durably:
-    /// regions without later writes need no mark.
-    pub fn spooled(&mut self, seq: Seq) {
-        self.spooled = self.spooled.max(seq);
+    /// Everything up to `acked` is final-durable, everything up to `spooled` is so or lies in the spool, and
+    /// the state says so durably: regions without later writes need no mark.
+    ///
+    /// Without the state's word a target that has lost what it acknowledged could not be told from one that
+    /// never had it, and nothing would say that the region has to be sent again.
+    pub fn noted(&mut self, acked: Seq, spooled: Seq) {
+        self.covered = self.covered.max(acked).max(spooled);
     }
 
-    /// The sequence up to which no region needs a mark for want of the target's word.
-    pub(super) fn covered(&self) -> Seq {
-        self.durable.max(self.spooled)
+    /// Whether something is final-durable of which the state does not say so yet.
+    pub fn awaits_note(&self) -> bool {
+        self.covered < self.durable
     }
 
     /// Sequences up to `seq` are durably reserved.
@@ -232,7 +237,7 @@ impl Core {
     }
 
     fn begin_commit(&mut self) {
-        if let Some(commit) = self.map.begin_commit(self.covered()) {
+        if let Some(commit) = self.map.begin_commit(self.covered) {
             self.effects.push_back(Effect::CommitMap(commit));
         }
     }

@@ -123,7 +123,7 @@ impl Course {
             Done::LeaseNoted => core.lease_noted(),
             Done::Noted { acked, spooled } => {
                 self.outbox.forget(acked);
-                core.spooled(spooled);
+                core.noted(acked, spooled);
             }
             Done::Failed(sentence) => {
                 // What the state disk was to say cannot be relied on after a restart.

@@ -54,6 +54,8 @@ pub(super) struct Loop {
     catch_up_bytes_per_s: Option<u64>,
     catch_up_at: Instant,
     stop: Option<(bool, oneshot::Sender<bool>)>,
+    /// The keeper has been asked to write at once what was acknowledged, for the stop.
+    stop_noted: bool,
     /// What is on its way to the target hurries, since answers wait for it.
     hurry: bool,
 }
@@ -99,6 +101,7 @@ impl Loop {
             catch_up_bytes_per_s: parts.catch_up_bytes_per_s,
             catch_up_at: now,
             stop: None,
+            stop_noted: false,
             hurry: false,
         };
         work.publish(now);
@@ -273,6 +276,9 @@ impl Loop {
         let sent = self.disk.is_idle() && self.core.last_seq() == self.core.durable();
         // Catch-up goes on after the next start; there is nothing to wait for but what has been caught up.
         let settled = if sent { self.core.settle_for_stop() } else { None };
+        if sent && self.core.awaits_note() && !std::mem::replace(&mut self.stop_noted, true) {
+            self.keeper.ask(Job::Settle);
+        }
         let in_gap = self.disk.volume_ids().iter().any(|id| self.core.gap(*id).is_some());
         let clean = settled == Some(true) && !in_gap && self.course.tracking_lost().is_none();
         // Who stops it may write to the disks next.

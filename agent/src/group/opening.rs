@@ -68,6 +68,8 @@ pub struct Opened {
     pub keep_ring: bool,
     /// Whether what is in the spool is sent; else it is removed.
     pub with_spool: bool,
+    /// Why everything is compared, for people, as far as it follows from the state's files.
+    pub doubts: Vec<&'static str>,
 }
 
 /// The regions of volumes with so many sectors.
@@ -152,6 +154,7 @@ impl Opening<'_> {
         let mut core = Core::new(&starts, map, ring.writer, start.last_seq, state.ceiling);
         core.set_now(clock.now_ns());
         core.begin_sync(SyncMode::new(self.sync_timeout, found.lease, clock.now_ns()));
+        core.noted(state.acked.seq, state.spooled.seq);
         core.take_over(&ring.redo, &ring.failed);
         if start.new_term {
             core.open_term();
@@ -168,6 +171,7 @@ impl Opening<'_> {
             with_ring: start.with_ring,
             keep_ring: several || !start.with_ring,
             with_spool: start.with_spool,
+            doubts: start.doubts,
         })
     }
 }

@@ -32,7 +32,11 @@ mod walk;
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, thread::JoinHandle, time::Duration};
+use std::{
+    sync::Arc,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
 
 use tidemark_journal::{Position, Seq, frame::FRAME_BYTES_MAX};
 use tidemark_link::seam::AlignedBuf;
@@ -45,6 +49,8 @@ pub use store::{Batch, Index, Limits, SpoolError, Store};
 
 /// How long the thread waits at most for something to do.
 const WAIT: Duration = Duration::from_millis(500);
+/// A failure that goes on is told again after this.
+const TELL_AGAIN: Duration = Duration::from_secs(60);
 
 /// What the thread tells.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -78,14 +84,14 @@ pub struct Worker {
     store: Store,
     outbox: Arc<Outbox>,
     buffer: AlignedBuf,
-    /// That it fails has been said.
-    failing: bool,
+    /// What people were last told of a failure, and when.
+    told: Option<(String, Instant)>,
 }
 
 impl Worker {
     /// Does the chores of an outbox.
     pub fn new(store: Store, outbox: Arc<Outbox>) -> Worker {
-        Worker { store, outbox, buffer: AlignedBuf::new(FRAME_BYTES_MAX), failing: false }
+        Worker { store, outbox, buffer: AlignedBuf::new(FRAME_BYTES_MAX), told: None }
     }
 
     /// Does the next chore, if one comes up before `wait` is over. False at the end.
@@ -113,7 +119,6 @@ impl Worker {
     fn append(&mut self, batch: &Batch, epoch: u64, tell: &dyn Fn(Told)) {
         match self.store.append(batch, &self.buffer) {
             Ok(()) => {
-                self.failing = false;
                 if self.outbox.spooled(batch, epoch) {
                     tell(Told::Spooled(batch.last, epoch));
                 }
@@ -136,8 +141,12 @@ impl Worker {
 
     fn failed(&mut self, error: &SpoolError) {
         let sentence = self.outbox.not_spooled(error);
-        if !std::mem::replace(&mut self.failing, true) {
+        // At its limit it is full again and again, for a moment.
+        let now = Instant::now();
+        let known = |(said, at): &(String, Instant)| *said == sentence && now - *at < TELL_AGAIN;
+        if !self.told.as_ref().is_some_and(known) {
             tracing::warn!("{sentence}");
+            self.told = Some((sentence, now));
         }
     }
 }

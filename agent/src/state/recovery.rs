@@ -69,6 +69,8 @@ pub struct Start {
     pub with_ring: bool,
     /// Whether what is in the spool is sent; else it is removed.
     pub with_spool: bool,
+    /// Why everything is compared, for people, as far as it follows from what was found here.
+    pub doubts: Vec<&'static str>,
 }
 
 /// What a sound ring of the state's newest term says that was left behind.
@@ -124,7 +126,13 @@ pub fn decide(
     // was being taken over from the target to end a doubt, or one of the two is older than the other.
     let fits = ancestry.terms().iter().rev().take(2).any(|term| term.id == old.term);
     let log = active::recover(&found.log, old.map_id);
-    let mut doubt = found.doubted || log.is_err() || !fits;
+    let mut doubts = Vec::new();
+    if log.is_err() {
+        doubts.push("the log of active regions is damaged");
+    }
+    if !fits {
+        doubts.push("the path of terms and the state are not of the same time");
+    }
     let log = log.unwrap_or_else(|damaged| active::Recovered {
         active: Vec::new(),
         transaction: damaged.transaction,
@@ -135,11 +143,14 @@ pub fn decide(
     });
     let spool = judge_spool(&old, &ancestry, ring, spool);
     let with_spool = spool == SpoolVerdict::Sent;
-    doubt |= spool == SpoolVerdict::Lost;
+    if spool == SpoolVerdict::Lost {
+        doubts.push("the spool does not hold what the state relies on");
+    }
+    let mut pages_damaged = false;
     let mut maps = Vec::new();
     for ((volume, regions), bytes) in volumes.iter().zip(&found.maps) {
         let recovered = bitmap::recover(bytes, old.map_id, *regions);
-        doubt |= recovered.damaged_pages > 0;
+        pages_damaged |= recovered.damaged_pages > 0;
         generation = generation.max(recovered.generation);
         let mut dirty = recovered.dirty;
         for region in log.active.iter().filter(|region| region.volume == *volume) {
@@ -155,6 +166,10 @@ pub fn decide(
             dirty,
         });
     }
+    if pages_damaged {
+        doubts.push("pages of the dirty map are damaged");
+    }
+    let doubt = found.doubted || !doubts.is_empty();
     if let Some(ring) = ring.filter(|_| !doubt) {
         for map in &mut maps {
             // What no flush has made safe is active or dirty.
@@ -178,6 +193,7 @@ pub fn decide(
             transaction: log.transaction,
             with_ring: true,
             with_spool,
+            doubts,
         });
     }
     let mut gaps = Vec::new();
@@ -212,6 +228,7 @@ pub fn decide(
             gaps,
             with_ring: false,
             with_spool: false,
+            doubts,
         });
     }
     let fork_seq = old.ceiling.max(ancestry.current().fork_seq);
@@ -238,6 +255,7 @@ pub fn decide(
         gaps,
         with_ring: false,
         with_spool,
+        doubts,
     })
 }
 
@@ -325,6 +343,7 @@ fn new_group(
         gaps: volumes.iter().map(|(id, _)| (*id, Some(Gap::owed(GapReason::FirstSync)))).collect(),
         with_ring: false,
         with_spool: false,
+        doubts: Vec::new(),
     }
 }
 

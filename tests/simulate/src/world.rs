@@ -454,6 +454,8 @@ impl World {
             0 => behind_ns,
             _ => behind_ns.min(self.rng.below(12_000_000)),
         };
+        // Its timers would make whole milliseconds of it.
+        let by_ns = by_ns - by_ns % 1_000_000;
         self.target_ns += by_ns;
         self.target.advance(by_ns);
     }

@@ -53,6 +53,8 @@ const USUAL: &[Stage] = &[
     Stage::Host,
     Stage::Conformance,
     Stage::Simulate,
+    Stage::Mutants,
+    Stage::Fuzz,
     Stage::Guests,
 ];
 

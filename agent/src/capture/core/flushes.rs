@@ -107,7 +107,7 @@ impl Core {
     pub(super) fn poll_epoch(&mut self) {
         let Some(boundary) = self.map.boundary() else { return };
         let under_way = |op: &Op| op.captured().is_some_and(|seq| seq <= boundary);
-        let covered = self.covered();
+        let covered = self.covered;
         let Some(epoch) = &mut self.epoch else { return };
         if !epoch.begun {
             if self.ops.iter().any(under_way) {
@@ -142,7 +142,7 @@ impl Core {
             }
             return None;
         }
-        self.map.drop_clean(self.covered());
+        self.map.drop_clean(self.covered);
         self.maintain();
         None
     }

@@ -77,7 +77,8 @@ impl Core {
             Ok(()) => self.ring.local_done(op.slot),
             Err(_) => {
                 let (start, sectors) = (op.record.start, u64::from(op.record.sectors));
-                self.local_failed(Some(op.slot), op.volume, start, sectors);
+                let fua = op.record.flags & flag::FUA != 0;
+                self.local_failed(Some(op.slot), op.volume, start, sectors, fua);
             }
         }
         let mut granted = Vec::new();
@@ -89,14 +90,21 @@ impl Core {
 
     /// What the disk holds there now is unknown: it is read back and sent. Until that is durably
     /// marked the ring remembers it, if the write has a slot; without one its regions are marked.
+    ///
+    /// To a disk that cannot write through its cache the kernel sends a flush behind a write with FUA, and tells
+    /// nobody else when it fails.
     pub(super) fn local_failed(
         &mut self,
         slot: Option<SlotRef>,
         volume: usize,
         start: Sector,
         sectors: u64,
+        fua: bool,
     ) {
         self.counters.local_errors += 1;
+        if fua {
+            self.cache_lost(volume);
+        }
         self.reread(volume, start, sectors);
         if let Some(slot) = slot {
             self.ring.local_failed(slot);

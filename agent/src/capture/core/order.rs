@@ -57,7 +57,7 @@ impl Core {
         self.overflow = true;
         self.doubt = true;
         self.forget_what_is_on_its_way();
-        self.spooled = Seq::ZERO;
+        self.covered = Seq::ZERO;
         for index in 0..self.volumes.len() {
             let id = self.volumes[index].id;
             self.map.doubt(id);

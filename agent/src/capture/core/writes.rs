@@ -293,12 +293,8 @@ impl Core {
         let slot = op.slot.map(|(slot, _)| slot);
         if result.is_err() && op.stage == Stage::Local {
             self.requests.get_mut(op.request).needs = None;
-            self.local_failed(slot, op.volume, op.start, op.sectors);
-            // To a disk that cannot write through its cache the kernel sends a flush behind the write, and
-            // tells nobody else that it failed.
-            if matches!(op.ask, Ask::Write { fua: true } | Ask::Zero { fua: true, .. }) {
-                self.cache_lost(op.volume);
-            }
+            let fua = matches!(op.ask, Ask::Write { fua: true } | Ask::Zero { fua: true, .. });
+            self.local_failed(slot, op.volume, op.start, op.sectors, fua);
         } else if let Some(slot) = slot {
             self.ring.local_done(slot);
         }

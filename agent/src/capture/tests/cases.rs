@@ -97,9 +97,14 @@ fn send(core: &mut Core) {
     let [(read, LocalIo::Read { hash: false })] = read[..] else { panic!("{read:?}") };
     core.read_ended(read, Ok(ReadBack { data: &[0; 1 << 20], zeros: true, hashes: &[] }));
     assert!(local(core).is_empty());
-    core.final_durable(core.last_seq());
+    final_durable(core);
     assert_eq!(core.map().uncaptured(VOLUME).count(), 0);
     assert!(core.map().counts().1 > 0);
+}
+
+fn final_durable(core: &mut Core) {
+    core.final_durable(core.last_seq());
+    core.noted(core.last_seq(), Seq::ZERO);
 }
 
 fn only_flush(core: &mut Core) -> OpId {
@@ -155,6 +160,28 @@ fn what_an_epoch_settles_goes_to_the_disk_at_once() {
     assert_eq!((found.dirty.count(), found.uncaptured.count()), (0, 0));
     core.map_committed();
     assert!(core.map().is_settled());
+}
+
+/// A target that loses what it has acknowledged is noticed by what the state says it has. Until that is durable, what
+/// it has may have to be sent again, and has its mark.
+#[test]
+fn what_is_acknowledged_is_dirty_until_the_state_says_so() {
+    let mut core = core();
+    core.link(Some(Mode::Send));
+    core.allow_catch_up(u64::MAX);
+    let read = local(&mut core);
+    let [(read, _)] = read[..] else { panic!("{read:?}") };
+    core.read_ended(read, Ok(ReadBack { data: &[0; 1 << 20], zeros: true, hashes: &[] }));
+    assert!(local(&mut core).is_empty());
+    core.final_durable(core.last_seq());
+    core.maintain();
+    let flush = only_flush(&mut core);
+    core.local_ended(flush, Ok(()));
+    assert!(local(&mut core).is_empty() && core.awaits_note());
+    assert_eq!(core.map().counts().1, 1);
+    core.noted(core.last_seq(), Seq::ZERO);
+    assert!(local(&mut core).is_empty() && !core.awaits_note());
+    assert_eq!(core.map().counts().1, 0);
 }
 
 /// A stop in the middle of a first sync leaves to the next agent what was not sent, and no more.
@@ -232,7 +259,7 @@ fn a_flush_vouches_for_nothing_that_an_earlier_one_may_yet_lose() {
             other => panic!("{other:?}"),
         }
     }
-    core.final_durable(core.last_seq());
+    final_durable(&mut core);
     core.local_ended(flushes[1], Ok(()));
     let last = core.last_seq();
     core.map_mut().drop_clean(last);
@@ -249,7 +276,7 @@ fn an_epoch_does_not_settle_while_an_earlier_flush_may_fail() {
     let (start, sectors) = (Sector(0), 0);
     core.submit(Request { id: RequestId(1), volume: VOLUME, ask: Ask::Flush, start, sectors });
     let earlier = only_flush(&mut core);
-    core.final_durable(core.last_seq());
+    final_durable(&mut core);
     core.maintain();
     let settling = only_flush(&mut core);
     core.local_ended(settling, Ok(()));

@@ -335,6 +335,7 @@ impl Sim {
         }
         if let Some(seq) = last {
             self.core.final_durable(seq);
+            self.core.noted(seq, Seq::ZERO);
         }
     }
 
@@ -342,7 +343,9 @@ impl Sim {
         self.link = mode;
         // A welcome says where the replica ends, to whichever agent.
         if let Some(last) = self.durable.applied.checked_sub(1).filter(|_| mode.is_some()) {
-            self.core.final_durable(self.journal[last].record.seq);
+            let seq = self.journal[last].record.seq;
+            self.core.final_durable(seq);
+            self.core.noted(seq, Seq::ZERO);
         }
         self.core.link(mode);
         self.set_peer(mode);

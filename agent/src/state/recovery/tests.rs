@@ -116,6 +116,16 @@ fn every_combination_has_its_row() {
                     let left = left.then(ring);
                     let found = Found { doubted, ..found(clean, map, terms) };
                     let start = start(&found, left.as_ref()).expect("a way to go on");
+                    let told = [
+                        (map == Map::DamagedLog, "the log of active regions is damaged"),
+                        (
+                            terms == Terms::Other,
+                            "the path of terms and the state are not of the same time",
+                        ),
+                        (map == Map::DamagedPage, "pages of the dirty map are damaged"),
+                    ];
+                    let told = told.iter().filter(|(is, _)| *is).map(|(_, why)| *why);
+                    assert_eq!(start.doubts, told.collect::<Vec<_>>(), "{case}");
                     // A map that is not to be believed is as good as one that cannot be read.
                     let believed = !doubted && terms != Terms::Other;
                     let damaged = map == Map::DamagedPage || believed;
@@ -300,6 +310,10 @@ fn every_combination_with_a_spool_has_its_row() {
                         let lost = spool == Spool::Beyond || (!unneeded && !sent && spooled > 120);
                         seen[usize::from(sent) + 2 * usize::from(lost)] += 1;
                         assert_eq!(start.with_spool, sent, "{case}");
+                        let told = start
+                            .doubts
+                            .contains(&"the spool does not hold what the state relies on");
+                        assert_eq!(told, lost, "{case}");
                         let relied_on = if sent { old.spooled } else { Position::default() };
                         assert_eq!(start.state.spooled, relied_on, "{case}");
                         let doubt = lost || map == Map::DamagedPage;
