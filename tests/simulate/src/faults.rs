@@ -24,7 +24,12 @@ impl World {
         {
             return self.power_cut(true);
         }
-        match self.rng.below(6000 * self.rarity) {
+        let number = self.rng.below(6000);
+        let at_target = matches!(number, 14..20 | 74..80 | 86..92);
+        if !at_target && self.rng.below(self.rarity) > 0 {
+            return;
+        }
+        match number {
             0..5 => self.kill(true),
             5..7 => self.kill(false),
             7..11 => self.power_cut(true),

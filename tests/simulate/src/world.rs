@@ -137,7 +137,7 @@ pub struct World {
     pub state_image: Option<(DiskImage, u64)>,
     /// The frames that the target had when its disk was remembered.
     pub fed_then: Vec<Fed>,
-    /// How rarely something goes wrong: in a long life there is more to be lost.
+    /// How rarely something goes wrong but at the target: in a long life there is more to be lost.
     pub(crate) rarity: u64,
     /// What may be rolled back: 0 nothing, 1 the source's state, 2 the target.
     pub rolls: u64,
