@@ -158,7 +158,8 @@ impl Group {
             doubts,
             ..
         } = opening.open(&dir, files, &found, left_spool)?;
-        let doubt = doubt.or_else(|| (!doubts.is_empty()).then(|| doubts.join("; ")));
+        let doubts: Vec<&str> = doubt.as_deref().into_iter().chain(doubts).collect();
+        let doubt = (!doubts.is_empty()).then(|| doubts.join("; "));
         if let Some(reason) = &doubt {
             tracing::warn!(group = %config.name, reason, "everything is compared with the target");
         }
@@ -380,14 +381,7 @@ impl Group {
                  compared after the next start: {lost}"
             ));
         }
-        if snapshot.counters.unreadable_sectors > 0 {
-            problems.push(format!(
-                "since the agent started its disks have failed to give {} sectors that were to be compared or \
-                 sent (the kernel's log says where): from there on points answer reads of them with an \
-                 error, until they are written again",
-                snapshot.counters.unreadable_sectors
-            ));
-        }
+        problems.extend(self.volumes.iter().filter_map(|volume| unreadable(volume, &snapshot)));
         problems.extend(self.no_spool.clone());
         problems.extend(self.outbox.spool().problem);
         problems.extend(link.is_full().then(|| link::FULL.to_owned()));
@@ -420,7 +414,7 @@ impl Group {
             }),
             problems,
             verified: self.verifies.report(),
-            doubt: self.doubt.clone().filter(|_| {
+            doubt: snapshot.doubted.clone().or_else(|| self.doubt.clone()).filter(|_| {
                 snapshot.volumes.iter().any(|volume| volume.gap == Some(GapReason::Doubt))
             }),
             volumes: self
@@ -506,6 +500,18 @@ fn spool_of(node: &NodeConfig, config: &GroupConfig) -> (Option<Store>, Option<S
             (None, Some(sentence))
         }
     }
+}
+
+/// What is to be said of sectors that a volume's disk does not give.
+fn unreadable(served: &Served, snapshot: &engine::Snapshot) -> Option<String> {
+    let volume = snapshot.volumes.iter().find(|volume| volume.id == served.config.id)?;
+    let (sectors, first) = volume.unreadable?;
+    Some(format!(
+        "the disk of volume {} has failed to give {sectors} sectors that were to be compared or sent, the first \
+         of them sector {}: points taken since then answer reads of them with an error, until they are \
+         written anew or can be read again",
+        served.config.name, first.0
+    ))
 }
 
 fn link_status(link: link::LinkStatus) -> LinkStatus {

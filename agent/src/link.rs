@@ -223,7 +223,8 @@ impl Link {
                 doubted: None,
                 sync: parts.sync,
             };
-            let work = Worker { parts, shared: worker.clone(), greeter, doubts: 0 };
+            let work =
+                Worker { parts, shared: worker.clone(), greeter, welcomed: false, doubts: 0 };
             if let Err(error) = seam::run(work.run()) {
                 tracing::error!(%error, "the link cannot run");
                 worker.set_state(LinkState::Down, Some(error.to_string()));
@@ -258,6 +259,8 @@ struct Worker {
     parts: LinkParts,
     shared: Arc<Shared>,
     greeter: Greeter,
+    /// The state was written since this life of the source was first welcomed.
+    welcomed: bool,
     /// Doubts one after the other.
     doubts: u32,
 }
@@ -353,13 +356,19 @@ impl Worker {
             }
             Start::Refused(refuse) => return Ok(End::Refused(refuse.code, refuse.sentence)),
         };
-        let (written, durable) = oneshot::channel();
-        parts.keeper.ask(Job::Welcomed(Box::new(move || {
-            // If the session has ended, nobody is told.
-            let _ = written.send(());
-        })));
-        // Dropped by a keeper that has come to its end, as the agent has.
-        let _ = durable.await;
+        if !self.welcomed {
+            let (written, durable) = oneshot::channel();
+            parts.keeper.ask(Job::Welcomed(Box::new(move || {
+                // If the session has ended, nobody is told.
+                let _ = written.send(());
+            })));
+            tokio::select! {
+                // Else the keeper has come to its end, as the agent does.
+                done = durable => done.context("the agent stops")?,
+                () = self.changed() => return Ok(End::Changed),
+            }
+            self.welcomed = true;
+        }
         parts.engine.tell(Command::Durable(from.seq));
         parts.engine.tell(Command::Link(Some(mode)));
         parts.engine.tell(Command::Peer(peer(&welcome)));

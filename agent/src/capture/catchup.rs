@@ -40,6 +40,8 @@ const BUSY_NS_MAX: u64 = 100_000_000;
 const WAITING_MAX: usize = 64;
 /// The ring's fill, in thousandths, above which catch-up leaves the room to the application.
 const YIELD_ABOVE_PERMILLE: u64 = 300;
+/// Ranges of a volume that are remembered as unreadable.
+const UNREADABLE_KEPT_MAX: usize = 4096;
 /// Sectors in the smallest range that is declared unreadable.
 const UNREADABLE_SECTORS: u64 = 8;
 const OFFER_SECTORS: u64 = OFFER_BLOCK_BYTES / 512;
@@ -458,7 +460,10 @@ impl Core {
         if part.link == self.catch_up.link {
             match result {
                 _ if tainted => self.read_later(Part { lost_reads: part.lost_reads + 1, ..part }),
-                Ok(content) => self.record_content(part, content),
+                Ok(content) => {
+                    self.readable_again(part.volume, part.start, part.sectors);
+                    self.record_content(part, content);
+                }
                 Err(_) => self.read_failed(part),
             }
         }
@@ -521,9 +526,33 @@ impl Core {
         }
         let Some(seq) = self.draw(0, false) else { return self.read_later(part) };
         let volume = self.volumes[part.volume].id;
-        self.counters.unreadable_sectors += part.sectors;
+        let unreadable = &mut self.volumes[part.volume].unreadable;
+        if unreadable.len() < UNREADABLE_KEPT_MAX {
+            unreadable.insert(part.start.0, part.sectors);
+        }
         self.record(Kind::Unreadable, 0, volume, seq, part.start, part.sectors as u32);
         self.work_through(part.region);
+    }
+
+    /// The disk has given these sectors, or has been given them.
+    pub(super) fn readable_again(&mut self, volume: usize, start: Sector, sectors: u64) {
+        let unreadable = &mut self.volumes[volume].unreadable;
+        if unreadable.is_empty() {
+            return;
+        }
+        let end = start.0 + sectors;
+        let whole = unreadable.range(start.0..end).filter(|(at, sectors)| **at + **sectors <= end);
+        for at in whole.map(|(at, _)| *at).collect::<Vec<_>>() {
+            unreadable.remove(&at);
+        }
+    }
+
+    /// The sectors of a volume that the disk last did not give, since the agent started; and the first of
+    /// them.
+    pub fn unreadable(&self, volume: VolumeId) -> Option<(u64, Sector)> {
+        let unreadable = &self.volumes[self.volume_index(volume)].unreadable;
+        let (first, _) = unreadable.first_key_value()?;
+        Some((unreadable.values().sum(), Sector(*first)))
     }
 
     /// One part or offer of a region's work is through.

@@ -7,7 +7,10 @@ mod order;
 mod sync;
 mod writes;
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
 use tidemark_journal::{GapReason, Seq, VolumeId};
 
@@ -52,6 +55,8 @@ pub(super) struct Volume {
     pub gap: Option<Gap>,
     /// Flushes under way, and those that ended before an earlier one, in the order of their beginning.
     pub flushing: VecDeque<Flushing>,
+    /// What the disk did not give when it was to be compared or sent: first sectors, and how many from each.
+    pub unreadable: BTreeMap<u64, u64>,
 }
 
 /// Counters that only grow, and a few that say how things stand. Units are in the names.
@@ -69,8 +74,6 @@ pub struct Counters {
     pub local_errors: u64,
     /// Bytes read by catch-up and verify.
     pub catch_up_read_bytes: u64,
-    /// Sectors that the disk did not give to catch-up and verify.
-    pub unreadable_sectors: u64,
     /// Blocks of 4 KiB that verify found to differ.
     pub verify_differing_blocks: u64,
 }
@@ -137,6 +140,7 @@ impl Core {
                 lock: RangeLock::default(),
                 gap: start.gap,
                 flushing: VecDeque::new(),
+                unreadable: BTreeMap::new(),
             })
             .collect();
         for (index, volume) in volumes.iter().enumerate() {

@@ -59,6 +59,13 @@ pub enum Ask {
     Flush,
 }
 
+impl Ask {
+    /// Whether it is a write that is durable before its answer.
+    pub fn is_fua(self) -> bool {
+        matches!(self, Ask::Write { fua: true } | Ask::Zero { fua: true, .. })
+    }
+}
+
 /// A request of a front.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Request {

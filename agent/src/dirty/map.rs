@@ -14,7 +14,7 @@ use std::collections::{BTreeSet, HashSet, VecDeque};
 
 use super::{
     RegionId,
-    active::{ActiveSet, CHANGES_MAX},
+    active::{ActiveSet, CHANGES_MAX, Slot},
     bitmap::{self, Bits, PAGE_REGIONS},
 };
 use tidemark_journal::{Seq, VolumeId};
@@ -220,7 +220,9 @@ impl DirtyMap {
         map.uncaptured.include(&map.current);
         map.uncaptured.include(&map.previous);
         map.set_many(pages);
-        let unflushed = self.active.taken().filter(|slot| slot.last_tick > flushed_tick);
+        // A write under way may be in the cache already.
+        let unflushed = |slot: &&Slot| slot.users > 0 || slot.last_tick > flushed_tick;
+        let unflushed = self.active.taken().filter(unflushed);
         let unflushed = unflushed.filter_map(|slot| slot.region);
         let unflushed = unflushed.filter(|region| region.volume == volume);
         for region in unflushed.collect::<Vec<_>>() {

@@ -29,9 +29,11 @@ pub struct NewTerm {
     pub place: Place,
 }
 
-/// What the term that ends a doubt has to continue, and to exceed.
+/// What the term that ends a doubt has to continue, and must not be below.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct AfterDoubt {
+    /// What disagrees, for people.
+    pub why: String,
     /// Where the replica ends.
     pub end: Seq,
     /// The generation of the state that its target has seen.
@@ -46,13 +48,14 @@ pub struct Course {
     outbox: Arc<Outbox>,
     /// A doubt whose end is being prepared.
     doubt: Option<AfterDoubt>,
+    doubted: Option<String>,
     tracking_lost: Option<String>,
 }
 
 impl Course {
     /// Goes on with this path.
     pub fn new(ancestry: Ancestry, outbox: Arc<Outbox>) -> Course {
-        Course { ancestry, outbox, doubt: None, tracking_lost: None }
+        Course { ancestry, outbox, doubt: None, doubted: None, tracking_lost: None }
     }
 
     /// Whether so much waits for the link that catch-up should not add to it.
@@ -68,6 +71,11 @@ impl Course {
     /// The path of terms.
     pub fn ancestry(&self) -> &Ancestry {
         &self.ancestry
+    }
+
+    /// Why the two sides' memories last disagreed, if they did.
+    pub fn doubted(&self) -> Option<&str> {
+        self.doubted.as_deref()
     }
 
     /// Why changes are not tracked any more, if the state disk has failed.
@@ -91,6 +99,7 @@ impl Course {
 
     /// The two sides' memories disagree. The encoder is to be woken.
     pub fn doubt(&mut self, core: &mut Core, after: AfterDoubt) {
+        self.doubted = Some(after.why.clone());
         self.doubt = Some(after);
         self.outbox.discard();
         core.begin_doubt();

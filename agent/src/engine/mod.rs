@@ -154,6 +154,8 @@ pub struct Snapshot {
     pub wall_ns: i64,
     /// Whether the state disk has failed.
     pub tracking_lost: Option<String>,
+    /// Why the two sides' memories last disagreed, if they did.
+    pub doubted: Option<String>,
     /// Requests of applications under way.
     pub requests: u64,
     /// Writes of an earlier process that are still being carried out again.
@@ -175,6 +177,8 @@ pub struct VolumeSnapshot {
     pub gap: Option<GapReason>,
     /// Regions still to be caught up.
     pub uncaptured_regions: u32,
+    /// Sectors that the disk last did not give, and the first of them.
+    pub unreadable: Option<(u64, Sector)>,
     /// Regions in all.
     pub regions: u32,
     /// A verify's progress: regions compared, regions in all.

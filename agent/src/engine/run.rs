@@ -319,6 +319,7 @@ impl Loop {
             gap: self.core.gap(id),
             uncaptured_regions: self.core.map().uncaptured(id).count(),
             regions: regions_in(self.disk.volume_sectors(id).unwrap_or(0)),
+            unreadable: self.core.unreadable(id),
             verify: self.core.verify_progress(id),
             verify_reached: self.core.verify_reached(id),
         });
@@ -337,6 +338,7 @@ impl Loop {
             overflow: self.core.is_overflowing(),
             active_regions: active as u64,
             dirty_regions: dirty,
+            doubted: self.course.doubted().map(str::to_owned),
             tracking_lost: self.course.tracking_lost().map(str::to_owned),
             requests: self.disk.requests_under_way() as u64,
             redone_writes_left: self.core.redo_count() as u64,

@@ -116,7 +116,7 @@ impl Greeter {
         self.acked = Position::default();
         let end = welcome.position.map_or(Seq::ZERO, |position| position.seq);
         let generation = welcome.map_generation;
-        Start::Doubt { why, after: AfterDoubt { end, generation, path } }
+        Start::Doubt { after: AfterDoubt { why: why.clone(), end, generation, path }, why }
     }
 }
 

@@ -261,8 +261,9 @@ impl Outbox {
     pub fn forget(&self, seq: Seq) {
         let mut state = self.state();
         state.spill.forget = seq;
-        if state.spill.full {
-            state.spill.not_before = None;
+        if std::mem::take(&mut state.spill.full) {
+            // Until it is tried again nobody knows better.
+            (state.spill.problem, state.spill.not_before) = (None, None);
         }
         drop(state);
         self.spill.notify_all();

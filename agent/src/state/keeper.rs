@@ -31,7 +31,7 @@ pub enum Job {
     Spooled(Position),
     /// Write now what is to be written when there is time.
     Settle,
-    /// A new term, with the sequences it may use and the generation that it has to exceed.
+    /// A new term, with the sequences it may use and the generation that it must not be below.
     Term(Ancestry, Seq, u64),
     /// A target has welcomed this source, and is to be told of the state from now on: first it is written with
     /// a generation of which no target knows; then this is called, even when the disk has failed.

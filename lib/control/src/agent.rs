@@ -81,7 +81,7 @@ pub struct GroupStatus {
     pub sync: Option<SyncStatus>,
     /// What went wrong and still matters: a sentence each. Empty if nothing did.
     pub problems: Vec<String>,
-    /// Why the disks were not taken for what they were at the start, while everything is compared for it.
+    /// Why everything is compared, while it is.
     #[serde(default)]
     pub doubt: Option<String>,
     /// The last verify, and the next.

@@ -44,7 +44,7 @@ pub enum Verdict {
     /// The two sides' memories disagree: everything is compared, nothing is resumed.
     ///
     /// The source starts a new term that continues the replica's position (sequences above both
-    /// its ceiling and that position), takes a map generation above both sides', opens a gap and
+    /// its ceiling and that position), takes a map generation that is not below the target's, opens a gap and
     /// compares all volumes.
     Doubt {
         /// What disagrees.

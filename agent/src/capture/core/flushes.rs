@@ -9,6 +9,8 @@ use super::{
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(in crate::capture) enum FlushBy {
+    /// A write with FUA, which may bring one of its own: it vouches for nothing, but may fail.
+    Write,
     Request(u32),
     /// The epoch that is being settled.
     Epoch,
@@ -49,13 +51,39 @@ impl Core {
         if result.is_err() {
             self.cache_lost(volume);
         }
-        // In the order in which they were begun: one that succeeds vouches for nothing that an earlier one may
-        // yet fail to keep.
+        self.flushed(volume, id, result.is_ok());
+        self.stop_flush_failed |= by == FlushBy::Stop && result.is_err();
+        if let FlushBy::Request(request) = by {
+            if result.is_err() {
+                self.requests.get_mut(request).needs = None;
+            }
+            self.part_ended(request, result);
+        }
+    }
+
+    /// A write with FUA goes to the disk.
+    pub(super) fn fua_begun(&mut self, op: OpId, volume: usize) {
+        let begun = Flushing { op, by: FlushBy::Write, tick: 0, ended: None };
+        self.volumes[volume].flushing.push_back(begun);
+    }
+
+    /// A write with FUA has ended. To a disk that cannot write through its cache the kernel sends a flush behind
+    /// it, and tells nobody else when that fails. A disk that has no room did not get so far.
+    pub(super) fn fua_ended(&mut self, op: OpId, volume: usize, result: Result<(), i32>) {
+        if result.is_err_and(|errno| errno != libc::ENOSPC) {
+            self.cache_lost(volume);
+        }
+        self.flushed(volume, op, result.is_ok());
+    }
+
+    /// What brought a flush has ended. In the order in which they were begun: one that succeeds vouches for
+    /// nothing that an earlier one may yet fail to keep.
+    fn flushed(&mut self, volume: usize, id: OpId, well: bool) {
         let Volume { id: volume, flushing, .. } = &mut self.volumes[volume];
         // The name of one that has ended may have been given to another since.
         let under_way = |flush: &&mut Flushing| flush.op == id && flush.ended.is_none();
         if let Some(flush) = flushing.iter_mut().find(under_way) {
-            flush.ended = Some(result.is_ok());
+            flush.ended = Some(well);
         }
         while let Some(Flushing { by, tick, ended: Some(well), .. }) = flushing.front().copied() {
             flushing.pop_front();
@@ -68,13 +96,6 @@ impl Core {
                 epoch.flushes_left -= 1;
                 epoch.failed |= !well;
             }
-        }
-        self.stop_flush_failed |= by == FlushBy::Stop && result.is_err();
-        if let FlushBy::Request(request) = by {
-            if result.is_err() {
-                self.requests.get_mut(request).needs = None;
-            }
-            self.part_ended(request, result);
         }
     }
 

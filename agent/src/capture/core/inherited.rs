@@ -68,6 +68,9 @@ impl Core {
             _ => LocalIo::Zero { unmap, fua },
         };
         let (volume, start, sectors) = (record.volume, record.start, u64::from(record.sectors));
+        if fua {
+            self.fua_begun(op, self.volume_index(volume));
+        }
         self.effects.push_back(Effect::Local { op, volume, io, start, sectors });
     }
 
@@ -77,9 +80,11 @@ impl Core {
             Ok(()) => self.ring.local_done(op.slot),
             Err(_) => {
                 let (start, sectors) = (op.record.start, u64::from(op.record.sectors));
-                let fua = op.record.flags & flag::FUA != 0;
-                self.local_failed(Some(op.slot), op.volume, start, sectors, fua);
+                self.local_failed(Some(op.slot), op.volume, start, sectors);
             }
+        }
+        if op.record.flags & flag::FUA != 0 {
+            self.fua_ended(id, op.volume, result);
         }
         let mut granted = Vec::new();
         self.volumes[op.volume].lock.release(LockId(id.0), &mut granted);
@@ -90,21 +95,14 @@ impl Core {
 
     /// What the disk holds there now is unknown: it is read back and sent. Until that is durably
     /// marked the ring remembers it, if the write has a slot; without one its regions are marked.
-    ///
-    /// To a disk that cannot write through its cache the kernel sends a flush behind a write with FUA, and tells
-    /// nobody else when it fails.
     pub(super) fn local_failed(
         &mut self,
         slot: Option<SlotRef>,
         volume: usize,
         start: Sector,
         sectors: u64,
-        fua: bool,
     ) {
         self.counters.local_errors += 1;
-        if fua {
-            self.cache_lost(volume);
-        }
         self.reread(volume, start, sectors);
         if let Some(slot) = slot {
             self.ring.local_failed(slot);

@@ -268,6 +268,9 @@ impl Core {
             Ask::Discard => LocalIo::Zero { unmap: true, fua: false },
             Ask::Flush => unreachable!("a flush is no write"),
         };
+        if op.ask.is_fua() {
+            self.fua_begun(id, op.volume);
+        }
         let volume = self.volumes[op.volume].id;
         let (start, sectors) = (op.start, op.sectors);
         self.effects.push_back(Effect::Local { op: id, volume, io, start, sectors });
@@ -293,10 +296,17 @@ impl Core {
         let slot = op.slot.map(|(slot, _)| slot);
         if result.is_err() && op.stage == Stage::Local {
             self.requests.get_mut(op.request).needs = None;
-            let fua = matches!(op.ask, Ask::Write { fua: true } | Ask::Zero { fua: true, .. });
-            self.local_failed(slot, op.volume, op.start, op.sectors, fua);
+            self.local_failed(slot, op.volume, op.start, op.sectors);
         } else if let Some(slot) = slot {
             self.ring.local_done(slot);
+        }
+        if op.stage == Stage::Local {
+            if result.is_ok() {
+                self.readable_again(op.volume, op.start, op.sectors);
+            }
+            if op.ask.is_fua() {
+                self.fua_ended(id, op.volume, result);
+            }
         }
         let mut granted = std::mem::take(&mut self.granted);
         self.volumes[op.volume].lock.release(LockId(id.0), &mut granted);
