@@ -350,7 +350,8 @@ impl Worker {
         };
         let (from, mode) = match self.greeter.welcomed(&hello, &welcome, &parts.outbox) {
             Start::Stream { from, mode } => (from, mode),
-            Start::Doubt { why, after } => {
+            Start::Doubt { after } => {
+                let why = after.why.clone();
                 parts.engine.tell(Command::Doubt(after));
                 return Ok(End::Doubt(why));
             }

@@ -108,7 +108,7 @@ impl Source {
                         self.core.peer(peer(&welcome));
                         self.core.link(Some(mode));
                     }
-                    Start::Doubt { after, .. } => {
+                    Start::Doubt { after } => {
                         self.core.link(None);
                         self.durable = Position::default();
                         self.course.doubt(&mut self.core, after);

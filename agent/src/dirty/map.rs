@@ -432,8 +432,8 @@ impl DirtyMap {
                     .any(|bits| bits.get(region.index))
             })
         };
-        let changed = self.changed.iter().filter_map(|slot| self.active.peek(*slot).region);
-        self.committing && changed.into_iter().any(|region| !marked(region))
+        let mut changed = self.changed.iter().filter_map(|slot| self.active.peek(*slot).region);
+        self.committing && changed.any(|region| !marked(region))
     }
 
     /// Whether everything in memory is on stable storage.

@@ -45,9 +45,7 @@ pub enum Start {
     },
     /// The two sides' memories disagree.
     Doubt {
-        /// What disagrees, for people.
-        why: String,
-        /// What the next term follows.
+        /// What disagrees, and what the next term follows.
         after: AfterDoubt,
     },
     /// Nothing may be sent.
@@ -116,7 +114,7 @@ impl Greeter {
         self.acked = Position::default();
         let end = welcome.position.map_or(Seq::ZERO, |position| position.seq);
         let generation = welcome.map_generation;
-        Start::Doubt { after: AfterDoubt { why: why.clone(), end, generation, path }, why }
+        Start::Doubt { after: AfterDoubt { why, end, generation, path } }
     }
 }
 

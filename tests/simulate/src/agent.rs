@@ -128,6 +128,16 @@ pub enum Task {
     },
 }
 
+impl Task {
+    /// The volume, if it is a flush that has failed.
+    fn failed_flush(&self) -> Option<usize> {
+        match self {
+            Task::Local { volume, io: LocalIo::Flush, begun: Some(Err(_)), .. } => Some(*volume),
+            _ => None,
+        }
+    }
+}
+
 /// A request with its payload.
 pub struct Asked {
     /// It.
@@ -387,17 +397,12 @@ impl Agent {
 
     /// The volumes with a flush under way that has failed.
     pub fn failing(&self) -> impl Iterator<Item = usize> {
-        self.tasks.iter().filter_map(|task| match task {
-            Task::Local { volume, io: LocalIo::Flush, begun: Some(Err(_)), .. } => Some(*volume),
-            _ => None,
-        })
+        self.tasks.iter().filter_map(Task::failed_flush)
     }
 
     /// It hears of the flushes that have failed.
     pub fn hear_of_failures(&mut self) {
-        let failed = |task: &Task| {
-            matches!(task, Task::Local { io: LocalIo::Flush, begun: Some(Err(_)), .. })
-        };
+        let failed = |task: &Task| task.failed_flush().is_some();
         while let Some(task) = self.tasks.iter().position(failed) {
             self.work(task);
         }
@@ -663,7 +668,7 @@ impl Agent {
                 self.session = Session::Up { ancestry, from, vouch };
                 Ok(Some(from))
             }
-            Start::Doubt { after, .. } => {
+            Start::Doubt { after } => {
                 self.commands.push_back(Command::Doubt(after));
                 self.hang_up();
                 Ok(None)
