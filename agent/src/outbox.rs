@@ -127,6 +127,11 @@ impl Outbox {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The last sequence that was put in a frame, or where the term begins.
+    fn framed(&self) -> Seq {
+        Seq(self.memory.word(FRAMED_SEQ_AT).load(Ordering::Acquire))
+    }
+
     /// Puts a frame in, waiting for room as long as it takes. False once the outbox is closed.
     pub fn push(&self, parts: [&[u8]; 2], info: &FrameFacts) -> bool {
         let area = self.memory.layout().frame_bytes;

@@ -65,6 +65,10 @@ impl Kept {
     /// Goes on with them. All count as not sent.
     pub fn outbox(self, memory: Arc<RingMemory>) -> Arc<Outbox> {
         let Kept { frames, start, end } = self;
+        // The last one may have been put there without being noted.
+        if let Some(last) = frames.back() {
+            memory.word(FRAMED_SEQ_AT).fetch_max(last.last.0, Ordering::AcqRel);
+        }
         Outbox::with(memory, State { frames, start, end, ..State::default() })
     }
 }

@@ -314,7 +314,10 @@ impl Outbox {
                 && ends.is_some_and(|(before, last)| follows(before, last.seq));
         }
         let first = state.frames.iter().find(|frame| frame.last > state.spill.through.seq);
-        first.is_none_or(|frame| follows(frame.before, frame.last))
+        // With none kept, all that this term had was final-durable; but a target may have lost some of it again.
+        let framed = self.framed();
+        let none = framed <= from.seq || framed == ancestry.current().fork_seq;
+        first.map_or(none, |frame| follows(frame.before, frame.last))
     }
 
     /// How the spool stands.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use tidemark_journal::{
-    Compression, FrameBuilder, FrameMeta, GroupId, Kind, Record, Sector, TermId, VolumeId,
+    Ancestry, Compression, FrameBuilder, FrameMeta, GroupId, Kind, Record, Sector, TermId, VolumeId,
 };
 
 use super::*;
@@ -153,6 +153,31 @@ fn the_next_process_finds_the_same_frames() {
         rounds = state.end / layout.frame_bytes;
     }
     assert!(rounds > 20, "the area was used {rounds} times");
+}
+
+/// Nothing is kept, since the target had it all; a target that lost the last of it again cannot go on with what comes.
+#[test]
+fn an_inherited_outbox_without_frames_knows_how_far_they_went() {
+    let layout = Layout { slots: 256, data_bytes: 4096, frame_bytes: 8192 };
+    let memory = RingMemory::plain(layout, &[]);
+    let (group, term) = (GroupId([1; 16]), TermId([1; 16]));
+    let path = Ancestry::root(TermId([9; 16])).fork(term, Seq(4)).expect("a path");
+    let at = |term, seq| Position { term, seq: Seq(seq) };
+    memory.begin_term(term, Seq(4));
+    let inherit = || kept(&memory, group, term).expect("nothing is wrong").outbox(memory.clone());
+    let parent = path.terms()[0].id;
+    assert!(
+        inherit().covers(at(parent, 2), &path),
+        "the first frame follows any end of the parent"
+    );
+    let outbox = inherit();
+    put(&outbox, 5, 200);
+    put(&outbox, 6, 200);
+    outbox.release(Seq(6));
+    for (seq, covered) in [(4, false), (5, false), (6, true)] {
+        assert_eq!(inherit().covers(at(term, seq), &path), covered, "{seq}");
+    }
+    assert!(!inherit().covers(at(parent, 4), &path) && !inherit().covers(at(parent, 2), &path));
 }
 
 #[test]
