@@ -228,16 +228,17 @@ impl World {
         let end = self.target.position();
         let mut durable = self.image_at(end);
         // What the spool holds goes there (invariant 2), unless that cannot be read: a doubt follows.
-        let spooled = agent.spooled(end.seq);
-        if spooled.is_err() {
+        self.spooled = agent.spooled(end.seq).ok();
+        if self.spooled.is_none() {
+            self.tell(|| "what the spool holds cannot be read".into());
             self.suspect();
         }
-        self.spooled = spooled.unwrap_or_default();
         if self.suspect {
             return;
         }
         let Some(agent) = &self.agent else { return };
-        self.spooled.iter().filter(|entry| entry.record.seq > end.seq).for_each(|entry| {
+        let spooled = self.spooled.iter().flatten();
+        spooled.filter(|entry| entry.record.seq > end.seq).for_each(|entry| {
             durable.apply(entry);
         });
         for (index, (volume, start, _)) in self.hot.iter().enumerate() {
@@ -284,12 +285,15 @@ impl World {
             // Everything was marked, durably, before it went on.
             self.suspect = false;
         }
-        let mut image = self.image_at(from);
-        let kept = self.spooled.iter().chain(&self.own);
-        for entry in kept.filter(|entry| entry.record.seq > from.seq) {
-            image.apply(entry);
-        }
-        self.replayed = Some(image);
+        // Until the link comes to what cannot be read in the spool, the journal is not known.
+        self.replayed = self.spooled.as_ref().map(|spooled| {
+            let mut image = self.image_at(from);
+            let kept = spooled.iter().chain(&self.own);
+            for entry in kept.filter(|entry| entry.record.seq > from.seq) {
+                image.apply(entry);
+            }
+            image
+        });
     }
 
     fn check_promise(&self, end: Position) {

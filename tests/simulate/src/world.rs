@@ -107,8 +107,9 @@ pub struct World {
     pub warm: Vec<usize>,
     /// Frames that were handed to the target.
     pub fed: Vec<Fed>,
-    /// What the spool held when the agent was started without a ring: it comes before those.
-    pub spooled: Vec<Entry>,
+    /// What the spool held when the agent was started without a ring: it comes before those. None if that cannot be
+    /// read, until there is a doubt.
+    pub spooled: Option<Vec<Entry>>,
     /// Records of the present term, as committed.
     pub own: Vec<Entry>,
     /// That term.
@@ -240,7 +241,7 @@ impl World {
             hot,
             sectors,
             fed: Vec::new(),
-            spooled: Vec::new(),
+            spooled: Some(Vec::new()),
             own: Vec::new(),
             term: TermId::default(),
             replayed: None,
@@ -619,7 +620,7 @@ impl World {
                     Ok(Some(from)) => self.resumed(from, welcome.position),
                     Ok(None) => {
                         self.counts.doubts += 1;
-                        self.spooled.clear();
+                        self.spooled = Some(Vec::new());
                         self.doubted = true;
                         self.reset();
                     }
