@@ -42,6 +42,8 @@ use opening::{Opened, Opening};
 
 /// How long a claim waits for the last write of a dead agent to end.
 const CLAIM_PATIENCE: Duration = Duration::from_secs(30);
+/// The reason of a comparison that an earlier process had begun.
+const DOUBTED_BEFORE: &str = "a doubt arose before the last start";
 
 /// A running group.
 pub struct Group {
@@ -373,6 +375,7 @@ impl Group {
         let link = self.link.status();
         let backlog = self.outbox.backlog();
         let encoded = self.encoder.counters();
+        let in_doubt = snapshot.volumes.iter().any(|volume| volume.gap == Some(GapReason::Doubt));
         let now_ns = self.clock.now_ns();
         let mut problems = Vec::new();
         if let Some(lost) = &snapshot.tracking_lost {
@@ -414,8 +417,9 @@ impl Group {
             }),
             problems,
             verified: self.verifies.report(),
-            doubt: snapshot.doubted.clone().or_else(|| self.doubt.clone()).filter(|_| {
-                snapshot.volumes.iter().any(|volume| volume.gap == Some(GapReason::Doubt))
+            doubt: in_doubt.then(|| {
+                let why = snapshot.doubted.as_ref().or(self.doubt.as_ref());
+                why.map_or(DOUBTED_BEFORE, String::as_str).to_owned()
             }),
             volumes: self
                 .volumes

@@ -133,7 +133,10 @@ fn the_right_disk_put_back_goes_on_with_its_ring() -> Result<()> {
 
 #[test]
 fn without_capture_the_application_goes_on_and_everything_is_compared_afterwards() -> Result<()> {
-    let mut site = Site::new(Plan::new(&[SIZE_BYTES]))?;
+    let mut plan = Plan::new(&[SIZE_BYTES]);
+    // The comparison lasts long enough to be looked at.
+    plan.group_lines = "catch_up_bytes_per_s = \"8 MiB\"".into();
+    let mut site = Site::new(plan)?;
     site.manage_agents()?;
     site.start_target()?;
     site.spawn_agent(NODE)?;
@@ -163,6 +166,9 @@ fn without_capture_the_application_goes_on_and_everything_is_compared_afterwards
     // The manager hands over the ring of the agent before, which knows nothing of all that.
     site.spawn_agent(NODE)?;
     site.wait("the reason", |status| status.doubt.is_some())?;
+    site.kill_agent()?;
+    site.spawn_agent(NODE)?;
+    site.wait("the reason after another start", |status| status.doubt.is_some())?;
     expect_replica(&site, mark, &old)?;
     ensure!(last_gap(&site)? == GapReason::Doubt, "it was not compared");
     let image = fs::read(site.image(0))?;
