@@ -349,6 +349,7 @@ impl Group {
             // A panic there has been reported already; there is nothing left to save.
             let _ = tokio::task::spawn_blocking(move || thread.join()).await;
         }
+        self.engine.release();
         if clean && let Err(error) = self.record_rest() {
             tracing::warn!(group = %self.config.name, %error, "writes while no agent runs would not be \
                 noticed");

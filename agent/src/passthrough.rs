@@ -176,6 +176,7 @@ impl Passthrough {
             // A panic there has been reported already; there is nothing left to save.
             let _ = tokio::task::spawn_blocking(move || thread.join()).await;
         }
+        self.engine.release();
         tracing::info!(group = self.name, "its devices are no longer served without capture");
     }
 }

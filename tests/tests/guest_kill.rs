@@ -12,6 +12,10 @@ use tidemark_tests::vm::{Job, Lab};
 
 const MIB: u64 = 1 << 20;
 const STRETCH: Duration = Duration::from_secs(3);
+/// What a first sync did in this time may be compared again after a kill.
+const REMEMBERED: Duration = Duration::from_secs(10);
+/// How often the devices change hands while they are served without capture.
+const CHANGES: u32 = 12;
 
 /// Kills the agent, and says how long a read that was begun then has waited, and how much of that was after the start of
 /// the next agent, in milliseconds.
@@ -42,6 +46,7 @@ fn killed_under_load(name: &str, front: &'static str) -> Result<()> {
         plan.front = front;
         Pair::run(lab, plan, |pair| {
             pair.wait_in_sync()?;
+            thread::sleep(REMEMBERED);
             let before = pair.mark("before")?;
             let load = start_load(pair)?;
             let (mut pauses_ms, mut after_start_ms) = (Vec::new(), Vec::new());
@@ -109,11 +114,15 @@ fn without_capture(pair: &Pair) -> Result<()> {
     let mark = pair.mark("without-capture")?;
     let load = start_load(pair)?;
     thread::sleep(STRETCH);
-    pair.source
-        .sh("systemctl stop tidemark-agent; systemd-run --quiet --unit=tidemark-passthrough \
-         --property=Type=notify /usr/bin/tidemark-agent --passthrough shop")?;
-    thread::sleep(STRETCH);
-    pair.source.sh("systemctl stop tidemark-passthrough && systemctl start tidemark-agent")?;
+    pair.source.sh("systemctl stop tidemark-agent")?;
+    for _ in 0..CHANGES {
+        pair.source.sh(
+            "systemd-run --quiet --unit=tidemark-passthrough --property=Type=notify \
+                        /usr/bin/tidemark-agent --passthrough shop && \
+                        sleep 0.2 && systemctl stop tidemark-passthrough",
+        )?;
+    }
+    pair.source.sh("systemctl start tidemark-agent")?;
     end_load(pair, load)?;
     pair.wait_in_sync()?;
     ensure!(pair.check_unbroken(mark).is_err(), "nothing was compared afterwards");

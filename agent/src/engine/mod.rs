@@ -100,6 +100,7 @@ pub enum Command {
 pub struct Engine {
     commands: mpsc::Sender<Command>,
     waker: kernel::uring::Waker,
+    closer: kernel::uring::Closer,
     pending: Arc<AtomicBool>,
     state: Arc<Mutex<Snapshot>>,
 }
@@ -119,6 +120,12 @@ impl Engine {
         let (answer, report) = oneshot::channel();
         self.tell(Command::Report(answer));
         report.await.ok()
+    }
+
+    /// Lets go of the devices, when the engine has ended and its thread has been joined: only then can
+    /// another engine take them.
+    pub fn release(&self) {
+        self.closer.close();
     }
 
     /// How things stood a moment ago.

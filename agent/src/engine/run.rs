@@ -28,6 +28,7 @@ use crate::{
     clock::{JournalClock, wall_ns},
     dirty::regions_in,
     encoder,
+    kernel::uring::Closer,
     state::keeper::{Done, Job, Keeper},
 };
 
@@ -71,9 +72,11 @@ impl Loop {
         let engine = Engine {
             commands,
             waker: disk.ring.waker(),
+            closer: Closer::default(),
             pending: Arc::new(AtomicBool::new(false)),
             state: Arc::default(),
         };
+        disk.ring.close_with(engine.closer.clone());
         let teller = engine.clone();
         let keeper = make_keeper(Box::new(move |done| {
             teller.tell(Command::Kept(done));

@@ -9,12 +9,16 @@
 //! caller still owes is order: not to reuse a range before its completion (else bytes mix).
 //!
 //! The one exception is [`Ring::push`], `unsafe`, for commands built elsewhere (ublk).
+//!
+//! # Its end
+//!
+//! A ring that carries ublk commands must be closed after its thread is gone: see [`Closer`].
 
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
@@ -130,6 +134,26 @@ impl Waker {
     }
 }
 
+/// Keeps a dropped ring open until its thread is gone, and closes it then.
+///
+/// When a ring is closed, the ublk driver takes back, once, the requests that the ring's thread has been
+/// handed. One that came since the thread last looked is handed to it even now, if the thread still runs:
+/// nobody takes that back, and the driver waits for its answer for ever, with the device locked (seen with
+/// Linux 6.12; no later server gets the device). Of a thread that is gone it is taken back like the others.
+#[derive(Clone, Default)]
+pub struct Closer(Arc<Mutex<Vec<IoUring>>>);
+
+impl Closer {
+    /// Closes the rings it has been given. Call it when their threads have been joined.
+    pub fn close(&self) {
+        self.rings().clear();
+    }
+
+    fn rings(&self) -> std::sync::MutexGuard<'_, Vec<IoUring>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// The ring. Create it and use it on one thread only.
 pub struct Ring {
     /// `None` only while being dropped.
@@ -140,6 +164,7 @@ pub struct Ring {
     in_flight: u64,
     backlog: VecDeque<squeue::Entry>,
     wake: Wake,
+    closer: Option<Closer>,
     /// The ring belongs to the thread that made it (the kernel insists under SINGLE_ISSUER).
     _not_send: std::marker::PhantomData<*const ()>,
 }
@@ -172,8 +197,14 @@ impl Ring {
             in_flight: 0,
             backlog: VecDeque::with_capacity(64),
             wake: Wake { event, armed: false },
+            closer: None,
             _not_send: std::marker::PhantomData,
         })
+    }
+
+    /// Leaves it to `closer` to close the ring.
+    pub fn close_with(&mut self, closer: Closer) {
+        self.closer = Some(closer);
     }
 
     /// A handle for other threads to interrupt [`Ring::wait`].
@@ -425,7 +456,10 @@ impl Ring {
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        drop(self.inner.take());
+        match &self.closer {
+            Some(closer) => closer.rings().extend(self.inner.take()),
+            None => drop(self.inner.take()),
+        }
         if self.in_flight > 0 {
             // The kernel cancels what is under way some time after the ring is closed.
             for region in self.regions.drain(..) {
