@@ -42,6 +42,8 @@ use opening::{Opened, Opening};
 
 /// How long a claim waits for the last write of a dead agent to end.
 const CLAIM_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a start that fails waits for what it went on with to reach the target.
+const FAILED_START_PATIENCE: Duration = Duration::from_secs(3);
 /// The reason of a comparison that an earlier process had begun.
 const DOUBTED_BEFORE: &str = "a doubt arose before the last start";
 
@@ -95,20 +97,37 @@ impl Group {
         while group.engine.report().await.is_some_and(|now| now.redone_writes_left > 0) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        for (index, volume) in config.volumes.iter().enumerate() {
-            let front =
-                Front::start(&group.engine, node, &config.name, volume, &backings[index]).await?;
+        if let Err(error) = group.present(node, &backings, &sectors).await {
+            // The next attempt finds the disks free.
+            group.stop(FAILED_START_PATIENCE).await;
+            return Err(error);
+        }
+        Ok(group)
+    }
+
+    async fn present(
+        &mut self,
+        node: &NodeConfig,
+        backings: &[Arc<Backing>],
+        sectors: &[u64],
+    ) -> anyhow::Result<()> {
+        let name = &self.config.name;
+        for ((volume, backing), sectors) in self.config.volumes.iter().zip(backings).zip(sectors) {
+            let front = Front::start(&self.engine, node, name, volume, backing).await?;
             tracing::info!(
-                group = %config.name,
+                group = %name,
                 volume = %volume.name,
                 device = %front.device().display(),
                 "the volume is protected"
             );
-            let backing = backings[index].clone();
-            let (sectors, front) = (sectors[index], Some(front));
-            group.volumes.push(Served { config: volume.clone(), backing, sectors, front });
+            self.volumes.push(Served {
+                config: volume.clone(),
+                backing: backing.clone(),
+                sectors: *sectors,
+                front: Some(front),
+            });
         }
-        Ok(group)
+        Ok(())
     }
 
     fn run(

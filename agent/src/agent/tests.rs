@@ -96,6 +96,27 @@ async fn what_is_configured_and_does_not_run_is_told_until_it_runs() {
     assert_eq!(told[0].1, "the agent is stopping");
 }
 
+/// A front that cannot be made leaves nothing behind that holds the disk.
+#[tokio::test]
+async fn a_group_whose_front_cannot_be_made_is_started_when_it_can() {
+    let machine = Machine::new();
+    machine.group("shop");
+    machine.image("shop");
+    let socket = machine.0.path().join("run/nbd/shop/data.sock");
+    fs::create_dir_all(socket.join("in-the-way")).unwrap();
+    let agent = machine.start().await;
+    for _ in 0..2 {
+        let told = unprotected(&agent).await;
+        assert!(told[0].1.contains("listen on"), "{told:?}");
+        agent.start_late_groups().await;
+    }
+    fs::remove_dir_all(&socket).unwrap();
+    agent.start_late_groups().await;
+    assert_eq!(unprotected(&agent).await, []);
+    assert_eq!(running(&agent).await, ["shop"]);
+    agent.stop_within(Duration::from_secs(1)).await;
+}
+
 #[tokio::test]
 async fn a_group_that_was_stopped_or_never_seen_is_told_while_its_file_is_there() {
     let machine = Machine::new();
