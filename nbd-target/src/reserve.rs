@@ -23,7 +23,7 @@ use tidemark_control::config::Bytes;
 
 use crate::{
     machine::{How, Machine},
-    store::log::no_room,
+    store::{ReadError, log::no_room},
 };
 
 /// Segments whose room is set aside.
@@ -136,11 +136,68 @@ impl Reserve {
 
 /// Whether an error comes of a full file system.
 fn is_no_room(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        let database = match cause.downcast_ref::<redb::Error>() {
-            Some(redb::Error::Io(error)) => no_room(error),
-            _ => false,
-        };
-        database || cause.downcast_ref::<io::Error>().is_some_and(no_room)
-    })
+    error.chain().any(|cause| io_error(cause).is_some_and(no_room))
+}
+
+/// What the file system said, also in errors that say it in their own words and so name no source.
+fn io_error<'e>(cause: &'e (dyn std::error::Error + 'static)) -> Option<&'e io::Error> {
+    if let Some(redb::Error::Io(error)) = cause.downcast_ref() {
+        return Some(error);
+    }
+    if let Some(ReadError::Io { error, .. }) = cause.downcast_ref() {
+        return Some(error);
+    }
+    cause.downcast_ref()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use anyhow::Context;
+    use tidemark_journal::{GroupId, VolumeId};
+    use tidemark_simdisk::{Op, SimDisk, errno};
+
+    use super::*;
+    use crate::{
+        machine::simulated::Simulated,
+        store::base::{
+            BLOCK_BYTES, Base,
+            apply::{Change, NewContent, Redo},
+            sum::Unknown,
+        },
+    };
+
+    /// Which takes room: blocks that the base had not, after the start has put all there was into the
+    /// reserve.
+    #[test]
+    fn a_fold_that_was_cut_short_is_redone_on_a_full_disk() {
+        let disk = SimDisk::new(1);
+        let machine = Machine::Simulated(Simulated::new(disk.clone(), 1, 0));
+        let (dir, volume) = (Path::new("/base"), VolumeId(0));
+        let open = |rows: &BTreeMap<_, _>| Base::open(&machine, dir, GroupId([2; 16]), rows);
+        let block = |byte| vec![byte; BLOCK_BYTES as usize];
+        let (base, _) = open(&BTreeMap::new()).expect("opened");
+        let change = Change { volume, first: 0, content: NewContent::Data(block(1)) };
+        base.apply(&change, &mut Vec::new()).expect("applied");
+        let rows = base.finish().expect("durable");
+        base.committed(&rows);
+        let mut redo = Redo::create(&base).expect("made");
+        redo.push(volume, 100, &block(2), Unknown::NONE).expect("added");
+        redo.sync().expect("durable");
+        drop((base, redo));
+
+        machine.create_dir_all(Path::new("/groups")).expect("made");
+        let reserve = Reserve::new(&machine, Path::new("/groups"), 64 << 10);
+        reserve.refill();
+        assert!(reserve.is_whole());
+        disk.fail(Op::Write, "/base/00000.data", 0, errno::ENOSPC);
+        let opened = reserve.with_room(|| open(&rows).context("cannot open the base"));
+        let (base, damage) = opened.expect("with the room of the reserve");
+        assert!(!reserve.is_whole() && !machine.exists(Path::new("/groups/.reserve")));
+        assert_eq!(damage, Vec::<String>::new());
+        for (number, byte) in [(0, 1), (100, 2)] {
+            assert_eq!(base.block(volume, number).expect("read"), (block(byte), Unknown::NONE));
+        }
+    }
 }
