@@ -45,6 +45,8 @@ pub use writing::{Change, Content, WriteError};
 
 /// Changes waiting to be written.
 const QUEUE_MAX: usize = 1024;
+/// A position that is above all there are.
+const NEWEST: Seq = Seq(u64::MAX);
 
 /// A writable child of a point.
 pub struct Branch {
@@ -169,11 +171,12 @@ impl Branch {
         end: u64,
         out: &mut [u8],
     ) -> Result<(), ReadError> {
-        let plan = self.plan(volume, start, end)?;
+        let plan = self.ask(Plan::new(newest(volume, start, end)))?;
         self.parent.finish(plan, volume, start, out)
     }
 
-    /// The stretches of a range, by whether they are known to be zeros. May end early.
+    /// The stretches of a range's beginning, by whether they are known to be zeros: as far as a bounded
+    /// number of searches leads.
     ///
     /// # Errors
     /// Any [`ReadError`].
@@ -183,14 +186,13 @@ impl Branch {
         start: u64,
         end: u64,
     ) -> Result<Vec<Stretch>, ReadError> {
-        let plan = self.plan(volume, start, end)?;
+        let plan = self.ask(Plan::of_beginning(newest(volume, start, end)))?;
         self.parent.stretches(plan, volume)
     }
 
-    fn plan(&self, volume: VolumeId, start: u64, end: u64) -> Result<Plan, ReadError> {
-        let newest = Seq(u64::MAX);
-        let mut plan = Plan::new(Query { volume, start, end, at: newest });
-        plan.ask(self.writer.journal().segments().iter().rev(), newest)?;
+    /// Asks its log, then its parent's at its point.
+    fn ask(&self, mut plan: Plan) -> Result<Plan, ReadError> {
+        plan.ask(self.writer.journal().segments().iter().rev(), NEWEST)?;
         self.parent.ask(&mut plan, self.row.term.fork_seq)?;
         Ok(plan)
     }
@@ -266,7 +268,7 @@ impl Branch {
         extents.sort_unstable();
         extents.dedup();
         for (volume, start, end) in extents {
-            let Ok(plan) = self.plan(volume, start, end) else { continue };
+            let Ok(plan) = self.ask(Plan::new(newest(volume, start, end))) else { continue };
             let needed = plan.into_pieces().0.into_iter().filter(|piece| {
                 matches!(&piece.content, PieceContent::Data { segment: of, chunk: number, .. }
                     if of.id() == segment.id() && *number == chunk)
@@ -334,6 +336,11 @@ impl Drop for ClientGuard {
         *self.0.left.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         self.0.clients.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// Sectors of a volume as they are now.
+fn newest(volume: VolumeId, start: u64, end: u64) -> Query {
+    Query { volume, start, end, at: NEWEST }
 }
 
 /// Where a branch's log is.

@@ -2,6 +2,7 @@
 
 pub mod access;
 mod branch;
+mod status;
 mod workers;
 
 use std::sync::Arc;
@@ -310,10 +311,8 @@ pub struct View {
 }
 
 impl View {
-    fn plan(&self, start: u64, end: u64) -> Result<Plan, ReadError> {
-        let mut plan = Plan::new(Query { volume: self.volume, start, end, at: self.at });
-        self.replica.ask(&mut plan, self.at)?;
-        Ok(plan)
+    fn query(&self, start: u64, end: u64) -> Query {
+        Query { volume: self.volume, start, end, at: self.at }
     }
 
     /// Reads bytes: their content, and which stretches of it are known to be zeros.
@@ -323,7 +322,8 @@ impl View {
     pub fn read(&self, offset: u64, length: u32) -> Result<Vec<u8>, ReadError> {
         let (start, end) = sectors(offset, u64::from(length));
         let mut out = vec![0; ((end - start) * SECTOR_BYTES) as usize];
-        let plan = self.plan(start, end)?;
+        let mut plan = Plan::new(self.query(start, end));
+        self.replica.ask(&mut plan, self.at)?;
         self.replica.finish(plan, self.volume, start, &mut out)?;
         let skip = (offset - start * SECTOR_BYTES) as usize;
         out.truncate(skip + length as usize);
@@ -331,14 +331,23 @@ impl View {
         Ok(out)
     }
 
-    /// The stretches from `offset` on, by whether they are known to be zeros. May end early.
+    /// The stretches from `offset` on, by whether they are known to be zeros. May end early; with
+    /// `one`, only the first is wanted.
     ///
     /// # Errors
     /// Any [`ReadError`].
-    pub fn stretches(&self, offset: u64, length: u64) -> Result<Vec<Stretch>, ReadError> {
+    pub fn stretches(
+        &self,
+        offset: u64,
+        length: u64,
+        one: bool,
+    ) -> Result<Vec<Stretch>, ReadError> {
         let (start, end) = sectors(offset, length);
-        let plan = self.plan(start, end)?;
-        self.replica.stretches(plan, self.volume)
+        status::stretches(start, end, one, |from, to| {
+            let mut plan = Plan::of_beginning(self.query(from, to));
+            self.replica.ask(&mut plan, self.at)?;
+            self.replica.stretches(plan, self.volume)
+        })
     }
 }
 
@@ -397,10 +406,10 @@ impl Export for PointExport {
         })
     }
 
-    fn block_status(self: Arc<Self>, offset: u64, length: u64, _one: bool) -> Reply<Vec<Extent>> {
+    fn block_status(self: Arc<Self>, offset: u64, length: u64, one: bool) -> Reply<Vec<Extent>> {
         Reply::future(async move {
             let view = Arc::clone(&self.view);
-            let found = self.share.run(move || view.stretches(offset, length)).await?;
+            let found = self.share.run(move || view.stretches(offset, length, one)).await?;
             let stretches =
                 found.map_err(|error| failed(&self.name, &self.view.replica, &error))?;
             Ok(extents(&stretches, offset, length))

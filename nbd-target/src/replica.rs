@@ -239,7 +239,8 @@ impl Replica {
         Ok(())
     }
 
-    /// The stretches that a plan covers, by whether they are known to read as zeros. May end early.
+    /// The stretches that a plan covers, by whether they are known to read as zeros. May end early, never
+    /// empty.
     ///
     /// # Errors
     /// Any [`ReadError`].

@@ -8,7 +8,7 @@ use tidemark_nbd::{
     BlockSizes, Buffer, Chunk, Errno, Error, Export, ExportInfo, Extent, Features, Reply, Zeroing,
 };
 
-use super::{READ_BYTES_MAX, Share, extents, failed, pieces};
+use super::{READ_BYTES_MAX, Share, extents, failed, pieces, status};
 use crate::branch::{Branch, Change, ClientGuard, Content, WriteError};
 
 /// Addresses and lengths are whole sectors.
@@ -95,11 +95,12 @@ impl Export for BranchExport {
         })
     }
 
-    fn block_status(self: Arc<Self>, offset: u64, length: u64, _one: bool) -> Reply<Vec<Extent>> {
+    fn block_status(self: Arc<Self>, offset: u64, length: u64, one: bool) -> Reply<Vec<Extent>> {
         Reply::future(async move {
             let own = Arc::clone(&self);
             let (start, end) = range(offset, length);
-            let look = move || own.branch.stretches(own.volume, start, end);
+            let step = move |from, to| own.branch.stretches(own.volume, from, to);
+            let look = move || status::stretches(start, end, one, step);
             let found = self.share.run(look).await?;
             let stretches =
                 found.map_err(|error| failed(&self.name, self.branch.parent(), &error))?;

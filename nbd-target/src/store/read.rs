@@ -1,7 +1,7 @@
 //! Reading a range at a position: the newest version of each sector, from the newest source to the
 //! oldest until the range is covered.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use tidemark_journal::{SECTOR_BYTES, Seq};
 
@@ -10,6 +10,10 @@ use super::{
     index::{Content, Key, Query},
     segment::Segment,
 };
+
+/// The most uncovered parts of a range of which a plan of its beginning asks a source: what bounds the
+/// searches, each of which is a few seeks in every index.
+const PARTS_MAX: usize = 64;
 
 /// What a part of a range reads as, and from where.
 #[derive(Clone)]
@@ -56,16 +60,23 @@ impl Piece {
 pub struct Plan {
     query: Query,
     pieces: Vec<Piece>,
-    /// Sorted and disjoint.
-    uncovered: Vec<(u64, u64)>,
+    /// Disjoint ranges: the sector after the last by the first.
+    uncovered: BTreeMap<u64, u64>,
+    /// The most uncovered ranges that a source is asked about.
+    parts_max: usize,
 }
 
 impl Plan {
     /// A plan that has not asked anybody yet.
     pub fn new(query: Query) -> Plan {
-        let uncovered =
-            if query.start < query.end { vec![(query.start, query.end)] } else { Vec::new() };
-        Plan { query, pieces: Vec::new(), uncovered }
+        let uncovered = Some((query.start, query.end)).filter(|(start, end)| start < end);
+        let uncovered = uncovered.into_iter().collect();
+        Plan { query, pieces: Vec::new(), uncovered, parts_max: usize::MAX }
+    }
+
+    /// The same of the range's beginning alone, as far as a bounded number of searches leads.
+    pub fn of_beginning(query: Query) -> Plan {
+        Plan { parts_max: PARTS_MAX, ..Plan::new(query) }
     }
 
     /// Asks sources from the newest to the oldest for their newest version at or below `at`, until
@@ -83,6 +94,7 @@ impl Plan {
             if self.uncovered.is_empty() {
                 break;
             }
+            self.narrow();
             found.clear();
             for (start, end) in &self.uncovered {
                 let query = Query { start: *start, end: *end, at, ..self.query };
@@ -96,27 +108,31 @@ impl Plan {
         Ok(())
     }
 
-    /// What is still unknown: sorted, disjoint ranges.
-    pub fn uncovered(&self) -> &[(u64, u64)] {
-        &self.uncovered
+    /// What was found, and what is still unknown: both sorted by place.
+    pub fn into_pieces(mut self) -> (Vec<Piece>, Vec<(u64, u64)>) {
+        self.narrow();
+        self.pieces.retain(|piece| piece.start < self.query.end);
+        self.pieces.sort_unstable_by_key(|piece| piece.start);
+        (self.pieces, self.uncovered.into_iter().collect())
     }
 
-    /// What was found, sorted by place.
-    pub fn into_pieces(mut self) -> (Vec<Piece>, Vec<(u64, u64)>) {
-        self.pieces.sort_unstable_by_key(|piece| piece.start);
-        (self.pieces, self.uncovered)
+    /// Has the range end before the uncovered ranges that are too many.
+    fn narrow(&mut self) {
+        if self.uncovered.len() > self.parts_max
+            && let Some(end) = self.uncovered.keys().nth(self.parts_max).copied()
+        {
+            self.uncovered.split_off(&end);
+            self.query.end = end;
+        }
     }
 
     fn paint(&mut self, key: &Key, content: &Content, segment: &Arc<Segment>) {
         let (start, end) = (key.start.0, key.end());
-        let from = self.uncovered.partition_point(|(_, e)| *e <= start);
-        let to = self.uncovered.partition_point(|(s, _)| *s < end);
-        if from >= to {
-            return;
-        }
-        let mut left = Vec::new();
-        for (s, e) in &self.uncovered[from..to] {
-            let (begin, stop) = ((*s).max(start), (*e).min(end));
+        // From the last range that the extent reaches down to the first.
+        while let Some((&from, &to)) = self.uncovered.range(..end).next_back()
+            && to > start
+        {
+            let (begin, stop) = (from.max(start), to.min(end));
             let content = match *content {
                 Content::Data { chunk, offset } => PieceContent::Data {
                     segment: Arc::clone(segment),
@@ -127,9 +143,10 @@ impl Plan {
                 Content::Unreadable => PieceContent::Unreadable,
             };
             self.pieces.push(Piece { start: begin, end: stop, content });
-            left.extend([(*s, begin), (stop, *e)].into_iter().filter(|(s, e)| s < e));
+            self.uncovered.remove(&from);
+            let left = [(from, begin), (stop, to)].into_iter().filter(|(from, to)| from < to);
+            self.uncovered.extend(left);
         }
-        self.uncovered.splice(from..to, left);
     }
 }
 

@@ -152,6 +152,35 @@ fn a_hot_block_among_many_entries() {
     }
 }
 
+/// A plan of the beginning says of it what one of everything says, and ends where there is too much left
+/// to look for.
+#[test]
+fn a_plan_of_the_beginning_is_the_first_part_of_one_of_everything() {
+    let dir = tempfile::TempDir::new().expect("a directory");
+    let ops = |first: u64, step: u64, byte| -> Vec<Op> {
+        let starts = (first..SECTORS - 8).step_by(step as usize);
+        starts.map(|start| Op { volume: 0, zeros: false, start, sectors: 8, byte }).collect()
+    };
+    let older = segment(dir.path(), 0, 0, &ops(8, 32, 1));
+    let newer = segment(dir.path(), 1, 1000, &ops(0, 16, 2));
+    let sources = [newer, older].map(Arc::new);
+    let ranges = |mut plan: Plan| {
+        plan.ask(&sources, Seq(5000)).expect("asked");
+        let (pieces, rest) = plan.into_pieces();
+        let mut all: Vec<(u64, u64, bool)> =
+            pieces.iter().map(|piece| (piece.start, piece.end, true)).collect();
+        all.extend(rest.iter().map(|(start, end)| (*start, *end, false)));
+        all.sort_unstable();
+        all
+    };
+    let query = Query { volume: VolumeId(0), start: 0, end: SECTORS, at: Seq(5000) };
+    let (all, beginning) = (ranges(Plan::new(query)), ranges(Plan::of_beginning(query)));
+    assert_eq!(beginning, all[..beginning.len()]);
+    // 64 of the parts that the newer segment leaves, of which the older one has every other.
+    assert_eq!(beginning.last().map(|(_, end, _)| *end), Some(64 * 16 + 8));
+    assert_eq!(all.last().map(|(_, end, _)| *end), Some(SECTORS));
+}
+
 #[test]
 fn the_index_of_4_kib_writes_is_below_one_hundredth() {
     let dir = tempfile::TempDir::new().expect("a directory");
