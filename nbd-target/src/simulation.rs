@@ -420,3 +420,6 @@ async fn run_owners(mut new_owners: mpsc::UnboundedReceiver<Owner>) {
         tokio::task::spawn_local(owner.run());
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -358,7 +358,11 @@ async fn write(
     let mut stalled: Option<Arc<str>> = None;
     progress.mark_changed();
     let mut damage = replica.damages().watch();
-    damage.mark_changed();
+    // All of these go on whatever else happens in between; the first asks at once.
+    let mut asks = tokio::time::interval(ASK_EVERY);
+    asks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut repeats = tokio::time::interval(STALLED_EVERY);
+    repeats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut leases = tokio::time::interval(link_lease::ASK_EVERY);
     leases.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let with_leases = session.borrow().has_leases();
@@ -382,15 +386,13 @@ async fn write(
                 sender.send(&Message::Repair(repair)).await?;
             },
             // Asks again for what has not come.
-            () = tokio::time::sleep(ASK_EVERY) => damage.mark_changed(),
+            _ = asks.tick() => damage.mark_changed(),
             message = outbox.recv() => match message {
                 Some(message) => sender.send(&message).await?,
                 None => last = true,
             },
             // The source should hear something also while nothing moves.
-            () = tokio::time::sleep(STALLED_EVERY), if stalled.is_some() => {
-                session.borrow_mut().repeat();
-            }
+            _ = repeats.tick(), if stalled.is_some() => session.borrow_mut().repeat(),
         }
         while let Ok(message) = outbox.try_recv() {
             sender.send(&message).await?;
@@ -407,6 +409,7 @@ async fn write(
             };
             sender.send(&Message::Notice(notice)).await?;
             stalled = now.stalled;
+            repeats.reset();
         }
         sender.flush().await?;
         if last {

@@ -1,12 +1,10 @@
 //! What a source is asked for again, because it is damaged here.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use tidemark_journal::VolumeId;
 use tidemark_link::message::{REPAIR_ROWS_MAX, RegionRun, Repair};
+use tokio::time::Instant;
 
 /// When a source is asked once more for what it has not sent.
 const AGAIN: Duration = Duration::from_secs(3600);
@@ -15,7 +13,7 @@ const AGAIN: Duration = Duration::from_secs(3600);
 pub struct Repairs {
     /// The source knows the message.
     able: bool,
-    /// Runs of regions, from the first up to the one after the last.
+    /// Runs of regions, from the first up to the one after the last, sorted; only what is damaged still.
     asked: BTreeMap<VolumeId, Vec<(u64, u64)>>,
     since: Instant,
 }
@@ -26,8 +24,9 @@ impl Repairs {
         Repairs { able, asked: BTreeMap::new(), since: Instant::now() }
     }
 
-    /// What to ask for now, given the regions (volume, first, number) that are damaged at the newest
-    /// position: what has not been asked for lately. Call again until there is nothing.
+    /// What to ask for now, given all regions (volume, first, number) that are damaged at the newest
+    /// position: what has not been asked for lately, or has been mended since. Call again until there is
+    /// nothing.
     pub fn ask(&mut self, damaged: &[(VolumeId, u64, u64)]) -> Option<Repair> {
         if !self.able {
             return None;
@@ -36,6 +35,7 @@ impl Repairs {
             self.asked.clear();
             self.since = Instant::now();
         }
+        self.forget_mended(damaged);
         let mut runs = Vec::new();
         for (volume, first, regions) in damaged {
             let asked = self.asked.entry(*volume).or_default();
@@ -52,6 +52,19 @@ impl Repairs {
             asked.sort_unstable();
         }
         (!runs.is_empty()).then_some(Repair { runs })
+    }
+
+    /// Keeps only what is damaged of what was asked for.
+    fn forget_mended(&mut self, damaged: &[(VolumeId, u64, u64)]) {
+        let before = std::mem::take(&mut self.asked);
+        for (volume, first, regions) in damaged {
+            let Some(asked) = before.get(volume) else { continue };
+            let end = first.saturating_add(*regions);
+            let from = asked.partition_point(|(_, stop)| stop <= first);
+            let inside = asked[from..].iter().take_while(|(start, _)| *start < end);
+            let inside = inside.map(|(start, stop)| ((*start).max(*first), (*stop).min(end)));
+            self.asked.entry(*volume).or_default().extend(inside);
+        }
     }
 }
 
@@ -88,7 +101,9 @@ mod tests {
         assert_eq!(repairs.ask(&[(one, 4, 2), (two, 0, 1)]), None);
         assert_eq!(repairs.ask(&[(one, 5, 1)]), None, "a part of it is left");
         let asked = repairs.ask(&[(one, 2, 6)]).expect("more");
-        assert_eq!(asked.runs, [run(one, 2, 2), run(one, 6, 2)]);
+        assert_eq!(asked.runs, [run(one, 2, 3), run(one, 6, 2)], "5 is still to come");
+        assert_eq!(repairs.ask(&[]), None, "all is mended");
+        assert_eq!(repairs.ask(&[(one, 3, 1)]).expect("again").runs, [run(one, 3, 1)]);
         // An hour later it is tried again.
         repairs.since = Instant::now().checked_sub(AGAIN).expect("the machine runs that long");
         assert_eq!(repairs.ask(&[(one, 2, 6)]).expect("again").runs, [run(one, 2, 6)]);

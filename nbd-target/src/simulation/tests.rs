@@ -1,0 +1,103 @@
+use tidemark_journal::{Ancestry, GroupId, TermId, VolumeId};
+use tidemark_link::message::{
+    GroupHello, Heartbeat, ProtocolRange, REPAIR_FEATURE, RegionRun, VolumeHello,
+};
+
+use super::*;
+use crate::damage::{Extent, Place, Spot};
+
+const GROUP: &str = "shop";
+const VOLUME: VolumeId = VolumeId(0);
+const TERM: TermId = TermId([1; 16]);
+const WALL_NS: i64 = 1_795_424_400_000_000_000;
+
+fn node() -> NodeName {
+    "db1".parse().expect("a name")
+}
+
+fn start(disk: &SimDisk) -> SimTarget {
+    let group = GroupConfig {
+        name: GROUP.parse().expect("a name"),
+        node: node(),
+        readers: Vec::new(),
+        branch_writers: Vec::new(),
+        window: Seconds(3600),
+        window_min: Seconds(1),
+        size_max: Bytes(3 << 20),
+    };
+    let store = StoreConfig {
+        segment: Bytes(1 << 20),
+        page_cache: Bytes(64 << 10),
+        chunk_cache: Bytes(512 << 10),
+    };
+    let config = SimConfig { groups: vec![group], store };
+    SimTarget::start(&config, disk, 1, WALL_NS).expect("it starts")
+}
+
+/// A source that mends, with one volume of so many sectors, greets.
+fn greet(target: &mut SimTarget, sectors: u64) {
+    let hello = Hello {
+        protocol: ProtocolRange::OWN,
+        features: vec![REPAIR_FEATURE.to_owned()],
+        software: "a played source".to_owned(),
+        group: GroupHello { id: GroupId([7; 16]), name: GROUP.to_owned() },
+        ancestry: Ancestry::root(TERM),
+        volumes: vec![VolumeHello {
+            id: VOLUME,
+            name: "disk0".to_owned(),
+            sectors,
+            logical_block_bytes: 512,
+            physical_block_bytes: 4096,
+        }],
+        acked: Position::default(),
+        ceiling: Seq(1 << 40),
+        map_generation: 0,
+    };
+    let answer = target.greet(&node(), hello);
+    assert!(matches!(answer, Some(Message::Welcome(_))), "{answer:?}");
+}
+
+/// The source lives on for a while; what it is asked for meanwhile.
+fn asked(target: &mut SimTarget, minutes: u64) -> Vec<RegionRun> {
+    for number in 0..minutes * 2 {
+        target.advance(Duration::from_secs(30));
+        target.feed(Message::Heartbeat(Heartbeat {
+            number,
+            journal_ns: 0,
+            wall_ns: WALL_NS,
+            vouched: Position::default(),
+            map_generation: 0,
+        }));
+    }
+    let replies = target.replies().into_iter();
+    let repairs = replies.filter_map(|reply| match reply {
+        Message::Repair(repair) => Some(repair.runs),
+        _ => None,
+    });
+    repairs.flatten().collect()
+}
+
+/// Heartbeats began the time anew after which it is asked again, so that it never was.
+#[test]
+fn what_is_not_mended_is_asked_for_again_while_the_source_lives() {
+    let mut target = start(&SimDisk::new(1));
+    greet(&mut target, 1 << 14);
+    let replica = target.replica(GROUP).expect("greeted");
+    let extent = Extent { volume: VOLUME, start: 2048, end: 4096, from: Seq::ZERO, until: None };
+    let damage = Spot {
+        place: Place::Base { volume: VOLUME, first: 256, blocks: 256 },
+        text: "some blocks are damaged".to_owned(),
+        found_wall_ns: 0,
+        extents: vec![extent],
+    };
+    let region = RegionRun { volume: VOLUME, first: 1, regions: 1 };
+    replica.damages().report(damage.clone());
+    assert_eq!(asked(&mut target, 1), [region]);
+    assert_eq!(asked(&mut target, 58), []);
+    assert_eq!(asked(&mut target, 3), [region], "an hour later");
+    // What is mended, and damaged once more, has not been asked for.
+    replica.damages().replace(|_| true, Vec::new());
+    assert_eq!(asked(&mut target, 1), []);
+    replica.damages().report(damage);
+    assert_eq!(asked(&mut target, 1), [region]);
+}
