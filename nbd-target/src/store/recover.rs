@@ -14,6 +14,11 @@
 //! multiple of 4096; so a whole frame further on shows that what is missing had been durable. What
 //! is damaged is never cut off (invariant 8): the file is kept under another name, and the log ends
 //! before the damage, so that the source sends again what it has or compares everything.
+//!
+//! Where not even the first frame is good, the table says whether the file is damaged or may be
+//! removed: it had been made ahead of need, or its first batch never became durable. The header is
+//! written with that batch, and its sector whole or not at all. So a frame right behind it is one
+//! further on if the header is neither whole nor zeros.
 
 use std::{collections::BTreeMap, io, path::Path, sync::Arc};
 
@@ -123,13 +128,14 @@ pub fn recover(
         let scan = scan(machine, &path, number, expected, found.end, follower)
             .with_context(|| format!("cannot scan {}", path.display()))?;
         if scan.nothing {
-            if scan.foreign || (scan.frames_further_on && options.sync_batches) {
-                set_aside(
-                    machine,
-                    &path,
-                    &mut found.damage,
-                    "it does not follow the segment before",
-                )?;
+            // A later one is begun only when this one has come to its end.
+            let held = found.end.seq < expected.acked || begun(machine, dir, number + 1)?;
+            if scan.foreign {
+                let why = "it does not follow the segment before";
+                set_aside(machine, &path, &mut found.damage, why)?;
+            } else if (scan.frames_further_on && options.sync_batches) || (scan.bad && held) {
+                let why = "it is damaged at its beginning, below what was acknowledged";
+                set_aside(machine, &path, &mut found.damage, why)?;
             } else {
                 // Room set aside ahead of need, or a first batch that was never acknowledged.
                 machine.remove_file(&path)?;
@@ -250,9 +256,13 @@ fn scan(
             return Ok(result);
         }
         Err(_) => {
-            result.bad = block.iter().any(|byte| *byte != 0);
-            result.frames_further_on =
-                frames_further_on(&file, BLOCK_BYTES, bytes, expected, before.seq)?;
+            let is_there = |block: &[u8]| block.iter().any(|byte| *byte != 0);
+            // No crash leaves half of it.
+            let rotten = is_there(&block);
+            let from = if rotten { 0 } else { BLOCK_BYTES };
+            result.frames_further_on = frames_further_on(&file, from, bytes, expected, before.seq)?;
+            let have = file.read_up_to(&mut block, BLOCK_BYTES)?;
+            result.bad = rotten || is_there(&block[..have]);
             return Ok(result);
         }
     }
@@ -518,3 +528,6 @@ fn list(machine: &Machine, dir: &Path, first: u64) -> anyhow::Result<Vec<u64>> {
     numbers.sort_unstable();
     Ok(numbers)
 }
+
+#[cfg(test)]
+mod tests;
