@@ -4,6 +4,9 @@
 //! record that wrote it on, up to the one at which it has been overwritten completely: there, points
 //! cannot be read in these extents, and everywhere else they can. The list is durable, and a place
 //! leaves it when no point that is offered needs it any more.
+//!
+//! To find that out takes long where much is damaged. A start does not wait for it: of a base that is
+//! lost it lists all of the volume, and the thread that scrubs finds out what the log has of it.
 
 mod extents;
 
@@ -270,6 +273,11 @@ impl Damages {
         self.lock().spots.clone()
     }
 
+    /// What is listed of a place.
+    fn known(&self, place: &Place) -> Option<Spot> {
+        self.lock().spots.iter().find(|spot| spot.place == *place).cloned()
+    }
+
     /// Places that are not listed.
     pub fn unlisted(&self) -> u64 {
         self.lock().unlisted
@@ -404,9 +412,20 @@ impl Place {
 }
 
 impl Spot {
-    /// A place that was found to be damaged, with the extents that it concerns. Blocks on the disk.
+    /// A place that was found to be damaged, with the extents that it concerns: those that are known if
+    /// it is listed; else it blocks on the disk, for long where much is concerned.
     pub fn found(replica: &Replica, place: Place, text: String) -> Spot {
+        if let Some(known) = replica.damages().known(&place) {
+            return Spot { text, ..known };
+        }
         let extents = extents::of(replica, &place);
+        Spot { place, text, found_wall_ns: 0, extents }
+    }
+
+    /// The same with all the extents that it may concern, which a [`refresh`](Damages::refresh) narrows.
+    /// Of a place in the base nothing is read for it.
+    pub fn at_most(replica: &Replica, place: Place, text: String) -> Spot {
+        let extents = extents::at_most(replica, &place);
         Spot { place, text, found_wall_ns: 0, extents }
     }
 }

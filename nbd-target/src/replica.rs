@@ -127,7 +127,8 @@ impl Replica {
         };
         for (volume, blocks, text) in replica.base.lost() {
             let place = Place::Base { volume, first: 0, blocks };
-            replica.damages.report(Spot::found(&replica, place, text));
+            // What the log holds of it takes long to find out: whoever scrubs does.
+            replica.damages.report(Spot::at_most(&replica, place, text));
         }
         for (number, text) in found.suspect {
             let known = replica.damages.list();

@@ -17,11 +17,19 @@ const BLOCK_SECTORS: u64 = 8;
 const BLOCK_BYTES: usize = 4096;
 /// Sectors that are looked at together.
 const WINDOW_SECTORS: u64 = 16 << 10;
+/// The same where the base is not read, since all of it is lost: 256 MiB.
+const LOST_WINDOW_SECTORS: u64 = 512 << 10;
 /// The most parts that an extent is divided into at once.
 const PARTS_MAX: usize = 256;
 
 /// The extents that a place concerns, as of the newest position.
 pub fn of(replica: &Replica, place: &Place) -> Vec<Extent> {
+    let end = replica.journal().progress().durable.seq;
+    look_again(replica, place, &at_most(replica, place), end)
+}
+
+/// The extents that a place concerns if nothing in them has been overwritten since.
+pub fn at_most(replica: &Replica, place: &Place) -> Vec<Extent> {
     let segments = replica.journal().segments();
     let in_log = |number: u64| segments.iter().find(|segment| segment.number() == number);
     let mut extents: Vec<Extent> = Vec::new();
@@ -58,8 +66,7 @@ pub fn of(replica: &Replica, place: &Place) -> Vec<Extent> {
         }
         _ => {}
     }
-    let end = replica.journal().progress().durable.seq;
-    look_again(replica, place, &extents, end)
+    extents
 }
 
 /// The same extents as of a later position: what has been overwritten since has its end.
@@ -70,7 +77,7 @@ pub fn look_again(replica: &Replica, place: &Place, extents: &[Extent], end: Seq
             all.push(*extent);
             continue;
         }
-        let visible = visible(replica, place, extent, end);
+        let visible = visible(replica, place, extent, end, PARTS_MAX);
         let parts = parts(extent, &visible);
         if parts.len() > PARTS_MAX {
             all.push(*extent);
@@ -100,7 +107,7 @@ pub fn unknown_after(
         if extent.from > last || extent.until.is_some_and(|until| until <= last) {
             continue;
         }
-        for (start, end) in visible(replica, place, &extent, last) {
+        for (start, end) in visible(replica, place, &extent, last, usize::MAX) {
             let first = start / BLOCK_SECTORS;
             blocks.push((extent.volume, first, end.div_ceil(BLOCK_SECTORS) - first));
         }
@@ -113,27 +120,35 @@ pub fn unknown_after(
 /// The first position at which nothing of an extent is needed; it is not needed at `end`.
 fn overwritten_at(replica: &Replica, place: &Place, extent: &Extent, end: Seq) -> Seq {
     let (mut needed, mut free) = (extent.from.0, end.0);
-    if visible(replica, place, extent, extent.from).is_empty() {
+    let is_needed = |at| !visible(replica, place, extent, at, 0).is_empty();
+    if !is_needed(extent.from) {
         return extent.from;
     }
     while needed + 1 < free {
         let middle = needed + (free - needed) / 2;
-        if visible(replica, place, extent, Seq(middle)).is_empty() {
-            free = middle;
-        } else {
+        if is_needed(Seq(middle)) {
             needed = middle;
+        } else {
+            free = middle;
         }
     }
     Seq(free)
 }
 
 /// The parts of an extent that a read at a position needs from a place: sorted and disjoint. Where
-/// it cannot be told, all of them.
-fn visible(replica: &Replica, place: &Place, extent: &Extent, at: Seq) -> Vec<(u64, u64)> {
+/// it cannot be told, all of them. Once there are more than `most` it looks no further.
+fn visible(
+    replica: &Replica,
+    place: &Place,
+    extent: &Extent,
+    at: Seq,
+    most: usize,
+) -> Vec<(u64, u64)> {
     let mut all: Vec<(u64, u64)> = Vec::new();
     let mut from = extent.start;
-    while from < extent.end {
-        let to = (from + WINDOW_SECTORS).min(extent.end);
+    let step = if is_lost(replica, place) { LOST_WINDOW_SECTORS } else { WINDOW_SECTORS };
+    while from < extent.end && all.len() <= most {
+        let to = (from + step).min(extent.end);
         let found = in_window(replica, place, extent.volume, from, to, at);
         for (start, end) in found.unwrap_or_else(|| vec![(from, to)]) {
             match all.last_mut() {
@@ -166,6 +181,7 @@ fn in_window(
     let (pieces, uncovered) = plan.into_pieces();
     let (number, wanted) = match *place {
         Place::Chunk { segment, chunk } => (segment, chunk),
+        Place::Base { .. } if is_lost(replica, place) => return Some(uncovered),
         // What a fold has brought since is good.
         Place::Base { .. } => {
             let bad = uncovered.iter().flat_map(|(s, e)| bad_blocks(replica, volume, *s, *e));
@@ -178,6 +194,11 @@ fn in_window(
             if segment.number() == number && *chunk == wanted)
     };
     Some(pieces.iter().filter(needed).map(|piece| (piece.start, piece.end)).collect())
+}
+
+/// Whether a place is in a base that gives nothing at all.
+fn is_lost(replica: &Replica, place: &Place) -> bool {
+    matches!(*place, Place::Base { volume, .. } if replica.base().is_lost(volume))
 }
 
 /// The parts of a range that the base does not give.

@@ -1,10 +1,17 @@
-use tidemark_journal::{Ancestry, GroupId, TermId, VolumeId};
+use std::time::Instant;
+
+use tidemark_journal::{
+    Ancestry, Compression, FrameBuilder, FrameMeta, GroupId, Kind, Record, Sector, TermId, VolumeId,
+};
 use tidemark_link::message::{
     GroupHello, Heartbeat, ProtocolRange, REPAIR_FEATURE, RegionRun, VolumeHello,
 };
 
 use super::*;
-use crate::damage::{Extent, Place, Spot};
+use crate::{
+    damage::{Extent, Place, Spot},
+    store::base::BaseRow,
+};
 
 const GROUP: &str = "shop";
 const VOLUME: VolumeId = VolumeId(0);
@@ -100,4 +107,55 @@ fn what_is_not_mended_is_asked_for_again_while_the_source_lives() {
     assert_eq!(asked(&mut target, 1), []);
     replica.damages().report(damage);
     assert_eq!(asked(&mut target, 1), [region]);
+}
+
+/// It read all of the volume before any port was open, at every start.
+#[test]
+fn a_start_does_not_wait_for_what_a_lost_base_means() {
+    // 8 TiB.
+    const SECTORS: u64 = 1 << 34;
+    let disk = SimDisk::new(1);
+    let mut target = start(&disk);
+    greet(&mut target, SECTORS);
+    let mut builder = FrameBuilder::new(Compression::Off);
+    let (kind, seq, start_at) = (Kind::Write, Seq(5), Sector(800));
+    let record =
+        Record { kind, flags: 0, volume: VOLUME, seq, time_ns: 0, start: start_at, sectors: 8 };
+    builder.push(&record, [[9; 4096].as_slice()]);
+    let before = Position { term: TERM, seq: Seq::ZERO };
+    let meta = FrameMeta { group: GroupId([7; 16]), term: TERM, before, wall_ns: WALL_NS };
+    target.feed(Message::Frame(builder.finish(&meta).to_vec()));
+    target.advance(Duration::from_secs(1));
+    assert_eq!(target.position(GROUP).seq, seq);
+    let replica = target.replica(GROUP).expect("greeted");
+    // A base without its files.
+    let row = BaseRow { generation: 1, blocks: SECTORS / 8 };
+    replica.ledger().change(|of| of.bases.insert(VOLUME, row));
+    replica.ledger().keep_history().expect("kept");
+    drop(replica);
+    target.kill();
+
+    let began = Instant::now();
+    let target = start(&disk);
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    let extents = |target: &SimTarget| {
+        let replica = target.replica(GROUP).expect("opened");
+        let spots = replica.damages().list();
+        assert_eq!(spots.len(), 1, "{spots:?}");
+        spots[0].extents.clone()
+    };
+    let extent = |start, end, until| Extent { volume: VOLUME, start, end, from: Seq::ZERO, until };
+    assert_eq!(extents(&target), [extent(0, SECTORS, None)], "all, until it is looked at");
+    let refresh = |target: &SimTarget| {
+        let _inside = target.runtime.enter();
+        let replica = target.replica(GROUP).expect("opened");
+        replica.damages().refresh(&replica);
+    };
+    refresh(&target);
+    let known = [extent(0, 800, None), extent(800, 808, Some(seq)), extent(808, SECTORS, None)];
+    assert_eq!(extents(&target), known);
+    target.kill();
+    // Nor is it found out once more.
+    let target = start(&disk);
+    assert_eq!(extents(&target), known);
 }

@@ -72,6 +72,11 @@ impl Base {
         lost.collect()
     }
 
+    /// Whether a volume's files are lost.
+    pub fn is_lost(&self, id: VolumeId) -> bool {
+        matches!(self.volumes().get(&id), Some(Place::Lost { .. }))
+    }
+
     /// Has all of the volumes unknown from now on, durably once [`finish`](Self::finish) has made
     /// them so: something that is lost may have changed any block of them. What is there is kept as
     /// `*.damaged`.
