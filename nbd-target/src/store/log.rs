@@ -125,23 +125,39 @@ struct Spare {
 }
 
 impl Owner {
-    /// Takes frames in until all writers are gone; then syncs and ends.
+    /// Takes frames in until all writers are gone; then syncs and ends. Nothing of the log goes on in
+    /// the background after that.
     pub async fn run(mut self) {
-        if let Err(error) = self.work().await {
-            let log = self.journal.dir().display();
-            // What waited is with the source still.
-            if error.get_ref().is_some_and(|reason| reason.is::<Ended>()) {
-                tracing::info!(%log, "{error}");
-                return;
-            }
-            let text: Arc<str> = format!("{error:#}").into();
-            tracing::error!(%log, "the log has failed: {text}");
-            self.journal.advance(|progress| progress.failed = Some(Arc::clone(&text)));
-            // Writers that wait are told by the queue's end.
+        let mut sealing = None;
+        let done = self.work(&mut sealing).await;
+        self.told(done);
+        // Writers that wait are told by the queue's end.
+        self.queue.close();
+        while self.queue.recv().await.is_some() {}
+        if let Some(Sealing { task, .. }) = sealing {
+            let sealed = task.await.map_err(io::Error::other).flatten();
+            // What is not sealed is found again at the next start.
+            self.told(sealed.or_else(|error| if passing(&error) { Ok(()) } else { Err(error) }));
         }
     }
 
-    async fn work(&mut self) -> io::Result<()> {
+    /// Says what a part of the work has failed of.
+    fn told(&self, done: io::Result<()>) {
+        let Err(error) = done else { return };
+        let log = self.journal.dir().display();
+        // What waited is with the source still.
+        if error.get_ref().is_some_and(|reason| reason.is::<Ended>()) {
+            tracing::info!(%log, "{error}");
+            return;
+        }
+        let text: Arc<str> = format!("{error:#}").into();
+        tracing::error!(%log, "the log has failed: {text}");
+        self.journal.advance(|progress| {
+            progress.failed.get_or_insert(text);
+        });
+    }
+
+    async fn work(&mut self, sealing: &mut Option<Sealing>) -> io::Result<()> {
         let (mut active, mut next) = match self.start.take() {
             Some(Start::Tail(tail)) => {
                 let next = (tail.segment.number() + 1, [0; 32]);
@@ -151,7 +167,6 @@ impl Owner {
             None => return Ok(()),
         };
         let mut spare = None;
-        let mut sealing: Option<Sealing> = None;
         let mut buffer = AlignedBuf::new(
             tidemark_journal::frame::FRAME_BYTES_MAX + 2 * BLOCK_BYTES as usize + BATCH_BYTES_MAX,
         );
@@ -179,13 +194,13 @@ impl Owner {
             let full = active.as_ref().is_none_or(|active| !self.fits(active, &needs, 0));
             if full {
                 if let Some(old) = active.take() {
-                    self.sealed(&mut sealing).await?;
+                    self.sealed(sealing).await?;
                     let number = old.segment.number() + 1;
                     let (chain, begun) = self.roll(old).await?;
-                    sealing = Some(begun);
+                    *sealing = Some(begun);
                     next = (number, chain);
                 }
-                let opened = self.begin(next, needs, &mut spare, &mut sealing).await?;
+                let opened = self.begin(next, needs, &mut spare, sealing).await?;
                 active = Some(opened);
             }
             let Some(open) = active.as_mut() else { continue };
@@ -251,15 +266,7 @@ impl Owner {
                 }
             }
         }
-        self.sync(active.as_mut()).await?;
-        match sealing.map(|sealing| sealing.task) {
-            // What is not sealed is found again at the next start.
-            Some(task) => task
-                .await
-                .map_err(io::Error::other)?
-                .or_else(|error| if passing(&error) { Ok(()) } else { Err(error) }),
-            None => Ok(()),
-        }
+        self.sync(active.as_mut()).await
     }
 
     /// Waits until the segment before is sealed, which is tried again as long as what it lacks may come.

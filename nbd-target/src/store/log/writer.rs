@@ -73,6 +73,17 @@ impl LogWriter {
         self.ending.send_replace(true);
     }
 
+    /// Whether the owner is to end.
+    pub fn is_ending(&self) -> bool {
+        *self.ending.borrow()
+    }
+
+    /// Waits until the owner has ended, and with it all that was done for the log in the background.
+    pub async fn ended(&self) {
+        // The owner alone listens.
+        self.ending.closed().await;
+    }
+
     /// The log's read side.
     pub fn journal(&self) -> &Arc<Journal> {
         &self.journal
