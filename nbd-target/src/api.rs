@@ -86,7 +86,7 @@ impl Api {
             .route("/v1/groups/{group}/scrub", post(scrub))
             .route("/v1/resolve", post(resolve_point))
             .route("/v1/branches", get(branches).post(create_branch))
-            .route("/v1/branches/{name}", delete(drop_branch))
+            .route("/v1/groups/{group}/branches/{name}", delete(drop_branch))
             .with_state(self);
         let stop = async move {
             // An error means that the target is gone, which is an end too.
@@ -315,8 +315,8 @@ async fn branches(State(api): Shared) -> Reply<BranchList> {
         let mut branches: Vec<BranchStatus> =
             api.branches.list().iter().map(|branch| branch_status(branch)).collect();
         let broken = api.branches.broken();
-        branches.extend(broken.iter().map(|(name, broken)| broken_status(name, broken)));
-        branches.sort_by(|a, b| a.name.cmp(&b.name));
+        branches.extend(broken.iter().map(broken_status));
+        branches.sort_by(|a, b| (&a.name, &a.group).cmp(&(&b.name, &b.group)));
         Ok(BranchList { branches })
     })
     .await
@@ -339,12 +339,12 @@ async fn create_branch(
     .await
 }
 
-async fn drop_branch(State(api): Shared, Path(name): Path<String>) -> Reply<Done> {
-    off(move || {
-        api.branches.drop_branch(&name)?;
-        Ok(Done {})
-    })
-    .await
+async fn drop_branch(
+    State(api): Shared,
+    Path((group, name)): Path<(String, String)>,
+) -> Reply<Done> {
+    api.branches.drop_branch(&group, &name).await?;
+    Ok(Answer(Done {}))
 }
 
 async fn forget(State(api): Shared, Path(group): Path<String>) -> Reply<Done> {
@@ -401,10 +401,10 @@ fn branch_problem(branch: &Branch, replica: &Replica) -> Option<String> {
     ))
 }
 
-fn broken_status(name: &str, broken: &Broken) -> BranchStatus {
+fn broken_status(broken: &Broken) -> BranchStatus {
     let (term, parent) = (broken.row.term, &broken.parent);
     BranchStatus {
-        name: name.to_owned(),
+        name: broken.name.clone(),
         group: parent.name().to_owned(),
         parent: Position { term: term.parent, seq: term.fork_seq },
         wall_ns: time::wall_at(parent, term.fork_seq).unwrap_or_default(),

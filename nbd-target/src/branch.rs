@@ -8,9 +8,9 @@ mod writing;
 
 use std::{
     collections::BTreeMap,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, PoisonError, RwLock, RwLockReadGuard,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
@@ -53,7 +53,6 @@ pub struct Branch {
     name: String,
     row: BranchRow,
     parent: Arc<Replica>,
-    dir: PathBuf,
     writer: LogWriter,
     queue: mpsc::Sender<writing::Request>,
     clients: AtomicU32,
@@ -62,22 +61,25 @@ pub struct Branch {
     /// Up to where the catalogue knows it to be durable.
     kept: Mutex<Position>,
     damages: Damages,
-    _pin: PinGuard,
+    /// Whether its rows and files are there and its own still. Held by who writes any of them.
+    there: RwLock<bool>,
+    pin: Arc<PinGuard>,
 }
 
 /// One open export's hold on a branch.
 pub struct ClientGuard(Arc<Branch>);
 
 impl Branch {
-    /// Opens a branch that the catalogue knows: its log is recovered, its point pinned. The log's
-    /// owner and the writing task are to be run.
+    /// Opens a branch that the catalogue knows and whose point is pinned: its log is recovered. The
+    /// log's owner and the writing task are to be run.
     ///
     /// # Errors
-    /// When its log cannot be read or is damaged, or its point has been folded away.
+    /// When its log cannot be read or is damaged, or its point cannot be had.
     pub fn open(
         name: &str,
         mut row: BranchRow,
         parent: &Arc<Replica>,
+        pin: &Arc<PinGuard>,
         store: &StoreConfig,
         catalogue: &Arc<Catalogue>,
         caches: &Arc<Caches>,
@@ -92,9 +94,6 @@ impl Branch {
         if let Some(why) = &row.damage {
             return Err(damaged(why));
         }
-        let pin = parent.pin(at, format!("the branch '{name}'")).map_err(|oldest| {
-            anyhow::anyhow!("@seq:{at} of branch '{name}' is gone; the oldest is @seq:{oldest}")
-        })?;
         // What the parent has lost since would be read as what was before it.
         resolve(parent, row.volume.as_deref(), &Spec::Seq(at)).map_err(|refusal| {
             anyhow::anyhow!("the point of the branch '{name}' cannot be had any more: {refusal}")
@@ -131,14 +130,14 @@ impl Branch {
             name: name.to_owned(),
             row,
             parent: Arc::clone(parent),
-            dir,
             writer,
             queue,
             clients: AtomicU32::new(0),
             left: Mutex::new(Instant::now()),
             kept: Mutex::default(),
             damages,
-            _pin: pin,
+            there: RwLock::new(true),
+            pin: Arc::clone(pin),
         };
         Ok((branch, owner, task))
     }
@@ -299,11 +298,12 @@ impl Branch {
     }
 
     /// Keeps in the catalogue how far its log is durable, if that has moved: what is found to be
-    /// missing below that at the next start is damage.
+    /// missing below that at the next start is damage. Nothing of one that has been dropped.
     ///
     /// # Errors
     /// When the catalogue cannot be written.
     pub fn keep_vitals(&self, catalogue: &Catalogue) -> anyhow::Result<()> {
+        let Some(_there) = self.there() else { return Ok(()) };
         let acked = self.writer.journal().progress().durable;
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if *kept != acked {
@@ -325,9 +325,31 @@ impl Branch {
         self.writer.end();
     }
 
-    /// Its directory.
-    pub fn dir(&self) -> &Path {
-        &self.dir
+    /// Whether its log is to end, because it is being dropped or the target ends.
+    pub fn is_ending(&self) -> bool {
+        self.writer.is_ending()
+    }
+
+    /// Waits until its log has ended: nothing is written any more.
+    pub async fn ended(&self) {
+        self.writer.ended().await;
+    }
+
+    /// Its rows and files, for as long as the guard lives; none when it has been dropped. Who writes
+    /// any of them holds this.
+    pub fn there(&self) -> Option<RwLockReadGuard<'_, bool>> {
+        let there = self.there.read().unwrap_or_else(PoisonError::into_inner);
+        if *there { Some(there) } else { None }
+    }
+
+    /// Gives its rows and files up. Blocks until nobody writes them any more.
+    pub fn leave(&self) {
+        *self.there.write().unwrap_or_else(PoisonError::into_inner) = false;
+    }
+
+    /// What holds its point.
+    pub fn pin(&self) -> &Arc<PinGuard> {
+        &self.pin
     }
 }
 
@@ -369,3 +391,6 @@ impl Follower for BranchFollower {
         self.catalogue.put_segment(&self.log_name, segment, end.index_at, end.chain, None)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -345,13 +345,26 @@ impl Catalogue {
         Ok(branches)
     }
 
-    /// Keeps a branch.
+    /// Keeps what has changed of a branch.
     ///
     /// # Errors
     /// When the catalogue cannot be written.
     pub fn put_branch(&self, group: &str, name: &str, row: &BranchRow) -> anyhow::Result<()> {
         let row = branch_at(group, name).seal(row)?;
         self.write(|tx| {
+            tx.open_table(BRANCHES)?.insert((group, name), row.as_slice())?;
+            Ok(())
+        })
+    }
+
+    /// Takes a new branch in. What an earlier one of its name has left is forgotten, at once.
+    ///
+    /// # Errors
+    /// When the catalogue cannot be written.
+    pub fn begin_branch(&self, group: &str, name: &str, row: &BranchRow) -> anyhow::Result<()> {
+        let (row, log) = (branch_at(group, name).seal(row)?, format!("{group}/{name}"));
+        self.write(|tx| {
+            forget_log(tx, &log)?;
             tx.open_table(BRANCHES)?.insert((group, name), row.as_slice())?;
             Ok(())
         })
@@ -365,11 +378,7 @@ impl Catalogue {
         let log = format!("{group}/{name}");
         self.write(|tx| {
             tx.open_table(BRANCHES)?.remove((group, name))?;
-            tx.open_table(VITALS)?.remove(log.as_str())?;
-            tx.open_table(DAMAGES)?.remove(log.as_str())?;
-            let mut segments = tx.open_table(SEGMENTS)?;
-            segments.retain_in((log.as_str(), 0)..=(log.as_str(), u64::MAX), |_, _| false)?;
-            Ok(())
+            forget_log(tx, &log)
         })
     }
 
@@ -384,12 +393,8 @@ impl Catalogue {
         self.write(|tx| {
             tx.open_table(GROUPS)?.remove(group)?;
             tx.open_table(HISTORIES)?.remove(group)?;
-            tx.open_table(VITALS)?.remove(group)?;
-            tx.open_table(DAMAGES)?.remove(group)?;
             tx.open_table(SCRUBS)?.remove(group)?;
-            let mut segments = tx.open_table(SEGMENTS)?;
-            segments.retain_in((group, 0)..=(group, u64::MAX), |_, _| false)?;
-            Ok(())
+            forget_log(tx, group)
         })
     }
 
@@ -499,6 +504,14 @@ impl Catalogue {
         // After a failure it is opened again, which may make one copy anew.
         self.reserve.with_room(|| self.pair.begin_read())
     }
+}
+
+/// Forgets what is known of a log (`GROUP` or `GROUP/BRANCH`).
+fn forget_log(tx: &WriteTransaction, log: &str) -> Result<(), redb::Error> {
+    tx.open_table(VITALS)?.remove(log)?;
+    tx.open_table(DAMAGES)?.remove(log)?;
+    tx.open_table(SEGMENTS)?.retain_in((log, 0)..=(log, u64::MAX), |_, _| false)?;
+    Ok(())
 }
 
 /// The place of a row whose key is a name.

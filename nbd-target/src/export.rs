@@ -177,14 +177,12 @@ impl TargetExports {
         writable: bool,
         share: &Share,
     ) -> Result<Arc<dyn Export>, OpenError> {
-        let broken = self.branches.broken();
-        if let Some(broken) = broken.get(branch).filter(|b| b.parent.name() == name.group) {
-            return Err(OpenError::unavailable(broken.why.clone()));
-        }
-        let branch = self.branches.get(branch).filter(|b| b.parent().name() == name.group);
-        let branch = branch.ok_or_else(|| {
-            OpenError::unavailable(format!("there is no branch of that name: {name}"))
-        })?;
+        let absence = || {
+            let none = || format!("there is no branch of that name: {name}");
+            let why = self.branches.why_not(&name.group, branch);
+            OpenError::unavailable(why.unwrap_or_else(none))
+        };
+        let branch = self.branches.get(&name.group, branch).ok_or_else(absence)?;
         let volumes = registry::volumes(&branch);
         let Some((_, id, sectors)) = volumes.iter().find(|(known, ..)| known == volume) else {
             let names: Vec<&str> = volumes.iter().map(|(name, ..)| name.as_str()).collect();

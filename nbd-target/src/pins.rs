@@ -51,10 +51,19 @@ impl Pins {
         if seq < oldest {
             return Err(oldest);
         }
-        let id = table.next;
-        table.next += 1;
-        table.pins.insert(id, Pin { seq, what: what.into() });
-        Ok(PinGuard { pins: Arc::clone(self), id })
+        Ok(self.add(&mut table, Pin { seq, what: what.into() }))
+    }
+
+    /// Pins the oldest position, whatever that is: nothing leaves. `oldest` is asked as in
+    /// [`pin`](Self::pin).
+    pub fn pin_oldest(
+        self: &Arc<Self>,
+        what: impl Into<String>,
+        oldest: impl FnOnce() -> Seq,
+    ) -> PinGuard {
+        let mut table = self.lock();
+        let seq = oldest();
+        self.add(&mut table, Pin { seq, what: what.into() })
     }
 
     /// Raises the oldest position by `raise` unless a pin lies below `to`.
@@ -72,6 +81,13 @@ impl Pins {
     /// All pins.
     pub fn list(&self) -> Vec<Pin> {
         self.lock().pins.values().cloned().collect()
+    }
+
+    fn add(self: &Arc<Self>, table: &mut Table, pin: Pin) -> PinGuard {
+        let id = table.next;
+        table.next += 1;
+        table.pins.insert(id, pin);
+        PinGuard { pins: Arc::clone(self), id }
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -98,5 +114,8 @@ mod tests {
         drop(pin);
         assert_eq!(pins.raise(Seq(11), || "raised"), Ok("raised"));
         assert_eq!(pins.pin(Seq(4), "late", || Seq(5)).err(), Some(Seq(5)));
+        let all = pins.pin_oldest("nobody knows what", || Seq(5));
+        assert_eq!(pins.raise(Seq(6), || "raised").expect_err("pinned").seq, Seq(5));
+        drop(all);
     }
 }

@@ -282,6 +282,11 @@ impl Replica {
         self.pins.pin(at, what, || self.ledger.history(|history| history.oldest))
     }
 
+    /// Pins all that is retained for as long as the guard lives.
+    pub fn pin_oldest(&self, what: impl Into<String>) -> PinGuard {
+        self.pins.pin_oldest(what, || self.ledger.history(|history| history.oldest))
+    }
+
     /// The group's name.
     pub fn name(&self) -> &str {
         &self.name

@@ -8,7 +8,7 @@
 //! | `POST /v1/groups/GROUP/scrub` | [`ScrubStatus`] |
 //! | `GET /v1/branches` | [`Branches`] |
 //! | `POST /v1/branches` with [`BranchRequest`] | [`BranchStatus`] |
-//! | `DELETE /v1/branches/NAME` | [`Done`] |
+//! | `DELETE /v1/groups/GROUP/branches/NAME` | [`Done`] |
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -333,11 +333,12 @@ impl TargetClient {
         self.0.post("/v1/branches", request).await
     }
 
-    /// Drops a branch and all that was written into it.
+    /// Drops a branch of a group and all that was written into it.
     ///
     /// # Errors
     /// [`ClientError`].
-    pub async fn drop_branch(&self, name: &str) -> Result<Done, ClientError> {
-        self.0.delete(&format!("/v1/branches/{}", segment(name))).await
+    pub async fn drop_branch(&self, group: &str, name: &str) -> Result<Done, ClientError> {
+        let (group, name) = (segment(group), segment(name));
+        self.0.delete(&format!("/v1/groups/{group}/branches/{name}")).await
     }
 }

@@ -1,4 +1,4 @@
-//! All branches of a target, by name.
+//! All branches of a target, by group and name.
 
 use std::{
     collections::BTreeMap,
@@ -7,19 +7,21 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use tidemark_control::config::Name;
 use tidemark_journal::Term;
 use tokio::runtime::Handle;
 
-use super::Branch;
+use super::{Branch, branch_dir};
 use crate::{
     catalogue::BranchRow,
     groups::Groups,
+    pins::PinGuard,
     points::{
         Refusal, Spec,
         resolve::{Scope, resolve},
     },
+    receiver::driver::blocking,
     replica::Replica,
 };
 
@@ -27,20 +29,43 @@ use crate::{
 pub struct Branches {
     groups: Arc<Groups>,
     runtime: Handle,
-    table: Mutex<BTreeMap<String, Arc<Branch>>>,
-    /// Those that the catalogue knows and that cannot be opened: to be shown, and dropped.
-    broken: Mutex<BTreeMap<String, Broken>>,
+    table: Mutex<BTreeMap<Key, Entry>>,
+    /// Groups whose branches could not be read, by name. Nobody knows which points they need, so
+    /// nothing of these groups leaves until the next start.
+    unread: BTreeMap<String, Unread>,
 }
 
-/// A branch that cannot be opened.
+/// The group's name and the branch's.
+type Key = (String, String);
+
+/// What there is of a branch.
+enum Entry {
+    Open(Arc<Branch>),
+    Broken(Broken),
+    /// It is being dropped.
+    Dropping,
+}
+
+struct Unread {
+    /// Why, as a sentence.
+    why: String,
+    _pin: PinGuard,
+}
+
+/// A branch that the catalogue knows and that cannot be opened: to be shown, and dropped. Its point
+/// stays until then.
 #[derive(Clone)]
 pub struct Broken {
+    /// Its name.
+    pub name: String,
     /// The replica it is a child of.
     pub parent: Arc<Replica>,
     /// What the catalogue has of it.
     pub row: BranchRow,
     /// Why, as a sentence.
     pub why: String,
+    /// What holds its point; none when that had left before.
+    _pin: Option<Arc<PinGuard>>,
 }
 
 /// What a branch is made of.
@@ -83,36 +108,37 @@ impl From<Refusal> for BranchError {
 
 impl Branches {
     /// The branches that the catalogue knows. One that cannot be opened does not keep the others
-    /// from it.
+    /// from it. Their points are held from here on: until then nothing may be folded.
     pub fn open(groups: &Arc<Groups>, runtime: Handle) -> Arc<Branches> {
-        let branches = Branches {
+        let mut branches = Branches {
             groups: Arc::clone(groups),
             runtime,
             table: Mutex::default(),
-            broken: Mutex::default(),
+            unread: BTreeMap::new(),
         };
         for replica in groups.replicas() {
             let rows = match groups.catalogue().branches(replica.name()) {
                 Ok(rows) => rows,
                 Err(error) => {
-                    replica.notice(format!("its branches cannot be read: {error:#}"));
+                    let why = format!(
+                        "the branches of '{}' cannot be read, so none of its history leaves and \
+                         none can be made or dropped: put right what is wrong there and restart \
+                         the target ({error:#})",
+                        replica.name()
+                    );
+                    replica.notice(why.clone());
+                    let pin = replica.pin_oldest("branches that cannot be read");
+                    let unread = Unread { why, _pin: pin };
+                    branches.unread.insert(replica.name().to_owned(), unread);
                     continue;
                 }
             };
-            for (name, row) in rows {
-                match branches.run(&name, row.clone(), &replica) {
-                    Ok(branch) => {
-                        branches.table().insert(name, branch);
-                    }
-                    Err(error) => {
-                        tracing::error!(branch = %name, "{error:#}");
-                        let (parent, why) = (Arc::clone(&replica), format!("{error:#}"));
-                        branches.broken_table().insert(name, Broken { parent, row, why });
-                    }
-                }
-            }
-            if let Err(error) = branches.remove_remains(&replica) {
+            if let Err(error) = branches.remove_remains(&replica, &rows) {
                 tracing::warn!(group = replica.name(), "what dropped branches left: {error:#}");
+            }
+            for (name, row) in rows {
+                let entry = branches.opened(&name, row, &replica);
+                branches.table().insert(key(replica.name(), &name), entry);
             }
         }
         Arc::new(branches)
@@ -123,20 +149,34 @@ impl Branches {
     /// # Errors
     /// [`BranchError`].
     pub fn create(&self, new: &NewBranch) -> Result<Arc<Branch>, BranchError> {
+        let group = new.group.as_str();
         let replica = self
             .groups
-            .replica(&new.group)
-            .ok_or_else(|| BranchError::NotFound(self.groups.absence(&new.group)))?;
+            .replica(group)
+            .ok_or_else(|| BranchError::NotFound(self.groups.absence(group)))?;
+        if let Some(Unread { why, .. }) = self.unread.get(group) {
+            return Err(BranchError::Failed(anyhow!("{why}")));
+        }
         let mut table = self.table();
         let name = match &new.name {
             Some(name) => name.clone(),
-            None => made_up(&new.group, &table),
+            None => made_up(group, &table),
         };
         Name::from_str(&name).map_err(|error| BranchError::Refused(error.to_string()))?;
-        if table.contains_key(&name) || self.broken_table().contains_key(&name) {
-            return Err(BranchError::Conflict(format!("there is a branch '{name}' already")));
+        let key = key(group, &name);
+        match table.get(&key) {
+            Some(Entry::Dropping) => return Err(dropping(&name)),
+            Some(_) => {
+                let text = format!("there is a branch '{name}' already");
+                return Err(BranchError::Conflict(text));
+            }
+            None => {}
         }
         let seq = resolve(&replica, new.volume.as_deref(), &new.spec)?.seq;
+        let pin = replica.pin(seq, holder(&name)).map_err(|oldest| {
+            let text = format!("@seq:{seq} has just left the window; the oldest is @seq:{oldest}");
+            BranchError::Refused(text)
+        })?;
         let parent = replica.ledger().history(|history| history.position(seq));
         let machine = self.groups.machine();
         let row = BranchRow {
@@ -151,99 +191,218 @@ impl Branches {
             damage: None,
             created_ns: machine.wall_ns(),
         };
-        self.groups.catalogue().put_branch(&new.group, &name, &row)?;
-        let branch = self.run(&name, row, &replica)?;
-        table.insert(name, Arc::clone(&branch));
-        Ok(branch)
+        // What an earlier branch of this name has left would be taken for the new one's.
+        let dir = branch_dir(&replica, &name);
+        let emptied = machine.remove_dir_all(&dir).and_then(|()| machine.create_dir_all(&dir));
+        emptied.with_context(|| format!("cannot make {} anew", dir.display()))?;
+        let pin = Arc::new(pin);
+        let begun = self.groups.catalogue().begin_branch(group, &name, &row);
+        match begun.and_then(|()| self.run(&name, &row, &replica, &pin)) {
+            Ok(branch) => {
+                table.insert(key, Entry::Open(Arc::clone(&branch)));
+                Ok(branch)
+            }
+            Err(error) => {
+                // Its row may be there, also when it could not be put for certain.
+                if let Err(left) = self.groups.catalogue().drop_branch(group, &name) {
+                    let why = format!(
+                        "the branch '{name}' could not be made ({error:#}), and the catalogue \
+                         cannot forget it again ({left:#}): drop it"
+                    );
+                    let (parent, pin) = (Arc::clone(&replica), Some(pin));
+                    let broken = Broken { name, parent, row, why, _pin: pin };
+                    table.insert(key, Entry::Broken(broken));
+                }
+                Err(error.into())
+            }
+        }
     }
 
-    /// Drops a branch and what was written into it. Blocks on the disk.
+    /// Drops a branch and what was written into it, once nothing works on that any more. Goes on
+    /// when it is not waited for.
     ///
     /// # Errors
     /// [`BranchError`].
-    pub fn drop_branch(&self, name: &str) -> Result<(), BranchError> {
-        let mut table = self.table();
-        let mut broken = self.broken_table();
-        if let Some(Broken { parent, .. }) = broken.get(name) {
-            self.groups.catalogue().drop_branch(parent.name(), name)?;
-            let dir = super::branch_dir(parent, name);
-            broken.remove(name);
-            let removed = self.groups.machine().remove_dir_all(&dir);
-            return Ok(removed.with_context(|| format!("cannot remove {}", dir.display()))?);
-        }
-        let branch = table
-            .get(name)
-            .ok_or_else(|| BranchError::NotFound(format!("there is no branch '{name}'")))?;
-        if branch.clients() > 0 {
-            return Err(BranchError::Conflict(format!(
-                "the branch '{name}' is open ({} clients): disconnect them first",
-                branch.clients()
-            )));
-        }
-        self.groups.catalogue().drop_branch(branch.parent().name(), name)?;
-        if let Some(branch) = table.remove(name) {
-            branch.end();
-            let removed = self.groups.machine().remove_dir_all(branch.dir());
-            removed.with_context(|| format!("cannot remove {}", branch.dir().display()))?;
-        }
-        Ok(())
+    pub async fn drop_branch(self: &Arc<Self>, group: &str, name: &str) -> Result<(), BranchError> {
+        let key = key(group, name);
+        let entry = {
+            let mut table = self.table();
+            match table.get(&key) {
+                Some(Entry::Dropping) => return Err(dropping(name)),
+                Some(Entry::Open(branch)) if branch.clients() > 0 => {
+                    return Err(BranchError::Conflict(format!(
+                        "the branch '{name}' is open ({} clients): disconnect them first",
+                        branch.clients()
+                    )));
+                }
+                _ => {}
+            }
+            let entry = table.remove(&key).ok_or_else(|| self.absent(group, name))?;
+            table.insert(key.clone(), Entry::Dropping);
+            entry
+        };
+        let own = Arc::clone(self);
+        let dropped = self.runtime.spawn(async move { own.removed(key, entry).await });
+        Ok(dropped.await.map_err(anyhow::Error::from).flatten()?)
     }
 
-    /// A branch.
-    pub fn get(&self, name: &str) -> Option<Arc<Branch>> {
-        self.table().get(name).cloned()
+    /// A branch that can be used.
+    pub fn get(&self, group: &str, name: &str) -> Option<Arc<Branch>> {
+        match self.table().get(&key(group, name)) {
+            Some(Entry::Open(branch)) => Some(Arc::clone(branch)),
+            _ => None,
+        }
     }
 
-    /// Those that cannot be opened, by name.
-    pub fn broken(&self) -> BTreeMap<String, Broken> {
-        self.broken_table().clone()
+    /// Why a branch that may be there cannot be used, as a sentence; none when there is no such
+    /// branch.
+    pub fn why_not(&self, group: &str, name: &str) -> Option<String> {
+        match self.table().get(&key(group, name)) {
+            Some(Entry::Broken(broken)) => Some(broken.why.clone()),
+            Some(Entry::Open(_)) => None,
+            Some(Entry::Dropping) => Some(dropping(name).to_string()),
+            None => self.unread.get(group).map(|unread| unread.why.clone()),
+        }
     }
 
-    /// Once in a while: keeps in the catalogue how far the branches are durable, and drops temporary
-    /// ones that nobody has had open for as long as `linger`. Blocks on the disk.
-    pub fn look_after(&self, linger: Duration) {
+    /// Those that cannot be opened.
+    pub fn broken(&self) -> Vec<Broken> {
+        let table = self.table();
+        let broken = table.values().filter_map(|entry| match entry {
+            Entry::Broken(broken) => Some(broken.clone()),
+            _ => None,
+        });
+        broken.collect()
+    }
+
+    /// Once in a while: keeps in the catalogue how far the branches are durable, and begins to drop
+    /// temporary ones that nobody has had open for as long as `linger`. Blocks on the disk.
+    pub fn look_after(self: &Arc<Self>, linger: Duration) {
         for branch in self.list() {
             if branch.row().temporary && branch.idle() >= linger {
-                tracing::info!(
-                    branch = branch.name(),
-                    "temporary, and nobody has it open: dropped"
-                );
-                if let Err(error) = self.drop_branch(branch.name()) {
-                    tracing::warn!(branch = branch.name(), "cannot drop it: {error}");
-                }
+                let own = Arc::clone(self);
+                self.runtime.spawn(async move {
+                    let name = branch.name();
+                    tracing::info!(branch = name, "temporary, and nobody has it open: dropped");
+                    if let Err(error) = own.drop_branch(branch.parent().name(), name).await {
+                        tracing::warn!(branch = name, "cannot drop it: {error}");
+                    }
+                });
             } else if let Err(error) = branch.keep_vitals(self.groups.catalogue()) {
                 tracing::warn!(branch = branch.name(), "{error:#}");
             }
         }
     }
 
-    /// All branches.
+    /// All branches that can be used, by group and name.
     pub fn list(&self) -> Vec<Arc<Branch>> {
-        self.table().values().cloned().collect()
+        let table = self.table();
+        let open = table.values().filter_map(|entry| match entry {
+            Entry::Open(branch) => Some(Arc::clone(branch)),
+            _ => None,
+        });
+        open.collect()
     }
 
     /// Lets all logs end.
     pub fn end(&self) {
-        self.table().values().for_each(|branch| branch.end());
+        self.list().iter().for_each(|branch| branch.end());
     }
 
+    /// A branch that the catalogue knows: opened, or why it cannot be. Its point is held first.
+    fn opened(&self, name: &str, row: BranchRow, replica: &Arc<Replica>) -> Entry {
+        let at = row.term.fork_seq;
+        let (pin, why) = match replica.pin(at, holder(name)) {
+            Err(oldest) => {
+                let why =
+                    format!("@seq:{at} of branch '{name}' is gone; the oldest is @seq:{oldest}");
+                (None, why)
+            }
+            Ok(pin) => {
+                let pin = Arc::new(pin);
+                match self.run(name, &row, replica, &pin) {
+                    Ok(branch) => return Entry::Open(branch),
+                    Err(error) => (Some(pin), format!("{error:#}")),
+                }
+            }
+        };
+        tracing::error!(branch = %name, "{why}");
+        let (name, parent) = (name.to_owned(), Arc::clone(replica));
+        Entry::Broken(Broken { name, parent, row, why, _pin: pin })
+    }
+
+    /// Opens a branch and has its log's owner and its writer run.
     fn run(
         &self,
         name: &str,
-        row: BranchRow,
+        row: &BranchRow,
         replica: &Arc<Replica>,
+        pin: &Arc<PinGuard>,
     ) -> anyhow::Result<Arc<Branch>> {
         let groups = &self.groups;
-        let (branch, owner, task) =
-            Branch::open(name, row, replica, groups.store(), groups.catalogue(), groups.caches())?;
+        let (store, catalogue, caches) = (groups.store(), groups.catalogue(), groups.caches());
+        // What a crash has left in the middle is brought to its end, which takes room.
+        let (branch, owner, task) = catalogue.reserve().with_room(|| {
+            Branch::open(name, row.clone(), replica, pin, store, catalogue, caches)
+        })?;
         groups.run_owner(owner)?;
         self.runtime.spawn(task);
         Ok(Arc::new(branch))
     }
 
+    /// Removes what the table has given up: first all that works on it ends, then the rows go, then
+    /// the files.
+    async fn removed(&self, key: Key, entry: Entry) -> anyhow::Result<()> {
+        let (branch, mut broken) = match entry {
+            Entry::Open(branch) => {
+                branch.end();
+                branch.ended().await;
+                let broken = Broken {
+                    name: branch.name().to_owned(),
+                    parent: Arc::clone(branch.parent()),
+                    row: branch.row().clone(),
+                    why: "it is being dropped".to_owned(),
+                    _pin: Some(Arc::clone(branch.pin())),
+                };
+                (Some(branch), broken)
+            }
+            Entry::Broken(broken) => (None, broken),
+            Entry::Dropping => return Ok(()),
+        };
+        let machine = self.groups.machine().clone();
+        let (groups, of) = (Arc::clone(&self.groups), key.clone());
+        let forgotten = blocking(&machine, move || {
+            if let Some(branch) = branch {
+                branch.leave();
+            }
+            groups.catalogue().drop_branch(&of.0, &of.1)
+        });
+        if let Err(error) = forgotten.await {
+            broken.why = format!(
+                "the branch '{}' was to be dropped, and the catalogue cannot forget it ({error:#}): \
+                 drop it again",
+                broken.name
+            );
+            self.table().insert(key, Entry::Broken(broken));
+            return Err(error);
+        }
+        let dir = branch_dir(&broken.parent, &broken.name);
+        let own = machine.clone();
+        let removed = blocking(&machine, move || {
+            let what = || format!("the branch is dropped, but cannot remove {}", dir.display());
+            own.remove_dir_all(&dir).with_context(what)
+        });
+        let removed = removed.await;
+        self.table().remove(&key);
+        removed
+    }
+
     /// Removes what dropped branches have left.
-    fn remove_remains(&self, replica: &Replica) -> anyhow::Result<()> {
-        let known = self.groups.catalogue().branches(replica.name())?;
+    fn remove_remains(
+        &self,
+        replica: &Replica,
+        known: &BTreeMap<String, BranchRow>,
+    ) -> anyhow::Result<()> {
         let (machine, dir) = (self.groups.machine(), replica.dir().join("branches"));
         if !machine.exists(&dir) {
             return Ok(());
@@ -256,13 +415,29 @@ impl Branches {
         Ok(())
     }
 
-    fn broken_table(&self) -> MutexGuard<'_, BTreeMap<String, Broken>> {
-        self.broken.lock().unwrap_or_else(PoisonError::into_inner)
+    fn absent(&self, group: &str, name: &str) -> BranchError {
+        match self.unread.get(group) {
+            Some(Unread { why, .. }) => BranchError::Failed(anyhow!("{why}")),
+            None => BranchError::NotFound(format!("group '{group}' has no branch '{name}'")),
+        }
     }
 
-    fn table(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Branch>>> {
+    fn table(&self) -> MutexGuard<'_, BTreeMap<Key, Entry>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn key(group: &str, name: &str) -> Key {
+    (group.to_owned(), name.to_owned())
+}
+
+/// Who holds a branch's point, for people.
+fn holder(name: &str) -> String {
+    format!("the branch '{name}'")
+}
+
+fn dropping(name: &str) -> BranchError {
+    BranchError::Conflict(format!("the branch '{name}' is being dropped at this moment"))
 }
 
 /// Which volumes a branch shows: their names and sizes at its point.
@@ -281,9 +456,10 @@ pub fn volumes(branch: &Branch) -> Vec<(String, tidemark_journal::VolumeId, u64)
     })
 }
 
-fn made_up(group: &str, table: &BTreeMap<String, Arc<Branch>>) -> String {
+/// A name that no branch of the group has, be it that it cannot be opened.
+fn made_up(group: &str, table: &BTreeMap<Key, Entry>) -> String {
     let base: String = group.chars().take(48).collect();
     let names = (1..).map(|number| format!("{base}-{number}"));
-    let mut free = names.filter(|name| !table.contains_key(name));
+    let mut free = names.filter(|name| !table.contains_key(&key(group, name)));
     free.next().unwrap_or(base)
 }

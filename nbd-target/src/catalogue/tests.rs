@@ -18,6 +18,18 @@ fn open(path: &Path) -> anyhow::Result<Catalogue> {
     Catalogue::open(&Machine::Real, path, &Arc::new(reserve))
 }
 
+impl Catalogue {
+    /// Makes a branch's row something that was never written.
+    pub(crate) fn spoil_branch(&self, group: &str, name: &str) {
+        let row = b"never written".as_slice();
+        let spoil = |tx: &WriteTransaction| {
+            tx.open_table(BRANCHES)?.insert((group, name), row)?;
+            Ok(())
+        };
+        self.write(spoil).expect("written");
+    }
+}
+
 /// A catalogue with a group and three branches; where it is, and what is in it.
 fn filled(dir: &TempDir) -> (PathBuf, BTreeMap<String, BranchRow>) {
     let path = dir.path().join("catalogue.redb");

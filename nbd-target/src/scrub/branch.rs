@@ -1,6 +1,6 @@
 //! The logs of branches: the last part of a pass.
 
-use std::{sync::Arc, time::Instant};
+use std::{io, sync::Arc, time::Instant};
 
 use super::{Cursor, Pass, Scrubs, mended};
 use crate::{
@@ -19,7 +19,7 @@ impl Scrubs {
         segment: u64,
         pass: &mut Pass,
     ) -> anyhow::Result<Option<Cursor>> {
-        // By name, as the registry has them.
+        // By name inside a group, as the registry has them.
         let mut branches = self.branches.list().into_iter();
         let of_it = |branch: &Arc<Branch>| branch.parent().name() == replica.name();
         let Some(branch) = branches.find(|branch| of_it(branch) && branch.name() >= name) else {
@@ -27,11 +27,9 @@ impl Scrubs {
         };
         let from = if branch.name() == name { segment } else { 0 };
         let checked = self.check_branch(replica, &branch, from, pass);
-        // One that is dropped meanwhile takes its files with it.
-        let now = self.branches.get(branch.name());
-        let dropped = now.is_none_or(|now| !Arc::ptr_eq(&now, &branch));
         match checked {
-            Err(error) if !dropped => Err(error),
+            // One that is being dropped is not looked at further.
+            Err(error) if !branch.is_ending() => Err(error),
             Ok(Some(segment)) => {
                 Ok(Some(Cursor::Branch { name: branch.name().to_owned(), segment }))
             }
@@ -49,6 +47,7 @@ impl Scrubs {
         from: u64,
         pass: &mut Pass,
     ) -> anyhow::Result<Option<u64>> {
+        let Some(_there) = branch.there() else { return Ok(None) };
         let segments = branch.journal().segments();
         let Some(segment) = segments.iter().find(|segment| segment.number() >= from) else {
             return Ok(None);
@@ -59,6 +58,9 @@ impl Scrubs {
         let mut bytes = 0;
         let (findings, mended) = mended(segment, group, &known, &mut |step| {
             bytes += step;
+            if branch.is_ending() {
+                return Err(io::Error::new(io::ErrorKind::Interrupted, "the branch ends"));
+            }
             self.pace(replica, step, &mut last)
         })?;
         self.count_mended(replica, mended);

@@ -1,14 +1,14 @@
 //! Branches of a played target.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tidemark_journal::SECTOR_BYTES;
 
-use super::{NoContent, SimTarget};
+use super::{ANSWER_MAX, NoContent, SimTarget};
 use crate::{
     branch::{
         Change, WriteError,
-        registry::{self, BranchError, NewBranch},
+        registry::{self, BranchError, Branches, NewBranch},
     },
     points::Refusal,
 };
@@ -30,9 +30,17 @@ impl SimTarget {
     ///
     /// # Errors
     /// [`BranchError`].
-    pub fn drop_branch(&self, name: &str) -> Result<(), BranchError> {
-        let _inside = self.runtime.enter();
-        self.branches.drop_branch(name)
+    pub fn drop_branch(&self, group: &str, name: &str) -> Result<(), BranchError> {
+        let dropped = async {
+            tokio::time::timeout(ANSWER_MAX, self.branches.drop_branch(group, name)).await
+        };
+        let dropped = self.local.block_on(&self.runtime, dropped);
+        dropped.map_err(|elapsed| BranchError::Failed(elapsed.into()))?
+    }
+
+    /// The branches, for what has no method here.
+    pub fn branches(&self) -> &Arc<Branches> {
+        &self.branches
     }
 
     /// Writes to a branch, as a client of it would.
@@ -41,12 +49,13 @@ impl SimTarget {
     /// [`WriteError`]; also when it is not there, or is not answered in time.
     pub fn write_branch(
         &self,
+        group: &str,
         name: &str,
         change: Change,
         durable: bool,
     ) -> Result<(), WriteError> {
         let closed = || WriteError::Closed("there is no such branch".to_owned());
-        let branch = self.branches.get(name).ok_or_else(closed)?;
+        let branch = self.branches.get(group, name).ok_or_else(closed)?;
         let written =
             async { tokio::time::timeout(WRITE_MAX, branch.change(change, durable)).await };
         let written = self.local.block_on(&self.runtime, written);
@@ -60,17 +69,22 @@ impl SimTarget {
 
     /// The branches that cannot be used, with the reason.
     pub fn broken_branches(&self) -> Vec<(String, String)> {
-        self.branches.broken().into_iter().map(|(name, broken)| (name, broken.why)).collect()
+        self.branches.broken().into_iter().map(|broken| (broken.name, broken.why)).collect()
     }
 
     /// A volume's content in a branch.
     ///
     /// # Errors
     /// [`NoContent`].
-    pub fn branch_content(&self, name: &str, volume: &str) -> Result<Vec<u8>, NoContent> {
+    pub fn branch_content(
+        &self,
+        group: &str,
+        name: &str,
+        volume: &str,
+    ) -> Result<Vec<u8>, NoContent> {
         let _inside = self.runtime.enter();
         let absent = || NoContent::Absent(format!("there is no branch '{name}'"));
-        let branch = self.branches.get(name).ok_or_else(absent)?;
+        let branch = self.branches.get(group, name).ok_or_else(absent)?;
         let found = registry::volumes(&branch).into_iter().find(|(name, ..)| name == volume);
         let (_, id, sectors) =
             found.ok_or_else(|| Refusal(format!("no volume '{volume}' in the branch")))?;

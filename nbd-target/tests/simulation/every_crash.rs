@@ -124,20 +124,20 @@ impl Play {
                 };
                 if self.branch.is_none() {
                     self.target.create_branch(&new).expect("made");
-                    let content = self.target.branch_content(BRANCH, "disk0").expect("read");
+                    let content = self.target.branch_content(GROUP, BRANCH, "disk0").expect("read");
                     let value = |s: &[u8]| u64::from_le_bytes(s[..8].try_into().expect("eight"));
                     self.branch = Some(content.chunks(512).map(value).collect());
                 }
                 let number = 1_000_000 + self.writes;
                 let content = Content::Data(Bytes::from(bytes(&[number; 4])));
                 let change = Change { volume: VolumeId(0), start: at, content };
-                self.target.write_branch(BRANCH, change, true).expect("written");
+                self.target.write_branch(GROUP, BRANCH, change, true).expect("written");
                 let held = self.branch.as_mut().expect("made");
                 held[at as usize..at as usize + 4].fill(number);
             }
             Do::Drop => {
                 if self.branch.take().is_some() {
-                    self.target.drop_branch(BRANCH).expect("dropped");
+                    self.target.drop_branch(GROUP, BRANCH).expect("dropped");
                 }
             }
         }
@@ -191,7 +191,7 @@ fn crash(moment: &Moment, number: usize, source: &Source, branches: &[Option<Dis
         assert!(content == bytes(&source.states[at][1]), "@mark:{name} is wrong");
     }
     assert_eq!(target.broken_branches(), Vec::new());
-    let held = target.branch_content(BRANCH, "disk0").ok();
+    let held = target.branch_content(GROUP, BRANCH, "disk0").ok();
     // A branch that is being made holds its point until the first write; nothing else comes between.
     let point = held.is_some() && branches[0].is_none() && branches[1].is_some();
     let allowed = branches.iter().any(|branch| branch.as_deref().map(bytes) == held);

@@ -321,7 +321,7 @@ impl World {
             let made = target.create_branch(&new);
             if made.is_ok()
                 && !self.disk.is_off()
-                && let Ok(content) = target.branch_content(&name, "disk0")
+                && let Ok(content) = target.branch_content(GROUP, &name, "disk0")
             {
                 let versions = vec![content.chunks(512).map(value).collect()];
                 self.branch = Some(BranchModel { name, versions, durable: 0 });
@@ -329,11 +329,11 @@ impl World {
             return;
         };
         if self.rng.below(5) == 0 {
-            let dropped = self.target().drop_branch(&model.name);
+            let dropped = self.target().drop_branch(GROUP, &model.name);
             if dropped.is_err() {
                 // The catalogue may have dropped it, or not: nothing is known of it any more.
                 let name = model.name.clone();
-                let _ = self.target().drop_branch(&name);
+                let _ = self.target().drop_branch(GROUP, &name);
             }
             return;
         }
@@ -344,7 +344,7 @@ impl World {
         next[start as usize..start as usize + 8].fill(number);
         let content = Content::Data(Bytes::from(bytes(&[number; 8])));
         let change = Change { volume: VolumeId(0), start, content };
-        let written = self.target().write_branch(&model.name, change, durable);
+        let written = self.target().write_branch(GROUP, &model.name, change, durable);
         model.versions.push(next);
         let newest = model.versions.len() - 1;
         match written {
@@ -353,7 +353,7 @@ impl World {
                     model.durable = newest;
                 }
                 let target = self.target.as_ref().expect("it runs");
-                match target.branch_content(&model.name, "disk0") {
+                match target.branch_content(GROUP, &model.name, "disk0") {
                     Ok(content) => assert_eq!(content, bytes(&model.versions[newest])),
                     Err(error) => assert!(self.may_fail(), "the branch cannot be read: {error}"),
                 }
@@ -362,7 +362,7 @@ impl World {
             // What became of it is not followed further.
             _ => {
                 let name = model.name.clone();
-                let _ = self.target().drop_branch(&name);
+                let _ = self.target().drop_branch(GROUP, &name);
             }
         }
     }
@@ -374,7 +374,7 @@ impl World {
     fn check_branch_after_restart(&mut self) {
         let Some(model) = &mut self.branch else { return };
         let target = self.target.as_ref().expect("it runs");
-        match target.branch_content(&model.name, "disk0") {
+        match target.branch_content(GROUP, &model.name, "disk0") {
             Ok(content) => {
                 let kept = model.versions.iter().rposition(|version| bytes(version) == content);
                 let kept = kept.expect("a branch holds something that was never written");
@@ -388,6 +388,18 @@ impl World {
                 assert!(excused, "the branch is gone: {error}; {broken:?}");
                 self.branch = None;
             }
+        }
+    }
+
+    /// Drops the branches that are not followed any more: they hold their points, also those that do
+    /// not open.
+    fn drop_others(&self) {
+        let target = self.target.as_ref().expect("it runs");
+        let broken = target.broken_branches().into_iter().map(|(name, _)| name);
+        let all = target.branch_names().into_iter().chain(broken);
+        let followed = self.branch.as_ref().map(|branch| &branch.name);
+        for name in all.filter(|name| Some(name) != followed) {
+            target.drop_branch(GROUP, &name).expect("dropped");
         }
     }
 
@@ -418,6 +430,7 @@ impl World {
         self.quiet = true;
         self.source.finish();
         self.kill();
+        self.drop_others();
         for _ in 0..4 {
             self.connect();
             for _ in 0..20 {

@@ -321,8 +321,9 @@ pub enum BranchAction {
     List,
     /// Drop a branch and everything written into it.
     Drop {
-        /// The branch's name.
-        name: Name,
+        /// The branch: its name, or GROUP@branch:NAME where several groups have one of that name.
+        #[arg(value_name = "NAME")]
+        branch: String,
         /// Only say what would be done.
         #[arg(long)]
         dry_run: bool,

@@ -361,9 +361,11 @@ fn branches_are_made_listed_and_dropped() {
                     }),
             )
             .route(
-                "/v1/branches/{name}",
-                delete(async move |extract::Path(name): extract::Path<String>| {
-                    dropped.lock().unwrap().retain(|branch| branch.name != name);
+                "/v1/groups/{group}/branches/{name}",
+                delete(async move |extract::Path(of): extract::Path<(String, String)>| {
+                    let is_it =
+                        |branch: &BranchStatus| (&branch.group, &branch.name) == (&of.0, &of.1);
+                    dropped.lock().unwrap().retain(|branch| !is_it(branch));
                     Answer(Done {})
                 }),
             ),
@@ -376,6 +378,11 @@ fn branches_are_made_listed_and_dropped() {
     assert!(machine.bad(&["branch", "drop", "other"]).contains("there is no branch 'other'"));
     assert!(machine.good(&["branch", "drop", "test", "--dry-run"]).starts_with("Would drop"));
     assert_eq!(all.lock().unwrap().len(), 1);
+    let of_till = BranchStatus { group: "till".to_owned(), ..all.lock().unwrap()[0].clone() };
+    all.lock().unwrap().push(of_till);
+    let said = machine.bad(&["branch", "drop", "test"]);
+    assert!(said.contains("say which of shop@branch:test, till@branch:test"), "{said}");
+    assert!(machine.good(&["branch", "drop", "till@branch:test"]).contains("test of group till"));
     assert!(machine.good(&["branch", "drop", "test"]).starts_with("Dropped branch test"));
     assert!(all.lock().unwrap().is_empty());
 }

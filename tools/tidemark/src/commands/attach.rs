@@ -90,7 +90,7 @@ pub fn run(args: &Attach, global: &Global, output: Output) -> Result<ExitCode> {
                     let _ = detach::disconnect(device);
                 }
                 if let Some(branch) = &plan.temporary_branch {
-                    let _ = target.client().wait(target.drop_branch(branch));
+                    let _ = target.client().wait(target.drop_branch(&point.group, branch));
                 }
                 return Err(error);
             }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::process::ExitCode;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, bail};
 use tidemark_control::target::{BranchRequest, BranchStatus, Branches, TargetClient};
 use tidemark_target::points::PointName;
 
@@ -38,15 +38,16 @@ pub fn run(action: &BranchAction, global: &Global, output: Output) -> Result<Exi
             let branches = target.client().wait(target.branches())?;
             output.answer(&branches, || show(&branches))?;
         }
-        BranchAction::Drop { name, dry_run } => {
-            let branch = find(&target, name.as_str())?;
+        BranchAction::Drop { branch, dry_run } => {
+            let branch = find(&target, branch)?;
             if !dry_run {
-                target.client().wait(target.drop_branch(name.as_str()))?;
+                target.client().wait(target.drop_branch(&branch.group, &branch.name))?;
             }
             let verb = if *dry_run { "Would drop" } else { "Dropped" };
             output.answer(&branch, || {
                 format!(
-                    "{verb} branch {name} of group {} and the {} written into it.\n",
+                    "{verb} branch {} of group {} and the {} written into it.\n",
+                    branch.name,
                     branch.group,
                     words::bytes(branch.written_bytes)
                 )
@@ -56,10 +57,21 @@ pub fn run(action: &BranchAction, global: &Global, output: Output) -> Result<Exi
     Ok(ExitCode::SUCCESS)
 }
 
-fn find(target: &TargetClient, name: &str) -> Result<BranchStatus> {
-    let all = target.client().wait(target.branches())?;
-    let found = all.branches.into_iter().find(|branch| branch.name == name);
-    found.ok_or_else(|| anyhow!("there is no branch '{name}'; 'tidemark branch list' shows all"))
+/// The branch of this name, or of this group and name.
+fn find(target: &TargetClient, wanted: &str) -> Result<BranchStatus> {
+    let (group, name) = match wanted.split_once("@branch:") {
+        Some((group, name)) => (Some(group), name),
+        None => (None, wanted),
+    };
+    let mut all = target.client().wait(target.branches())?.branches;
+    all.retain(|branch| branch.name == name && group.is_none_or(|group| branch.group == group));
+    if all.len() > 1 {
+        let names = all.iter().map(|branch| format!("{}@branch:{name}", branch.group));
+        let names: Vec<String> = names.collect();
+        bail!("several groups have a branch '{name}': say which of {}", names.join(", "));
+    }
+    let none = || anyhow!("there is no branch '{wanted}'; 'tidemark branch list' shows all");
+    all.pop().ok_or_else(none)
 }
 
 fn show(branches: &Branches) -> String {

@@ -44,20 +44,19 @@ pub fn run(args: &Detach, global: &Global, output: Output) -> Result<ExitCode> {
     for (index, _) in &chosen {
         free(&device(*index))?;
     }
-    let mut branches: Vec<String> =
-        chosen.iter().filter_map(|(_, record)| record.temporary_branch.clone()).collect();
+    let mut branches: Vec<(String, String)> =
+        chosen.iter().filter_map(|(_, record)| temporary(record)).collect();
     branches.sort();
     branches.dedup();
-    branches.retain(|name| {
-        others.iter().all(|(_, other)| other.temporary_branch.as_ref() != Some(name))
-    });
+    branches
+        .retain(|branch| others.iter().all(|(_, other)| temporary(other).as_ref() != Some(branch)));
     if !args.dry_run {
         for (index, _) in &chosen {
             disconnect(&device(*index))?;
         }
         let target = daemons::target(global).client;
-        for branch in &branches {
-            match target.client().wait(target.drop_branch(branch)) {
+        for (group, branch) in &branches {
+            match target.client().wait(target.drop_branch(group, branch)) {
                 // After a long time without a client the target has dropped it already.
                 Err(ClientError::Api(error)) if error.code == ErrorCode::NotFound => {}
                 dropped => {
@@ -74,10 +73,15 @@ pub fn run(args: &Detach, global: &Global, output: Output) -> Result<ExitCode> {
             .into_iter()
             .map(|(index, record)| DetachedDevice { device: device(index), record })
             .collect(),
-        dropped_branches: branches,
+        dropped_branches: branches.into_iter().map(|(_, branch)| branch).collect(),
     };
     output.answer(&detached, || say(&detached))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The group and the name of the branch that was made for a device.
+fn temporary(record: &Record) -> Option<(String, String)> {
+    Some((record.group.clone(), record.temporary_branch.clone()?))
 }
 
 /// Takes a device away and waits for its worker to end.
