@@ -363,3 +363,26 @@ fn groups_may_have_branches_of_the_same_name() {
         assert_eq!(replica.pins().list(), []);
     }
 }
+
+/// Writes that had been refused took effect when there was room again; and after 48 MiB of them
+/// nothing was answered any more.
+#[test]
+fn a_write_that_is_refused_never_takes_effect() {
+    let mut play = Play::new(8);
+    play.create(SHOP, Some("fix")).expect("made");
+    let content = play.write(SHOP, "fix", WRITE).expect("written");
+    play.disk.set_capacity(Some(play.disk.used_bytes()));
+    for _ in 0..40 {
+        match play.write(SHOP, "fix", 2 << 20) {
+            Err(WriteError::Full(why)) if why.contains("no room for another segment") => {}
+            other => panic!("{:?}", other.map(|_| "written")),
+        }
+    }
+    assert!(play.read(SHOP, "fix", WRITE) == content);
+    play.disk.set_capacity(None);
+    play.target.advance(Duration::from_secs(5));
+    assert!(play.read(SHOP, "fix", WRITE) == content, "a refused write has taken effect");
+    let content = play.write(SHOP, "fix", WRITE).expect("there is room");
+    let play = play.again(None);
+    assert!(play.read(SHOP, "fix", WRITE) == content);
+}

@@ -7,7 +7,7 @@ use tidemark_journal::{
 };
 use tokio::sync::{mpsc, oneshot};
 
-use crate::store::log::LogWriter;
+use crate::store::log::{LogWriter, NoRoom};
 
 /// The most bytes gathered into one frame.
 const FRAME_PAYLOAD_MAX: u64 = 4 << 20;
@@ -37,7 +37,7 @@ pub enum Content {
 /// Why a change was not made.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum WriteError {
-    /// There is no room on the target's disk.
+    /// There is no room on the target's disk. Nothing of it comes later.
     #[error("the branch takes nothing in at present: {0}")]
     Full(String),
     /// The log has failed or the target ends.
@@ -78,6 +78,7 @@ pub(super) async fn run(
         term,
         before: end,
         last: end.seq,
+        offered: Vec::new(),
     };
     while let Some(request) = queue.recv().await {
         let mut batch = vec![request];
@@ -105,6 +106,8 @@ struct Writer {
     term: TermId,
     before: Position,
     last: Seq,
+    /// The answers to come for the frames that were handed over.
+    offered: Vec<oneshot::Receiver<Result<(), NoRoom>>>,
 }
 
 impl Writer {
@@ -149,25 +152,26 @@ impl Writer {
         let (bytes, last) = (frame.to_vec(), frame.last);
         self.builder.clear();
         self.before = Position { term: self.term, seq: last };
-        self.log.append(bytes).await.map_err(|error| WriteError::Closed(error.to_string()))
+        let offered = self.log.offer(bytes).await;
+        self.offered.push(offered.map_err(|error| WriteError::Closed(error.to_string()))?);
+        Ok(())
     }
 
-    /// Waits until everything handed over can be read.
-    async fn written(&self) -> Result<(), WriteError> {
-        let mut progress = self.log.journal().watch();
-        let settled = progress.wait_for(|progress| {
-            progress.written.seq >= self.last
-                || progress.stalled.is_some()
-                || progress.failed.is_some()
-        });
-        let settled = settled.await.map_err(|error| WriteError::Closed(error.to_string()))?;
-        if settled.written.seq >= self.last {
-            return Ok(());
+    /// Waits until everything handed over can be read, or has been refused.
+    async fn written(&mut self) -> Result<(), WriteError> {
+        let mut refused = None;
+        for answer in self.offered.drain(..) {
+            match answer.await {
+                Ok(Ok(())) => {}
+                Ok(Err(NoRoom(why))) => refused = refused.or(Some(why)),
+                Err(_) => return Err(WriteError::Closed(self.log.closed().to_string())),
+            }
         }
-        match (&settled.failed, &settled.stalled) {
-            (Some(why), _) => Err(WriteError::Closed(why.to_string())),
-            (None, why) => Err(WriteError::Full(why.as_deref().unwrap_or_default().to_owned())),
-        }
+        let Some(why) = refused else { return Ok(()) };
+        // The next frame follows what is in the log.
+        self.before = self.log.journal().progress().written;
+        self.last = self.before.seq;
+        Err(WriteError::Full(why.to_string()))
     }
 }
 

@@ -7,6 +7,7 @@
 //! an offset *after* a damaged one proves that the damaged one had been synced before
 //! (see [`super::recover`]).
 
+mod scarce;
 mod seal;
 mod writer;
 
@@ -15,10 +16,11 @@ use std::{io, path::PathBuf, sync::Arc, time::Duration};
 use tidemark_control::config::Bytes;
 use tidemark_journal::{
     FrameView, Position,
+    frame::FrameHeader,
     segment::{BLOCK_BYTES, SegmentEnd, SegmentStart, padding},
 };
 use tidemark_link::seam::{AlignedBuf, How};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 
 use super::{
     index::{MemoryIndex, sealed},
@@ -27,10 +29,12 @@ use super::{
 };
 
 use crate::machine::log::{LogFile, sync_dir};
+pub use scarce::no_room;
+use scarce::{final_sync, passing};
 pub use seal::seal;
 use seal::{Job, Sealing};
-use writer::Request;
-pub use writer::{Closed, LogWriter, QUEUE_BYTES_MAX};
+pub use writer::{Closed, LogWriter, NoRoom, QUEUE_BYTES_MAX};
+use writer::{Request, Waiting};
 
 /// The most bytes in a batch; a longer frame is a batch by itself.
 const BATCH_BYTES_MAX: usize = 8 << 20;
@@ -180,7 +184,7 @@ impl Owner {
                 },
             };
             let first = match request {
-                Request::Frame(bytes, permit) => (bytes, permit),
+                Request::Frame(waiting) => waiting,
                 Request::Sync(done) => {
                     let outcome = self.sync(active.as_mut()).await;
                     let told = outcome.as_ref().map_err(|e| Closed(e.to_string().into())).copied();
@@ -189,7 +193,11 @@ impl Owner {
                     continue;
                 }
             };
-            let needs = Needs::of(&first.0)?;
+            if first.asked.is_some() && !self.continues(&first.bytes)? {
+                first.tell(Err(NoRoom("there was no room for what came before".into())));
+                continue;
+            }
+            let needs = Needs::of(&first.bytes)?;
             self.wait_for_size(&needs).await?;
             let full = active.as_ref().is_none_or(|active| !self.fits(active, &needs, 0));
             if full {
@@ -200,8 +208,14 @@ impl Owner {
                     *sealing = Some(begun);
                     next = (number, chain);
                 }
-                let opened = self.begin(next, needs, &mut spare, sealing).await?;
-                active = Some(opened);
+                let waits = first.asked.is_none();
+                match self.begin(next, needs, &mut spare, sealing, waits).await? {
+                    Ok(opened) => active = Some(opened),
+                    Err(no_room) => {
+                        first.tell(Err(no_room));
+                        continue;
+                    }
+                }
             }
             let Some(open) = active.as_mut() else { continue };
             buffer.clear();
@@ -219,26 +233,26 @@ impl Owner {
             }
             let mut batch = Vec::new();
             let mut candidate = Some((first, needs));
-            while let Some(((bytes, permit), needs)) = candidate.take() {
+            while let Some((waiting, needs)) = candidate.take() {
                 let at = open.end + buffer.len() as u64;
-                buffer.extend(&bytes).map_err(io::Error::other)?;
+                buffer.extend(&waiting.bytes).map_err(io::Error::other)?;
                 open.entries += needs.entries;
                 open.chunks += needs.chunks;
                 open.frames += 1;
-                batch.push((at, bytes, permit));
+                batch.push((at, waiting));
                 // A further frame joins unless it would begin at a multiple of 4096 (see above).
                 let aligned = (buffer.len() as u64).is_multiple_of(BLOCK_BYTES);
                 if aligned || buffer.len() >= BATCH_BYTES_MAX {
                     break;
                 }
                 match self.queue.try_recv() {
-                    Ok(Request::Frame(bytes, permit)) => {
-                        let needs = Needs::of(&bytes)?;
+                    Ok(Request::Frame(waiting)) => {
+                        let needs = Needs::of(&waiting.bytes)?;
                         let buffered = buffer.len() as u64;
                         if self.fits(open, &needs, buffered) && !self.exceeds(&needs, buffered) {
-                            candidate = Some(((bytes, permit), needs));
+                            candidate = Some((waiting, needs));
                         } else {
-                            carried = Some(Request::Frame(bytes, permit));
+                            carried = Some(Request::Frame(waiting));
                         }
                     }
                     Ok(sync) => carried = Some(sync),
@@ -256,7 +270,7 @@ impl Owner {
             }
             self.publish(open, &batch)?;
             self.journal.grew(buffer.len() as u64 - header_bytes);
-            drop(batch);
+            batch.into_iter().for_each(|(_, waiting)| waiting.tell(Ok(())));
             if spare.is_none() && open.end > open.file_bytes / 2 {
                 // Ahead of need, so that it is known early whether there is room.
                 match self.prepare(open.segment.number() + 1, self.options.segment_bytes).await {
@@ -386,14 +400,21 @@ impl Owner {
         Ok(Spare { file, path, number, bytes })
     }
 
-    /// Begins a segment, waiting for room as long as there is none.
+    /// Whether a frame follows what is in the log: it does not when the one before it was refused.
+    fn continues(&self, frame: &[u8]) -> io::Result<bool> {
+        let header = FrameHeader::peek(frame).map_err(io::Error::other)?;
+        Ok(header.before() == self.journal.progress().written)
+    }
+
+    /// Begins a segment. As long as there is no room it waits, or says so.
     async fn begin(
         &mut self,
         (number, chain_before): (u64, [u8; 32]),
         needs: Needs,
         spare: &mut Option<Spare>,
         sealing: &mut Option<Sealing>,
-    ) -> io::Result<Active> {
+        waits: bool,
+    ) -> io::Result<Result<Active, NoRoom>> {
         let index = sealed::bytes_max(needs.entries, needs.chunks, 1);
         let least = 2 * BLOCK_BYTES + (needs.bytes as u64).next_multiple_of(BLOCK_BYTES) + index;
         let bytes = self.options.segment_bytes.max(least);
@@ -415,13 +436,16 @@ impl Owner {
                     } else {
                         format!("another segment cannot be begun at present: {error}")
                     };
+                    let path = self.journal.dir().join(file_name(number));
+                    let _ = self.journal.machine().remove_file(&path);
+                    if !waits {
+                        return Ok(Err(NoRoom(text.into())));
+                    }
                     self.stall(&text).await?;
                     // Only what is sealed can leave, and give room.
                     if sealing.as_ref().is_some_and(|sealing| sealing.task.is_finished()) {
                         self.sealed(sealing).await?;
                     }
-                    let path = self.journal.dir().join(file_name(number));
-                    let _ = self.journal.machine().remove_file(&path);
                 }
                 Err(error) => return Err(error),
             }
@@ -437,7 +461,7 @@ impl Owner {
         ));
         self.journal.push(Arc::clone(&segment));
         self.follower.pressed();
-        Ok(Active {
+        Ok(Ok(Active {
             file: spare.file,
             segment,
             end: 0,
@@ -448,7 +472,7 @@ impl Owner {
             chunks: 0,
             frames: 0,
             unsynced: false,
-        })
+        }))
     }
 
     /// Writes a batch, waiting for room where the file system gives less than it had promised.
@@ -479,15 +503,11 @@ impl Owner {
         }
     }
 
-    fn publish(
-        &self,
-        open: &Active,
-        batch: &[(u64, Vec<u8>, OwnedSemaphorePermit)],
-    ) -> io::Result<()> {
+    fn publish(&self, open: &Active, batch: &[(u64, Waiting)]) -> io::Result<()> {
         let received_ns = self.follower.received_ns();
         let mut end = None;
-        for (at, bytes, _) in batch {
-            let view = FrameView::parse(bytes).map_err(io::Error::other)?;
+        for (at, waiting) in batch {
+            let view = FrameView::parse(&waiting.bytes).map_err(io::Error::other)?;
             open.segment.publish(&view, *at, open.end, received_ns);
             self.follower.stored(&view);
             end = Some(view.header().last());
@@ -553,40 +573,12 @@ impl Needs {
     }
 
     fn of(frame: &[u8]) -> io::Result<Needs> {
-        let header = tidemark_journal::frame::FrameHeader::peek(frame).map_err(io::Error::other)?;
+        let header = FrameHeader::peek(frame).map_err(io::Error::other)?;
         let chunks = header.chunks.get() as usize;
         // A record has an entry for each chunk it lies in; only its last one is shared.
         let entries = header.records.get() as usize + chunks;
         Ok(Needs { bytes: frame.len(), entries, chunks })
     }
-}
-
-/// Whether an error says that the file system is full.
-pub fn no_room(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-}
-
-/// Whether an error is about what there is too little of at present. What comes of a sync is never
-/// asked here: its failure is final (invariant 7).
-fn passing(error: &io::Error) -> bool {
-    let scarce = matches!(errno(error), Some(libc::ENOMEM | libc::EAGAIN));
-    no_room(error) || out_of_files(error) || scarce
-}
-
-/// Whether there are too many open files: only opening one gives this.
-fn out_of_files(error: &io::Error) -> bool {
-    matches!(errno(error), Some(libc::EMFILE | libc::ENFILE))
-}
-
-/// The error of a directory's sync, which does not pass; that it could not be opened may.
-fn final_sync(error: io::Error) -> io::Error {
-    if out_of_files(&error) { error } else { io::Error::other(error.to_string()) }
-}
-
-/// The number of an error, which may be wrapped.
-fn errno(error: &io::Error) -> Option<i32> {
-    let inner = || std::error::Error::source(error)?.downcast_ref::<io::Error>()?.raw_os_error();
-    error.raw_os_error().or_else(inner)
 }
 
 /// Zeros that follow data of this length in its last block.

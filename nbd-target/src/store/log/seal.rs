@@ -9,7 +9,7 @@ use tidemark_journal::{
 
 use tokio::task::JoinHandle;
 
-use super::final_sync;
+use super::scarce::final_sync;
 use crate::{
     machine::How,
     store::{index::sealed, journal::Follower, segment::Segment},

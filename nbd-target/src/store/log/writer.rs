@@ -20,9 +20,33 @@ pub struct LogWriter {
 }
 
 pub(super) enum Request {
-    Frame(Vec<u8>, OwnedSemaphorePermit),
+    Frame(Waiting),
     Sync(oneshot::Sender<Result<(), Closed>>),
 }
+
+/// A frame that waits for the owner.
+pub(super) struct Waiting {
+    pub bytes: Vec<u8>,
+    /// Who is told that it can be read, or that it is refused. One that nobody asks about waits for
+    /// room instead.
+    pub asked: Option<oneshot::Sender<Result<(), NoRoom>>>,
+    /// Its part of the queue.
+    _room: OwnedSemaphorePermit,
+}
+
+impl Waiting {
+    /// Tells what has become of it. Who has asked may be gone.
+    pub fn tell(self, outcome: Result<(), NoRoom>) {
+        if let Some(asked) = self.asked {
+            let _ = asked.send(outcome);
+        }
+    }
+}
+
+/// There is no room for a frame: it is not in the log, and never will be.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct NoRoom(pub Arc<str>);
 
 /// The log takes nothing more in.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -46,11 +70,33 @@ impl LogWriter {
     /// # Errors
     /// [`Closed`] when the log has failed or ends.
     pub async fn append(&self, frame: Vec<u8>) -> Result<(), Closed> {
-        let bytes = frame.len().min(QUEUE_BYTES_MAX) as u32;
-        let closed = |_| self.closed();
-        let permit =
-            Arc::clone(&self.room).acquire_many_owned(bytes).await.map_err(|_| self.closed())?;
-        self.queue.send(Request::Frame(frame, permit)).await.map_err(closed)
+        self.hand_over(frame, None).await
+    }
+
+    /// Hands a frame over as [`append`](Self::append) does; but it is refused, and all that was handed
+    /// over after it, when it needs another segment and none can be begun at present. The answer
+    /// comes when it can be read or has been refused; none when the log has failed or ends.
+    ///
+    /// # Errors
+    /// [`Closed`] when the log has failed or ends.
+    pub async fn offer(
+        &self,
+        frame: Vec<u8>,
+    ) -> Result<oneshot::Receiver<Result<(), NoRoom>>, Closed> {
+        let (asked, answer) = oneshot::channel();
+        self.hand_over(frame, Some(asked)).await?;
+        Ok(answer)
+    }
+
+    async fn hand_over(
+        &self,
+        bytes: Vec<u8>,
+        asked: Option<oneshot::Sender<Result<(), NoRoom>>>,
+    ) -> Result<(), Closed> {
+        let part = bytes.len().min(QUEUE_BYTES_MAX) as u32;
+        let room = Arc::clone(&self.room).acquire_many_owned(part).await;
+        let waiting = Waiting { bytes, asked, _room: room.map_err(|_| self.closed())? };
+        self.queue.send(Request::Frame(waiting)).await.map_err(|_| self.closed())
     }
 
     /// Makes everything handed over before durable.
@@ -89,7 +135,8 @@ impl LogWriter {
         &self.journal
     }
 
-    fn closed(&self) -> Closed {
+    /// Why it takes nothing more in.
+    pub fn closed(&self) -> Closed {
         Closed(self.journal.progress().failed.unwrap_or_else(|| "it is being closed".into()))
     }
 }
