@@ -147,6 +147,7 @@ fn add(control: &mut Control, options: &Options, backing: &Backing) -> Result<De
         queue_depth: DEPTH,
         max_io_bytes: MAX_IO_BYTES,
         features: features | Features::required(),
+        identity: 0,
     })?;
     let params =
         DeviceParams::new(*backing.geometry(), *backing.abilities(), MAX_IO_BYTES, 32 << 20);

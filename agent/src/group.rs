@@ -111,11 +111,11 @@ impl Group {
         backings: &[Arc<Backing>],
         sectors: &[u64],
     ) -> anyhow::Result<()> {
-        let name = &self.config.name;
-        for ((volume, backing), sectors) in self.config.volumes.iter().zip(backings).zip(sectors) {
-            let front = Front::start(&self.engine, node, name, volume, backing).await?;
+        let config = &self.config;
+        for ((volume, backing), sectors) in config.volumes.iter().zip(backings).zip(sectors) {
+            let front = Front::start(&self.engine, node, config, volume, backing).await?;
             tracing::info!(
-                group = %name,
+                group = %config.name,
                 volume = %volume.name,
                 device = %front.device().display(),
                 "the volume is protected"

@@ -85,7 +85,7 @@ impl Passthrough {
         backings: &[Arc<Backing>],
     ) -> anyhow::Result<()> {
         for (volume, backing) in config.volumes.iter().zip(backings) {
-            let front = Front::start(&self.engine, node, &config.name, volume, backing).await?;
+            let front = Front::start(&self.engine, node, config, volume, backing).await?;
             tracing::warn!(
                 group = %config.name,
                 volume = %volume.name,

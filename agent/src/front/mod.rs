@@ -11,10 +11,10 @@ pub mod ublk;
 use std::{path::PathBuf, sync::Arc};
 
 use anyhow::Context;
-use tidemark_control::{agent::FrontKind, config::Name};
+use tidemark_control::agent::FrontKind;
 
 use crate::{
-    config::{FrontChoice, NodeConfig, VolumeConfig},
+    config::{FrontChoice, GroupConfig, NodeConfig, VolumeConfig},
     engine::Engine,
     kernel::{self, blockdev::Backing},
 };
@@ -38,7 +38,7 @@ impl Front {
     pub async fn start(
         engine: &Engine,
         node: &NodeConfig,
-        group: &Name,
+        group: &GroupConfig,
         volume: &VolumeConfig,
         backing: &Arc<Backing>,
     ) -> anyhow::Result<Front> {
@@ -50,10 +50,10 @@ impl Front {
             sectors,
             backing,
         );
-        let (group_name, name) = (group.as_str(), volume.name.as_str());
+        let (group_name, name) = (group.name.as_str(), volume.name.as_str());
         Ok(match choose(volume.front) {
             FrontKind::NbdSocket => {
-                let path = node.socket_of(group, volume);
+                let path = node.socket_of(&group.name, volume);
                 let front = nbd::SocketFront::start(export, &path).await;
                 Front::Socket(front.with_context(|| format!("listen on {}", path.display()))?)
             }
@@ -64,6 +64,7 @@ impl Front {
                 let runtime_dir = &node.runtime_dir;
                 let wanted = ublk::UblkVolume {
                     id: volume.id,
+                    group_id: group.id,
                     group: group_name,
                     name,
                     backing,
@@ -117,6 +118,13 @@ impl Front {
             Front::Socket(front) => front.stop().await,
         }
     }
+}
+
+/// Waits for what the kernel does, on a thread that may wait.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
+) -> anyhow::Result<T> {
+    tokio::task::spawn_blocking(work).await.context("a thread for the kernel's answer")?
 }
 
 /// What a choice means on this machine: ublk where the kernel has it, else its NBD client, else a

@@ -2,6 +2,8 @@
 //!
 //! The device outlives its agent: requests wait in the kernel, and the next agent takes it back.
 //! Its number is remembered in the runtime directory, which a reboot empties as it does the device.
+//! That file may be of another time; so the device itself says which volume it is for (`identity`),
+//! and none that does not is touched.
 
 use std::{
     fs,
@@ -9,15 +11,16 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, anyhow};
-use tidemark_journal::VolumeId;
+use anyhow::{Context, anyhow, ensure};
+use tidemark_journal::{GroupId, VolumeId};
 use tokio::sync::oneshot;
 
+use super::blocking;
 use crate::{
     engine::{Command, Engine, UblkQueue},
     kernel::{
         blockdev::Backing,
-        ublk::{Control, DeviceInfo, DeviceParams, DeviceState, Features, NewDevice},
+        ublk::{Control, ControlError, DeviceInfo, DeviceParams, DeviceState, Features, NewDevice},
         udev::Names,
     },
 };
@@ -48,6 +51,8 @@ pub struct UblkVolume<'a> {
     /// The volume's number.
     pub id: VolumeId,
     /// Its group.
+    pub group_id: GroupId,
+    /// The group's name.
     pub group: &'a str,
     /// Its name.
     pub name: &'a str,
@@ -61,7 +66,8 @@ impl UblkFront {
     /// Makes a device for a volume, or takes back the one that an earlier agent made for it.
     ///
     /// # Errors
-    /// No ublk in the kernel, not allowed, or the backing cannot be shown through it.
+    /// No ublk in the kernel, not allowed, the backing cannot be shown through it, or an earlier agent's
+    /// device has another size.
     pub async fn start(engine: &Engine, volume: &UblkVolume<'_>) -> anyhow::Result<UblkFront> {
         let dir = volume.runtime_dir.join("ublk").join(volume.group);
         fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
@@ -73,16 +79,24 @@ impl UblkFront {
             IO_BYTES_MAX,
             ZERO_BYTES_MAX,
         );
-        let (info, recovering) =
-            blocking(move || prepare(known, &params)).await.context("the ublk device")?;
-        let number = info.dev_id.to_string();
-        fs::write(&remembered, number)
-            .with_context(|| format!("write {}", remembered.display()))?;
+        let identity = identity(volume.group_id, volume.id);
         let names = Names::default();
-        let kernel_name = format!("ublkb{}", info.dev_id);
-        let link = names
-            .publish(&kernel_name, volume.group, volume.name)
-            .context("publish the device's name")?;
+        let publish = {
+            let (names, remembered) = (names.clone(), remembered.clone());
+            let (group, name) = (volume.group.to_owned(), volume.name.to_owned());
+            move |dev_id: u32| {
+                fs::write(&remembered, dev_id.to_string())
+                    .with_context(|| format!("write {}", remembered.display()))?;
+                names
+                    .publish(&format!("ublkb{dev_id}"), &group, &name)
+                    .context("publish the device's name")
+            }
+        };
+        let Prepared { info, recovering, link } = blocking(move || {
+            prepare(&mut Control::open(CONTROL_TIMEOUT)?, known, identity, &params, publish)
+        })
+        .await
+        .context("the ublk device")?;
         let (ready, is_ready) = oneshot::channel();
         let (ended, has_ended) = oneshot::channel();
         engine.tell(Command::Serve(UblkQueue { info, volume: volume.id, ready, ended }));
@@ -96,7 +110,7 @@ impl UblkFront {
         .await
         .context("start the ublk device")?;
         // Without udev there is nobody to be told, and the name has been made already.
-        let _ = names.trigger(&kernel_name);
+        let _ = names.trigger(&format!("ublkb{dev_id}"));
         let (group, volume) = (volume.group.to_owned(), volume.name.to_owned());
         Ok(UblkFront { dev_id, group, volume, link, remembered, ended: has_ended })
     }
@@ -124,35 +138,125 @@ impl UblkFront {
     }
 }
 
-/// Adds a device, or begins the recovery of a known one.
-fn prepare(known: Option<u32>, params: &DeviceParams) -> anyhow::Result<(DeviceInfo, bool)> {
-    let mut control = Control::open(CONTROL_TIMEOUT)?;
-    if let Some(dev_id) = known
-        && let Some(info) = control.find(dev_id)?
-    {
-        if info.state == DeviceState::Quiesced || info.state == DeviceState::Live {
-            return Ok((control.start_recovery(dev_id, PATIENCE)?, true));
-        }
-        control.delete(dev_id)?;
-    }
-    let wanted = Features::USER_RECOVERY | Features::USER_RECOVERY_REISSUE | Features::USER_COPY;
-    let features = control.features()?;
-    let info = control.add(&NewDevice {
-        dev_id: None,
-        queues: 1,
-        queue_depth: QUEUE_DEPTH,
-        max_io_bytes: IO_BYTES_MAX,
-        features: wanted.common(features),
-    })?;
-    if let Err(error) = control.set_params(info.dev_id, params) {
-        control.delete(info.dev_id)?;
-        return Err(error.into());
-    }
-    Ok((info, false))
+/// What a device carries that is for this volume.
+fn identity(group: GroupId, volume: VolumeId) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"tidemark ublk device");
+    hasher.update(&group.0);
+    hasher.update(&volume.0.to_le_bytes());
+    let mut identity = [0; 8];
+    hasher.finalize_xof().fill(&mut identity);
+    u64::from_le_bytes(identity)
 }
 
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
-) -> anyhow::Result<T> {
-    tokio::task::spawn_blocking(work).await.context("a thread for the kernel's answer")?
+/// What is asked of the driver to have a device.
+trait Driver {
+    fn find(&mut self, dev_id: u32) -> Result<Option<DeviceInfo>, ControlError>;
+
+    /// How large the device is that it shows.
+    fn sectors(&mut self, dev_id: u32) -> Result<u64, ControlError>;
+
+    fn start_recovery(&mut self, dev_id: u32) -> Result<DeviceInfo, ControlError>;
+
+    fn delete(&mut self, dev_id: u32) -> Result<(), ControlError>;
+
+    /// Makes a device that looks like this and carries an identity.
+    fn add(&mut self, identity: u64, params: &DeviceParams) -> Result<DeviceInfo, ControlError>;
 }
+
+impl Driver for Control {
+    fn find(&mut self, dev_id: u32) -> Result<Option<DeviceInfo>, ControlError> {
+        Control::find(self, dev_id)
+    }
+
+    fn sectors(&mut self, dev_id: u32) -> Result<u64, ControlError> {
+        Ok(self.params(dev_id)?.basic.dev_sectors)
+    }
+
+    fn start_recovery(&mut self, dev_id: u32) -> Result<DeviceInfo, ControlError> {
+        Control::start_recovery(self, dev_id, PATIENCE)
+    }
+
+    fn delete(&mut self, dev_id: u32) -> Result<(), ControlError> {
+        Control::delete(self, dev_id)
+    }
+
+    fn add(&mut self, identity: u64, params: &DeviceParams) -> Result<DeviceInfo, ControlError> {
+        let wanted =
+            Features::USER_RECOVERY | Features::USER_RECOVERY_REISSUE | Features::USER_COPY;
+        let features = wanted.common(self.features()?);
+        let info = Control::add(
+            self,
+            &NewDevice {
+                dev_id: None,
+                queues: 1,
+                queue_depth: QUEUE_DEPTH,
+                max_io_bytes: IO_BYTES_MAX,
+                features,
+                identity,
+            },
+        )?;
+        if let Err(error) = self.set_params(info.dev_id, params) {
+            Control::delete(self, info.dev_id)?;
+            return Err(error);
+        }
+        Ok(info)
+    }
+}
+
+/// A device whose queue may be fetched.
+struct Prepared {
+    info: DeviceInfo,
+    /// It is an earlier agent's.
+    recovering: bool,
+    /// Its stable name.
+    link: PathBuf,
+}
+
+/// Begins the recovery of the volume's device if the `known` one is it, or adds one. `publish` makes its number
+/// and name known. Where it fails, the device of an earlier agent still waits for the next attempt: a recovery
+/// that was begun cannot be begun again.
+fn prepare(
+    driver: &mut impl Driver,
+    known: Option<u32>,
+    identity: u64,
+    params: &DeviceParams,
+    publish: impl FnOnce(u32) -> anyhow::Result<PathBuf>,
+) -> anyhow::Result<Prepared> {
+    let found = match known {
+        Some(dev_id) => driver.find(dev_id)?,
+        None => None,
+    };
+    match found {
+        Some(DeviceInfo { dev_id, identity: other, .. }) if other != identity => {
+            tracing::warn!(
+                dev_id,
+                "the ublk device whose number was remembered is not this volume's: it is left alone"
+            );
+        }
+        Some(DeviceInfo { dev_id, state: DeviceState::Quiesced | DeviceState::Live, .. }) => {
+            let (shown, wanted) = (driver.sectors(dev_id)?, params.geometry.size_bytes / 512);
+            ensure!(
+                shown == wanted,
+                "/dev/ublkb{dev_id}, which an earlier agent made for this volume, has {shown} sectors, and the \
+                 disk below it has {wanted}: give the disk its former size again, or restart the machine, with \
+                 which the device goes"
+            );
+            let link = publish(dev_id)?;
+            return Ok(Prepared { info: driver.start_recovery(dev_id)?, recovering: true, link });
+        }
+        Some(DeviceInfo { dev_id, .. }) => driver.delete(dev_id)?,
+        None => {}
+    }
+    let info = driver.add(identity, params)?;
+    match publish(info.dev_id) {
+        Ok(link) => Ok(Prepared { info, recovering: false, link }),
+        Err(error) => {
+            driver.delete(info.dev_id)?;
+            Err(error)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -51,7 +51,7 @@ pub struct DevInfo {
     pub pad1: u32,
     /// Features, bits of [`super::Features`].
     pub flags: u64,
-    /// Kept for the server, not interpreted.
+    /// Kept for the server as it was given with `ADD_DEV`, not interpreted.
     pub ublksrv_flags: u64,
     /// Owner of an unprivileged device.
     pub owner_uid: u32,

@@ -36,6 +36,8 @@ pub struct NewDevice {
     pub max_io_bytes: u32,
     /// Features to switch on, all of which must be had.
     pub features: Features,
+    /// Whose device it is: the driver keeps it with the device and reads nothing out of it.
+    pub identity: u64,
 }
 
 /// A device as the driver knows it.
@@ -51,6 +53,9 @@ pub struct DeviceInfo {
     pub max_io_bytes: u32,
     /// Features that are on.
     pub features: Features,
+    /// What its maker gave as [`NewDevice::identity`]; other programs have their own use for it,
+    /// or leave it 0.
+    pub identity: u64,
     /// Whether it is served.
     pub state: DeviceState,
     /// Process that serves or served it; 0 or less: none.
@@ -231,6 +236,7 @@ impl Control {
             max_io_buf_bytes: device.max_io_bytes,
             dev_id,
             flags: device.features.bits(),
+            ublksrv_flags: device.identity,
             ..DevInfo::default()
         };
         let made = self.exchange(ADD_DEV, dev_id, info, 0).map_err(|e| match e {
@@ -455,6 +461,7 @@ fn describe(info: &DevInfo) -> DeviceInfo {
         queue_depth: info.queue_depth,
         max_io_bytes: info.max_io_buf_bytes,
         features: Features::from_bits(info.flags),
+        identity: info.ublksrv_flags,
         state: match info.state {
             abi::STATE_DEAD => DeviceState::Dead,
             abi::STATE_LIVE => DeviceState::Live,
