@@ -1,25 +1,43 @@
 //! The kernel NBD front: a device of the kernel's own client, for kernels without ublk.
 //!
 //! The kernel speaks over socket pairs whose other ends are served here. When the agent dies, the
-//! device stays and its requests wait; the next agent gives it a new socket.
+//! device stays and its requests wait; the next agent gives it a new socket. So does this one when
+//! the kernel gives a connection up, as it does when a request takes longer than it waits.
 
 use std::{os::unix::net::UnixStream, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use tidemark_nbd::{Export, Server};
-use tokio::task::JoinHandle;
+use tokio::{sync::watch, task::JoinHandle, time::Instant};
 
-use super::nbd::{VolumeExport, server};
+use super::{blocking, nbd::server};
 use crate::kernel::{
     nbd_netlink::{DeviceSettings, NbdControl},
     udev::Names,
 };
 
-/// After so long without an answer a request is given to another connection.
+/// After so long without an answer the kernel gives the connection up.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the kernel keeps requests while no agent serves the device.
 const DEAD_CONNECTION_TIMEOUT: Duration = Duration::from_secs(600);
 const GRACE: Duration = Duration::from_secs(10);
+/// Connections of a device begin at least so long after one another, and so do attempts.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long one attempt waits for the kernel to let go of the connection before.
+const ATTEMPT: Duration = Duration::from_secs(1);
+
+/// What a front asks of the kernel for its device. Each call may block.
+trait Kernel: Send + Sync + 'static {
+    /// Takes the device back that an earlier agent made, or makes one: its index, and the end to serve.
+    fn connect(&self) -> anyhow::Result<(u32, UnixStream)>;
+
+    /// Gives the device a connection in place of its dead one: the end to serve. None if there is no
+    /// such device any more.
+    fn reconnect(&self) -> anyhow::Result<Option<UnixStream>>;
+
+    /// Takes the device away.
+    fn disconnect(&self, index: u32) -> anyhow::Result<()>;
+}
 
 /// A served device.
 pub struct KernelNbdFront {
@@ -27,7 +45,10 @@ pub struct KernelNbdFront {
     group: String,
     volume: String,
     link: PathBuf,
+    kernel: Arc<dyn Kernel>,
     server: Server,
+    /// True once lost connections are not to be replaced any more.
+    over: watch::Sender<bool>,
     serving: JoinHandle<()>,
 }
 
@@ -37,7 +58,7 @@ impl KernelNbdFront {
     /// # Errors
     /// No NBD client in the kernel, no free device, or the name cannot be published.
     pub async fn start(
-        export: Arc<VolumeExport>,
+        export: Arc<dyn Export>,
         group: &str,
         volume: &str,
     ) -> anyhow::Result<KernelNbdFront> {
@@ -51,27 +72,47 @@ impl KernelNbdFront {
             dead_connection_timeout: DEAD_CONNECTION_TIMEOUT,
             identifier: Some(identifier.clone()),
         };
-        let (index, stream) = tokio::task::spawn_blocking(move || connect(&identifier, &settings))
-            .await
-            .context("the thread that configures the device")??;
-        stream.set_nonblocking(true).context("the device's socket")?;
-        let stream = tokio::net::UnixStream::from_std(stream).context("the device's socket")?;
-        let server = server(export.clone());
-        let serving = tokio::spawn({
-            let (server, name) = (server.clone(), format!("{group}/{volume}"));
-            async move {
-                if let Err(reason) = server.serve_entered(stream, &name, export).await {
-                    tracing::error!(reason, volume = name, "the kernel's NBD connection was cut");
-                }
-            }
-        });
+        let kernel = Arc::new(Client { identifier, settings });
+        KernelNbdFront::start_with(kernel, export, group, volume).await
+    }
+
+    async fn start_with(
+        kernel: Arc<dyn Kernel>,
+        export: Arc<dyn Export>,
+        group: &str,
+        volume: &str,
+    ) -> anyhow::Result<KernelNbdFront> {
+        let asked = kernel.clone();
+        let (index, stream) = blocking(move || asked.connect()).await?;
         let kernel_name = format!("nbd{index}");
         let names = Names::default();
+        // Before anything is served: on an error the connection closes, and whoever tries next gets the device.
         let link = names.publish(&kernel_name, group, volume).context("the device's name")?;
+        let front = KernelNbdFront::serve((kernel, index, stream), export, (group, volume), link)?;
         // Without udev there is nobody to be told, and the name has been made already.
         let _ = names.trigger(&kernel_name);
+        Ok(front)
+    }
+
+    fn serve(
+        (kernel, index, stream): (Arc<dyn Kernel>, u32, UnixStream),
+        export: Arc<dyn Export>,
+        (group, volume): (&str, &str),
+        link: PathBuf,
+    ) -> anyhow::Result<KernelNbdFront> {
+        let stream = asynchronous(stream)?;
+        let server = server(volume, export.clone());
+        let (over, is_over) = watch::channel(false);
+        let connections = Connections {
+            kernel: kernel.clone(),
+            server: server.clone(),
+            export,
+            volume: format!("{group}/{volume}"),
+            over: is_over,
+        };
+        let serving = tokio::spawn(connections.serve(stream));
         let (group, volume) = (group.to_owned(), volume.to_owned());
-        Ok(KernelNbdFront { index, group, volume, link, server, serving })
+        Ok(KernelNbdFront { index, group, volume, link, kernel, server, over, serving })
     }
 
     /// Its stable name.
@@ -81,31 +122,158 @@ impl KernelNbdFront {
 
     /// Lets the connection go when its requests are answered; the device stays.
     pub async fn leave(self) {
+        self.over.send_replace(true);
         self.server.shutdown(GRACE).await;
         // It ends with the server; its reason has been told.
         let _ = self.serving.await;
     }
 
-    /// Takes the device away.
+    /// Takes the device away. Nothing of it is served afterwards, whatever the outcome.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel refuses, or the name cannot be withdrawn.
     pub async fn stop(self) -> anyhow::Result<()> {
-        let index = self.index;
-        let gone = tokio::task::spawn_blocking(move || NbdControl::open()?.disconnect(index));
-        gone.await.context("the thread that disconnects the device")??;
-        Names::default().withdraw(&format!("nbd{index}"), &self.group, &self.volume)?;
-        self.server.shutdown(GRACE).await;
-        self.serving.await.context("the device's connection")
+        self.over.send_replace(true);
+        let (kernel, index) = (self.kernel.clone(), self.index);
+        let gone = blocking(move || kernel.disconnect(index)).await.and_then(|()| {
+            let name = format!("nbd{index}");
+            Names::default().withdraw(&name, &self.group, &self.volume).context("the device's name")
+        });
+        self.leave().await;
+        gone
     }
 }
 
-fn connect(identifier: &str, settings: &DeviceSettings) -> anyhow::Result<(u32, UnixStream)> {
-    let mut control = NbdControl::open()?;
-    let (index, streams) = match control.find(identifier)? {
-        Some(index) => (index, control.reconnect(index, settings, 1, GRACE)?),
-        None => control.connect(None, settings, 1)?,
-    };
-    let stream = streams.into_iter().next().context("the kernel gave no connection")?;
-    Ok((index, stream))
+/// The connections of a device, one after the other.
+struct Connections {
+    kernel: Arc<dyn Kernel>,
+    server: Server,
+    export: Arc<dyn Export>,
+    /// Its group and name, for people.
+    volume: String,
+    over: watch::Receiver<bool>,
 }
+
+impl Connections {
+    /// Serves a connection, and another whenever one ends, until the front is over.
+    ///
+    /// A connection has ended only when all its requests have: the kernel sends them again over the
+    /// next one, and the disk must not see the first attempt of a write after the second.
+    async fn serve(mut self, mut stream: tokio::net::UnixStream) {
+        loop {
+            let next = Instant::now() + PAUSE;
+            let served = self.server.serve_entered(stream, &self.volume, self.export.clone()).await;
+            if self.is_over_by(next).await {
+                if let Err(reason) = served {
+                    let volume = self.volume;
+                    tracing::error!(reason, volume, "the kernel's NBD connection was cut");
+                }
+                return;
+            }
+            let reason = served.err().unwrap_or_else(|| "the kernel has closed it".to_owned());
+            tracing::warn!(
+                reason,
+                volume = self.volume,
+                "the kernel's NBD connection is lost, as after a request that took longer than {} s: the device \
+                 gets another",
+                REQUEST_TIMEOUT.as_secs()
+            );
+            let Some(fresh) = self.replace().await else { return };
+            stream = fresh;
+        }
+    }
+
+    /// A fresh connection, however many attempts it takes; none if the front is over or the device gone.
+    async fn replace(&mut self) -> Option<tokio::net::UnixStream> {
+        let mut told = false;
+        loop {
+            let (next, kernel) = (Instant::now() + PAUSE, self.kernel.clone());
+            let attempt = blocking(move || kernel.reconnect()).await;
+            match attempt.and_then(|fresh| fresh.map(asynchronous).transpose()) {
+                Ok(Some(fresh)) => return Some(fresh),
+                Ok(None) => {
+                    let volume = &self.volume;
+                    tracing::error!(
+                        volume,
+                        "somebody has disconnected the volume's NBD device: restart the agent to have it again"
+                    );
+                    return None;
+                }
+                Err(error) if !told => {
+                    told = true;
+                    let (error, volume) = (format!("{error:#}"), &self.volume);
+                    tracing::warn!(
+                        error,
+                        volume,
+                        "the NBD device does not get another connection yet: it is tried again"
+                    );
+                }
+                Err(_) => {}
+            }
+            if self.is_over_by(next).await {
+                return None;
+            }
+        }
+    }
+
+    /// Waits until a time, or until the front is over; whether it is.
+    async fn is_over_by(&mut self, time: Instant) -> bool {
+        tokio::select! {
+            biased;
+            // Also when nobody has the front any more.
+            _ = self.over.wait_for(|over| *over) => true,
+            () = tokio::time::sleep_until(time) => false,
+        }
+    }
+}
+
+fn asynchronous(stream: UnixStream) -> anyhow::Result<tokio::net::UnixStream> {
+    let set = stream.set_nonblocking(true);
+    set.and_then(|()| tokio::net::UnixStream::from_std(stream)).context("the device's socket")
+}
+
+/// The kernel's NBD client, with a device of this identifier.
+struct Client {
+    identifier: String,
+    settings: DeviceSettings,
+}
+
+impl Client {
+    /// Gives the device a connection in place of a dead one, if there is such a device.
+    fn take_back(
+        &self,
+        control: &mut NbdControl,
+        patience: Duration,
+    ) -> anyhow::Result<Option<(u32, UnixStream)>> {
+        let Some(index) = control.find(&self.identifier)? else { return Ok(None) };
+        let taken = control.reconnect(index, &self.settings, 1, patience)?;
+        Ok(Some((index, one(taken)?)))
+    }
+}
+
+impl Kernel for Client {
+    fn connect(&self) -> anyhow::Result<(u32, UnixStream)> {
+        let mut control = NbdControl::open()?;
+        if let Some(taken) = self.take_back(&mut control, GRACE)? {
+            return Ok(taken);
+        }
+        let (index, made) = control.connect(None, &self.settings, 1)?;
+        Ok((index, one(made)?))
+    }
+
+    fn reconnect(&self) -> anyhow::Result<Option<UnixStream>> {
+        let taken = self.take_back(&mut NbdControl::open()?, ATTEMPT)?;
+        Ok(taken.map(|(_, stream)| stream))
+    }
+
+    fn disconnect(&self, index: u32) -> anyhow::Result<()> {
+        Ok(NbdControl::open()?.disconnect(index)?)
+    }
+}
+
+fn one(streams: Vec<UnixStream>) -> anyhow::Result<UnixStream> {
+    streams.into_iter().next().context("the kernel gave no connection")
+}
+
+#[cfg(test)]
+mod tests;

@@ -136,12 +136,15 @@ impl Export for VolumeExport {
     }
 }
 
-/// The only export of a socket: by its name, or as the default.
-struct One(Arc<VolumeExport>);
+/// The only export of a server: by its name, or as the default.
+struct One {
+    name: String,
+    export: Arc<dyn Export>,
+}
 
 impl Exports for One {
     fn list<'a>(&'a self, _: &'a ClientInfo) -> BoxFuture<'a, Vec<ExportEntry>> {
-        let entry = ExportEntry { name: self.0.name.clone(), description: String::new() };
+        let entry = ExportEntry { name: self.name.clone(), description: String::new() };
         Box::pin(async move { vec![entry] })
     }
 
@@ -152,18 +155,18 @@ impl Exports for One {
         _: &'a ClientInfo,
     ) -> BoxFuture<'a, Result<Arc<dyn Export>, OpenError>> {
         Box::pin(async move {
-            if name.is_empty() || name == self.0.name {
-                return Ok(self.0.clone() as Arc<dyn Export>);
+            let own = &self.name;
+            if name.is_empty() || name == own {
+                return Ok(self.export.clone());
             }
-            let own = &self.0.name;
             Err(OpenError::unavailable(format!("this socket serves '{own}', not '{name}'")))
         })
     }
 }
 
 /// A server for one volume. Nothing is listened on yet.
-pub fn server(export: Arc<VolumeExport>) -> Server {
-    Server::new(Arc::new(One(export)), Limits::default())
+pub fn server(name: &str, export: Arc<dyn Export>) -> Server {
+    Server::new(Arc::new(One { name: name.to_owned(), export }), Limits::default())
 }
 
 /// A volume on a Unix socket.
@@ -183,7 +186,7 @@ impl SocketFront {
             std::fs::create_dir_all(dir)?;
         }
         let listener = Listener::unix(path, 0o600).await?;
-        let server = server(export);
+        let server = server(&export.name.clone(), export);
         let serving = tokio::spawn({
             let server = server.clone();
             async move { server.serve(listener).await }
