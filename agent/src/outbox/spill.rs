@@ -46,11 +46,12 @@ pub(super) struct Spill {
     forget: Seq,
     /// Nothing goes there before this.
     not_before: Option<Duration>,
-    /// Why nothing goes there; for people.
+    /// What the last attempt came to, if it failed; for people. The next begins with whatever waits in memory.
     problem: Option<String>,
+    /// That came from its being full.
     full: bool,
-    /// What was in it cannot be read any more.
-    lost: bool,
+    /// Why what is in it cannot be read any more, until that is dropped; for people.
+    lost: Option<String>,
     /// Last sequences and times of frames that were sent, are not final-durable, and lie in the
     /// spool.
     sent: VecDeque<(Seq, u64)>,
@@ -71,9 +72,14 @@ impl Spill {
     pub fn discard(&mut self) {
         self.epoch += 1;
         self.through = Position::default();
-        self.lost = false;
+        self.lost = None;
         self.clear = self.index.is_some();
         self.sent.clear();
+    }
+
+    /// What was asked of it was done.
+    fn works(&mut self) {
+        (self.problem, self.full, self.not_before) = (None, false, None);
     }
 
     /// The times of frames up to `seq` that were sent and lay in the spool, once.
@@ -124,7 +130,7 @@ pub struct SpoolBacklog {
     pub bytes: u64,
     /// The most that they may take.
     pub bytes_max: u64,
-    /// Why nothing more goes there; for people.
+    /// Why nothing more goes there, or what is there cannot be read; for people.
     pub problem: Option<String>,
 }
 
@@ -171,13 +177,15 @@ impl Outbox {
     fn wants_spill(&self, state: &State) -> bool {
         let spill = &state.spill;
         let at_all = spill.index.is_some()
-            && !spill.lost
+            && spill.lost.is_none()
             && !state.discarding
             && spill.not_before.is_none_or(|time| since_boot() >= time)
             && state.frames.back().is_some_and(|frame| frame.last > spill.through.seq);
         let following = state.sent.max(state.released) < spill.through.seq;
         let long = || state.waiting_since.is_some_and(|since| since_boot() - since >= SPILL_AFTER);
-        at_all && (following || self.fill_permille(state) > SPILL_ABOVE_PERMILLE || long())
+        let full = || self.fill_permille(state) > SPILL_ABOVE_PERMILLE;
+        // One that has failed is tried again before it is needed: nobody else would say that it works again.
+        at_all && (following || spill.problem.is_some() || full() || long())
     }
 
     fn batch(
@@ -223,7 +231,7 @@ impl Outbox {
             return false;
         }
         state.spill.through = batch.last;
-        (state.spill.problem, state.spill.full, state.spill.not_before) = (None, false, None);
+        state.spill.works();
         // Before the frames are freed: the next process looks for them there then.
         self.memory.word(SPOOLED_SEQ_AT).store(batch.last.seq.0, Ordering::Release);
         self.free(state);
@@ -254,16 +262,19 @@ impl Outbox {
 
     /// The spool is empty.
     pub fn spool_cleared(&self) {
-        self.state().spill.clear = false;
+        let mut state = self.state();
+        state.spill.clear = false;
+        // Its disk has done what was asked of it; until it is tried again nobody knows better.
+        state.spill.works();
     }
 
     /// Everything up to `seq` is final-durable, and the state says so durably.
     pub fn forget(&self, seq: Seq) {
         let mut state = self.state();
         state.spill.forget = seq;
-        if std::mem::take(&mut state.spill.full) {
+        if state.spill.full {
             // Until it is tried again nobody knows better.
-            (state.spill.problem, state.spill.not_before) = (None, None);
+            state.spill.works();
         }
         drop(state);
         self.spill.notify_all();
@@ -279,7 +290,7 @@ impl Outbox {
         let state = self.state();
         let after = state.sent.max(state.released);
         let there = after < state.spill.through.seq && !state.held && !state.discarding;
-        if !there || state.spill.lost {
+        if !there || state.spill.lost.is_some() {
             return None;
         }
         Some((after, state.spill.index.clone()?))
@@ -296,9 +307,7 @@ impl Outbox {
 
     /// What is in the spool cannot be read any more.
     pub fn spool_lost(&self, sentence: String) {
-        let mut state = self.state();
-        state.spill.lost = true;
-        state.spill.problem = Some(sentence);
+        self.state().spill.lost = Some(sentence);
     }
 
     /// Whether everything after `from` is kept, so that a link can resume there.
@@ -310,7 +319,7 @@ impl Outbox {
         };
         if from.seq < state.spill.through.seq {
             let ends = state.spill.ends();
-            return !state.spill.lost
+            return state.spill.lost.is_none()
                 && ends.is_some_and(|(before, last)| follows(before, last.seq));
         }
         let first = state.frames.iter().find(|frame| frame.last > state.spill.through.seq);
@@ -329,7 +338,7 @@ impl Outbox {
             in_use: state.spill.through.seq > state.released,
             bytes: index.bytes(),
             bytes_max: index.bytes_max(),
-            problem: state.spill.problem.clone(),
+            problem: state.spill.lost.clone().or_else(|| state.spill.problem.clone()),
         }
     }
 }

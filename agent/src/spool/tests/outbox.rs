@@ -254,3 +254,53 @@ fn a_spool_that_fails_is_said_and_one_that_is_lost_is_not_resumed() {
     worker.turn(Duration::ZERO, &|_| {});
     assert_eq!((outbox.spool().bytes, disk.names().unwrap().len()), (0, 0));
 }
+
+#[test]
+fn what_is_said_of_a_spool_is_over_when_its_cause_is() {
+    let disk = Disk::default();
+    let outbox = Outbox::new(memory());
+    let store = open(&disk);
+    outbox.use_spool(store.index().clone(), true);
+    let mut worker = Worker::new(store, outbox.clone());
+    let mut turn = || assert!(worker.turn(Duration::ZERO, &|_| {}));
+    let mut journal = Journal::new();
+    let mut fill = |permille: u64| {
+        while outbox.backlog().fill_permille < permille {
+            journal.add(40);
+            push(&outbox, &journal);
+        }
+        journal.end.seq
+    };
+    let said = || outbox.spool().problem.unwrap_or_default();
+    fill(700);
+    turn();
+    assert!(outbox.spool().in_use && said().is_empty());
+    outbox.spool_lost("the spool is damaged".into());
+    assert_eq!(said(), "the spool is damaged");
+    outbox.discard();
+    assert_eq!(said(), "", "it was given up");
+    outbox.resume();
+    turn();
+
+    // A disk that has failed is a problem also when nothing waits any more..
+    let last = fill(700);
+    disk.fail_next_create();
+    turn();
+    outbox.release(last);
+    assert!(outbox.backlog().frames == 0 && said().contains("cannot be written"), "{}", said());
+    // ..until something was done there.
+    outbox.discard();
+    assert!(said().contains("cannot be written"), "{}", said());
+    outbox.resume();
+    turn();
+    assert_eq!(said(), "", "it was emptied");
+
+    // That is tried with whatever waits next, however little.
+    outbox.not_spooled(&SpoolError::Full);
+    fill(1);
+    turn();
+    assert!(said().contains("is full"), "it is left alone for a while: {}", said());
+    std::thread::sleep(Duration::from_millis(600));
+    turn();
+    assert!(said().is_empty() && outbox.spool().in_use, "{}", said());
+}
