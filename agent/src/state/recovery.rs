@@ -138,12 +138,11 @@ pub fn decide(
         transaction: damaged.transaction,
     });
     let mut generation = 0;
-    let ring = ring.filter(|ring| {
-        ancestry.current().id == old.term && old.clean.is_none_or(|end| end == ring.last_seq)
-    });
-    let spool = judge_spool(&old, &ancestry, ring, spool);
-    let with_spool = spool == SpoolVerdict::Sent;
-    if spool == SpoolVerdict::Lost {
+    let same_term = ancestry.current().id == old.term;
+    let ring = ring.filter(|ring| same_term && old.clean.is_none_or(|end| end == ring.last_seq));
+    let verdict = judge_spool(&old, &ancestry, ring, spool);
+    let with_spool = verdict == SpoolVerdict::Sent;
+    if verdict == SpoolVerdict::Lost {
         doubts.push("the spool does not hold what the state relies on");
     }
     let mut pages_damaged = false;
@@ -207,7 +206,7 @@ pub fn decide(
     }
     let clean = old.clean.filter(|_| !doubt && gaps.iter().all(|(_, gap)| gap.is_none()));
     if let Some(last_seq) = clean
-        && ancestry.current().id == old.term
+        && same_term
     {
         return Ok(Start {
             state: GroupState {
@@ -231,6 +230,7 @@ pub fn decide(
             doubts,
         });
     }
+    let ancestry = without_unused_term(ancestry, &old, spool);
     let fork_seq = old.ceiling.max(ancestry.current().fork_seq);
     let ancestry = ancestry
         .fork(TermId(fresh[0]), fork_seq)
@@ -257,6 +257,22 @@ pub fn decide(
         with_spool,
         doubts,
     })
+}
+
+/// The path without a term that was written down and never begun, so that attempts which fail then do not
+/// use up the terms that a path can hold.
+///
+/// The terms are written before the block that names the newest, and nothing is captured, spooled or sent
+/// until that is durable. So of a term that the block does not name there is nothing anywhere, unless the
+/// block is older than the terms. Then the spool may hold some of it, and the term stays; or the target, which
+/// has also heard of a higher generation and has everything compared, whether the term is on the path or not.
+fn without_unused_term(ancestry: Ancestry, old: &GroupState, spool: Option<LeftSpool>) -> Ancestry {
+    let last = *ancestry.current();
+    let spooled = spool.is_some_and(|spool| [spool.before.term, spool.end.term].contains(&last.id));
+    if last.parent != old.term || spooled {
+        return ancestry;
+    }
+    ancestry.until(Position { term: last.parent, seq: last.fork_seq }).unwrap_or(ancestry)
 }
 
 /// The table of the spool.

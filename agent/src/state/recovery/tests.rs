@@ -212,6 +212,28 @@ fn what_a_failed_flush_may_have_lost_is_read_back_by_the_next_agent() {
     assert_eq!(marked(&start.maps[1].uncaptured), [6], "the other volume's flush did not fail");
 }
 
+/// The state disk takes the terms and not the block, again and again. A path holds 256 terms: of a target's
+/// position that has fallen out of it nobody could say any more that the source goes on from it.
+#[test]
+fn starts_that_fail_before_their_term_is_named_use_up_no_terms() {
+    let mut found = found(None, Map::Marked, Terms::Same);
+    let begun = found.ancestry.clone().unwrap();
+    for number in 20..=255 {
+        let fresh = [[number; 16]; 2];
+        let start =
+            decide(Path::new("/state"), GROUP, &VOLUMES, &found, None, None, fresh).unwrap();
+        let wanted = begun.fork(TermId([number; 16]), CEILING).unwrap();
+        assert_eq!(start.ancestry, wanted, "attempt {number}");
+        assert_eq!(start.place.before, Position { term: OLD, seq: CEILING });
+        found.ancestry = Some(start.ancestry);
+    }
+    // What the spool holds of a term was written in it.
+    let at = |seq| Position { term: TermId([255; 16]), seq: Seq(seq) };
+    let spool = Some(LeftSpool { before: at(1000), end: at(1001) });
+    let start = decide(Path::new("/state"), GROUP, &VOLUMES, &found, None, spool, FRESH).unwrap();
+    assert_eq!(start.ancestry.terms().len(), begun.terms().len() + 2);
+}
+
 #[test]
 fn a_group_without_state_is_new_whatever_ring_there_is() {
     let mut nothing = found(None, Map::Empty, Terms::Same);
