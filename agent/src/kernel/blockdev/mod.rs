@@ -1,7 +1,7 @@
 //! The backing of a volume: a block device or an image file.
 //!
-//! [`inspect`] says what it is and can do without touching it, [`users`] says who else uses it, and
-//! [`Backing::claim`] takes it for us alone: `O_EXCL` on a device (the kernel then refuses mounts
+//! [`inspect`] says what it is and can do without touching it, [`users`] says who else uses it,
+//! [`reserve`] keeps new users away, and [`Backing::claim`] takes it for us alone: `O_EXCL` on a device (the kernel then refuses mounts
 //! and other claims), an OFD write lock on an image. Both end only when the last reference to the
 //! open file is gone, which is after the last write of a dead process has finished; so a claim that
 //! succeeds can rely on nothing being under way.
@@ -363,6 +363,31 @@ fn open_image(path: &Path) -> Result<(File, bool), BackingError> {
             Err(BackingError::InUse { path: path.to_owned(), users: others })
         }
         _ => Ok((file, direct)),
+    }
+}
+
+/// Makes sure that nobody uses a device that is to be taken away, and that nobody mounts or claims it
+/// for as long as the file is kept. None if there is no such device.
+///
+/// # Errors
+/// [`BackingError::InUse`], or it cannot be found out.
+pub fn reserve(path: &Path) -> Result<Option<File>, BackingError> {
+    let io = |what| move |source| BackingError::Io { what, path: path.to_owned(), source };
+    // A claim tells of users in other mount namespaces as well. For reading: a device that was open
+    // for writing is looked at by udev when it is closed.
+    let flags = libc::O_EXCL | libc::O_CLOEXEC;
+    let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        Ok(file) => file,
+        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => return Err(in_use(path)),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENXIO | libc::ENODEV)) => {
+            return Ok(None);
+        }
+        Err(source) => return Err(io("open")(source)),
+    };
+    let users = users(path).map_err(io("find the users of"))?;
+    match users.is_empty() {
+        true => Ok(Some(file)),
+        false => Err(BackingError::InUse { path: path.to_owned(), users }),
     }
 }
 

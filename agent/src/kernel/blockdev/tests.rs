@@ -240,3 +240,24 @@ fn a_file_system_of_several_devices_is_found_by_its_source() {
     assert_eq!(of(44), Some("/dev/sdx1".into()));
     assert_eq!(of(46), None);
 }
+
+/// A device with users must not be taken away; what nobody has, nobody uses.
+#[test]
+fn what_somebody_has_open_for_writing_is_not_reserved() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("disk.img");
+    assert!(reserve(&path).unwrap().is_none());
+    fs::write(&path, "x").unwrap();
+    assert!(reserve(&path).unwrap().is_some());
+    let mut writer = std::process::Command::new("sleep")
+        .arg("600")
+        .stdout(OpenOptions::new().append(true).open(&path).unwrap())
+        .spawn()
+        .unwrap();
+    let refused = reserve(&path).map(|_| ()).unwrap_err().to_string();
+    let user = format!("process {} (", writer.id());
+    assert!(refused.contains("is in use") && refused.contains(&user), "{refused}");
+    writer.kill().unwrap();
+    writer.wait().unwrap();
+    assert!(reserve(&path).unwrap().is_some());
+}

@@ -99,11 +99,21 @@ pub fn users(path: &Path) -> io::Result<Vec<Usage>> {
         found.extend(mounts(&fs::read_to_string("/proc/self/mountinfo")?, &parts));
         found.extend(swaps(&fs::read_to_string("/proc/swaps").unwrap_or_default(), &parts));
         found.extend(holders(&parts));
+        let one_of_them = |number: DeviceNumber| parts.iter().any(|part| part.number == number);
+        found.extend(loops(sysfs.root(), |file| number_of(file).is_some_and(one_of_them)));
+        if found.is_empty() {
+            found.extend(processes(|seen| {
+                seen.file_type().is_block_device()
+                    && one_of_them(DeviceNumber::from_rdev(seen.rdev()))
+            }));
+        }
     } else {
-        found.extend(loops(sysfs.root(), &path.canonicalize()?));
-    }
-    if found.is_empty() {
-        found.extend(processes(&metadata));
+        let image = path.canonicalize()?;
+        found.extend(loops(sysfs.root(), |file| file == image));
+        if found.is_empty() {
+            let own = (metadata.dev(), metadata.ino());
+            found.extend(processes(|seen| (seen.dev(), seen.ino()) == own));
+        }
     }
     Ok(found)
 }
@@ -190,30 +200,25 @@ pub(super) fn holders(parts: &[Part]) -> Vec<Usage> {
     found
 }
 
-fn loops(sysfs_root: &Path, image: &Path) -> Vec<Usage> {
+/// Loop devices over a file, or over a device: they hold it open without a claim.
+fn loops(sysfs_root: &Path, is_it: impl Fn(&Path) -> bool) -> Vec<Usage> {
     let Ok(entries) = fs::read_dir(sysfs_root.join("block")) else { return Vec::new() };
     entries
         .flatten()
-        .filter(|e| {
-            text(&e.path().join("loop/backing_file")).is_some_and(|f| Path::new(&f) == image)
-        })
+        .filter(|e| text(&e.path().join("loop/backing_file")).is_some_and(|f| is_it(Path::new(&f))))
         .map(|e| Usage::Loop { device: Path::new("/dev").join(e.file_name()) })
         .collect()
 }
 
-/// Other processes that hold the file open for writing.
-fn processes(target: &fs::Metadata) -> Vec<Usage> {
+/// Other processes that hold it open for writing.
+fn processes(is_it: impl Fn(&fs::Metadata) -> bool) -> Vec<Usage> {
     let own = std::process::id();
-    let same = |seen: &fs::Metadata| match target.file_type().is_block_device() {
-        true => seen.file_type().is_block_device() && seen.rdev() == target.rdev(),
-        false => (seen.dev(), seen.ino()) == (target.dev(), target.ino()),
-    };
     let holds = |pid: u32| -> bool {
         let Ok(fds) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
         fds.flatten().any(|fd| {
             // The link's own mode shows how the file was opened: 0o200 is for writing.
             let writable = fd.metadata().is_ok_and(|link| link.mode() & 0o200 != 0);
-            writable && fs::metadata(fd.path()).is_ok_and(|seen| same(&seen))
+            writable && fs::metadata(fd.path()).is_ok_and(|seen| is_it(&seen))
         })
     };
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };

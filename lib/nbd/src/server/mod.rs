@@ -175,6 +175,11 @@ impl Server {
         self.0.until_aborted(served).await
     }
 
+    /// Connections that are served now.
+    pub fn connections(&self) -> usize {
+        self.0.limits.connections - self.0.places.available_permits()
+    }
+
     /// Stops accepting connections and requests, waits up to `grace` for those under way to be
     /// answered, then drops the rest. Returns whether all ended in order.
     pub async fn shutdown(&self, grace: Duration) -> bool {
