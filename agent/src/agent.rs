@@ -3,31 +3,40 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
-    sync::{
-        Arc, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use rustls::ClientConfig;
 use tidemark_control::{
-    ApiError,
+    ApiError, ErrorCode,
     agent::{AgentStatus, GroupFailure, Marked, Reloaded, VerifyStarted},
     config::files_in,
 };
 use tidemark_journal::GroupId;
 use tidemark_link::pki;
-use tokio::{sync::Mutex, task::JoinSet};
+use tokio::{
+    sync::{Mutex, watch},
+    task::JoinSet,
+};
 
 use crate::{
     api::Control,
     clock::wall_ns,
     config::{AgentConfig, GROUP_DIRECTORY, GroupConfig, Loaded, NodeConfig},
     group::Group,
+    kernel::blockdev::BackingError,
     rings::Rings,
 };
+
+mod changes;
+mod late;
+
+pub(crate) use late::RETRY;
+
+use changes::{Change, Changes};
+use late::{Came, Late};
 
 /// How long a stop waits for the target to have everything.
 pub const STOP_PATIENCE: Duration = Duration::from_secs(20);
@@ -35,99 +44,142 @@ pub const STOP_PATIENCE: Duration = Duration::from_secs(20);
 /// Why a group does not run whose file the agent has not read.
 const NOT_TAKEN_UP: &str = "the agent does not run it: its file was written since the agent looked, \
                             or the group was stopped; restart the agent";
+const BEING_CHANGED: &str = "it is being started or stopped; look again in a moment";
+const STOPPING: &str = "the agent is stopping";
 
 /// A running agent.
 pub struct Agent {
     directory: Option<PathBuf>,
     node: NodeConfig,
     tls: Arc<ClientConfig>,
-    rings: Rings,
+    rings: Arc<Rings>,
     groups: Mutex<BTreeMap<String, Group>>,
-    /// Groups that could not be started, each with the reason told last.
-    late: std::sync::Mutex<BTreeMap<String, String>>,
-    /// Held while groups are started or all are stopped, so that only one task does so.
-    starting: Mutex<()>,
-    /// No group is started any more.
-    ending: AtomicBool,
+    /// Groups that could not be started.
+    late: Late,
+    /// Whoever puts a group into `groups`, or takes it out, has begun a change.
+    changes: Changes,
+    /// Held by a reload: what one has read must not undo what another has done since.
+    reloading: Mutex<()>,
+    /// Whether no group is started any more.
+    ending: watch::Sender<bool>,
 }
 
 impl Agent {
-    /// Starts an agent with a configuration at hand. A group that does not start, or whose file
-    /// cannot be used, is told in the log and in the status, and tried again with each
-    /// [`reload`](Control::reload) and [`start_late_groups`](Self::start_late_groups).
+    /// An agent with a configuration at hand, none of whose groups has been started.
     ///
     /// # Errors
     /// The node's certificates cannot be used.
+    pub fn new(loaded: &Loaded, directory: Option<&Path>) -> anyhow::Result<Arc<Agent>> {
+        let node = &loaded.config.node;
+        let (identity, trust) = node.tls.read(&node.node)?;
+        let tls = pki::client_config(&identity, &trust).context("this node's certificate")?;
+        let agent = Arc::new(Agent {
+            directory: directory.map(Path::to_owned),
+            node: node.clone(),
+            tls,
+            rings: Arc::new(Rings::from_environment()),
+            groups: Mutex::default(),
+            late: Late::default(),
+            changes: Changes::default(),
+            reloading: Mutex::default(),
+            ending: watch::Sender::new(false),
+        });
+        for fault in &loaded.faults {
+            agent.put_off_file(&fault.group, fault.error.to_string());
+        }
+        Ok(agent)
+    }
+
+    /// The same with its groups. One that does not start, or whose file cannot be used, is told in the
+    /// log and in the status, and tried again with each [`reload`](Control::reload) and, in time, by
+    /// [`start_late_groups`](Self::start_late_groups).
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
     pub async fn start(
         config: impl Into<Loaded>,
         directory: Option<&Path>,
     ) -> anyhow::Result<Arc<Agent>> {
-        let Loaded { config, faults } = config.into();
-        let (identity, trust) = config.node.tls.read(&config.node.node)?;
-        let tls = pki::client_config(&identity, &trust).context("this node's certificate")?;
-        let agent = Arc::new(Agent {
-            directory: directory.map(Path::to_owned),
-            node: config.node,
-            tls,
-            rings: Rings::from_environment(),
-            groups: Mutex::default(),
-            late: std::sync::Mutex::default(),
-            starting: Mutex::default(),
-            ending: AtomicBool::new(false),
-        });
-        let starting = agent.starting.lock().await;
-        for fault in &faults {
-            agent.put_off(&fault.group, fault.error.to_string());
-        }
-        for group in &config.groups {
-            agent.try_start(group).await;
-        }
-        drop(starting);
+        let loaded: Loaded = config.into();
+        let agent = Agent::new(&loaded, directory)?;
+        agent.start_groups(loaded.config.groups).await;
         Ok(agent)
     }
 
+    /// Tries to start groups, side by side.
+    pub async fn start_groups(self: &Arc<Self>, groups: Vec<GroupConfig>) {
+        side_by_side(groups.into_iter().map(|group| {
+            let agent = self.clone();
+            async move {
+                let _change = agent.changes.begin(group.name.as_str()).await;
+                // Told in the log and in the status.
+                let _ = agent.try_start(&group).await;
+            }
+        }))
+        .await;
+    }
+
     /// Tries to start the groups that could not be when the agent was started, as far as they are
-    /// still configured: at a machine's start, disks may appear after it.
-    pub async fn start_late_groups(&self) {
-        let _starting = self.starting.lock().await;
-        let names: Vec<String> = self.late().keys().cloned().collect();
-        if names.is_empty() || self.ending.load(Ordering::Relaxed) {
+    /// still configured and it is time for it: at a machine's start, disks may appear after it.
+    pub async fn start_late_groups(self: &Arc<Self>) {
+        let Some(directory) = &self.directory else { return };
+        let due = self.late.due(Instant::now()).into_iter();
+        // Somebody else may be at it, or have ended it.
+        let due = due.filter_map(|name| Some((self.changes.try_begin(&name)?, name)));
+        let due: Vec<(Change, String)> =
+            due.filter(|(_, name)| self.late.reason(name).is_some()).collect();
+        if due.is_empty() || self.is_ending() {
             return;
         }
-        let Some(directory) = &self.directory else { return };
         // A node's file that became wrong meanwhile is told by a reload.
         let Ok(loaded) = AgentConfig::load(directory) else { return };
-        for name in names {
+        if loaded.missing.is_some() {
+            return;
+        }
+        let mut attempts = Vec::new();
+        for (change, name) in due {
             if let Some(group) = loaded.config.group(&name) {
-                self.try_start(group).await;
+                let (agent, group) = (self.clone(), group.clone());
+                attempts.push(async move {
+                    let _change = change;
+                    // Told in the log and in the status.
+                    let _ = agent.try_start(&group).await;
+                });
             } else if let Some(fault) = loaded.faults.iter().find(|fault| fault.group == name) {
-                self.put_off(&name, fault.error.to_string());
+                self.put_off_file(&name, fault.error.to_string());
             } else {
-                self.late().remove(&name);
+                self.late.forget(&name);
+            }
+        }
+        side_by_side(attempts).await;
+    }
+
+    /// Starts a group whose change has been begun, or remembers that it could not be.
+    async fn try_start(&self, group: &GroupConfig) -> Result<(), String> {
+        let name = group.name.as_str();
+        match self.start_changing(group).await {
+            Ok(()) => {
+                self.late.forget(name);
+                Ok(())
+            }
+            Err(error) => {
+                let reason = format!("{error:#}");
+                let no_disk = error.chain().any(|cause| cause.is::<BackingError>());
+                let came = if no_disk { Came::NotFar } else { Came::Far };
+                if !self.is_ending() {
+                    self.late.put_off(name, reason.clone(), came, Instant::now());
+                }
+                Err(reason)
             }
         }
     }
 
-    /// Starts a group, or remembers that it could not be.
-    async fn try_start(&self, group: &GroupConfig) {
-        let name = group.name.as_str();
-        match self.start_group(group).await {
-            Ok(()) => drop(self.late().remove(name)),
-            Err(error) => self.put_off(name, format!("{error:#}")),
-        }
+    fn put_off_file(&self, group: &str, reason: String) {
+        self.late.put_off(group, reason, Came::NotFar, Instant::now());
     }
 
-    /// Remembers that a group could not be started, and says why, once.
-    fn put_off(&self, group: &str, reason: String) {
-        let mut late = self.late();
-        if late.get(group) != Some(&reason) {
-            tracing::error!(group, error = reason, "not protected; it is tried again");
-            late.insert(group.to_owned(), reason);
-        }
-    }
-
-    fn late(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
-        self.late.lock().unwrap_or_else(PoisonError::into_inner)
+    fn is_ending(&self) -> bool {
+        *self.ending.borrow()
     }
 
     /// The groups that are configured, by what lies in the directory now, and not among the
@@ -135,51 +187,72 @@ impl Agent {
     fn unprotected(&self, running: &BTreeMap<String, Group>) -> Vec<GroupFailure> {
         let directory = self.directory.as_ref().map(|path| path.join(GROUP_DIRECTORY));
         let files = directory.and_then(|path| files_in(&path).ok());
-        let late = self.late();
         let configured: BTreeSet<String> = match files {
             Some(files) => files
                 .iter()
                 .filter_map(|path| Some(path.file_stem()?.to_string_lossy().into_owned()))
                 .collect(),
-            None => late.keys().cloned().collect(),
+            None => self.late.groups().into_iter().collect(),
         };
+        let changing = self.changes.under_way();
         let without = configured.into_iter().filter(|name| !running.contains_key(name));
         without
             .map(|group| {
-                let error = if self.ending.load(Ordering::Relaxed) {
-                    "the agent is stopping"
-                } else {
-                    late.get(&group).map_or(NOT_TAKEN_UP, String::as_str)
+                let changed = changing.contains(&group).then(|| BEING_CHANGED.to_owned());
+                let error = match self.is_ending() {
+                    true => Some(STOPPING.to_owned()),
+                    false => self.late.reason(&group).or(changed),
                 };
-                GroupFailure { error: error.to_owned(), group }
+                GroupFailure { error: error.unwrap_or_else(|| NOT_TAKEN_UP.to_owned()), group }
             })
             .collect()
     }
 
-    /// Starts a group.
+    /// Starts a group, unless it runs.
     ///
     /// # Errors
     /// A sentence that says what is in the way.
     pub async fn start_group(&self, config: &GroupConfig) -> anyhow::Result<()> {
-        let group = Group::start(&self.node, config, self.tls.clone(), &self.rings).await?;
-        self.groups.lock().await.insert(config.name.as_str().to_owned(), group);
+        let _change = self.changes.begin(config.name.as_str()).await;
+        self.start_changing(config).await
+    }
+
+    async fn start_changing(&self, config: &GroupConfig) -> anyhow::Result<()> {
+        let name = config.name.as_str();
+        ensure!(!self.is_ending(), STOPPING);
+        if self.groups.lock().await.contains_key(name) {
+            return Ok(());
+        }
+        let mut ending = self.ending.subscribe();
+        let ended = async {
+            // Cannot fail: the sender lives in `self`.
+            let _ = ending.wait_for(|ending| *ending).await;
+        };
+        let group = Group::start(&self.node, config, self.tls.clone(), &self.rings, ended).await?;
+        self.groups.lock().await.insert(name.to_owned(), group);
         Ok(())
     }
 
     /// Stops all groups, leaving their devices to the next agent. Returns whether each ended
     /// cleanly.
-    pub async fn stop(&self) -> bool {
+    pub async fn stop(self: &Arc<Self>) -> bool {
         self.stop_within(STOP_PATIENCE).await
     }
 
     /// The same with a bound on how long all of them together wait for the target.
-    pub async fn stop_within(&self, patience: Duration) -> bool {
-        // An attempt to start a group ends first, and there is no other.
-        let _starting = self.starting.lock().await;
-        self.ending.store(true, Ordering::Relaxed);
+    pub async fn stop_within(self: &Arc<Self>, patience: Duration) -> bool {
+        self.ending.send_replace(true);
+        // Whoever begins a change from now on sees that; who has begun one before is waited for, by
+        // the group concerned alone.
+        let mut names: BTreeSet<String> = self.changes.under_way().into_iter().collect();
+        names.extend(self.groups.lock().await.keys().cloned());
         let mut stops = JoinSet::new();
-        for (name, mut group) in std::mem::take(&mut *self.groups.lock().await) {
+        for name in names {
+            let agent = self.clone();
             stops.spawn(async move {
+                let _change = agent.changes.begin(&name).await;
+                let taken = agent.groups.lock().await.remove(&name);
+                let Some(mut group) = taken else { return true };
                 let clean = group.stop(patience).await;
                 tracing::info!(group = name, clean, "the group has ended");
                 clean
@@ -207,6 +280,19 @@ impl Agent {
     pub async fn lag(&self, group: &str) -> Option<crate::lag::LagHistogram> {
         self.groups.lock().await.get(group).map(Group::lag)
     }
+}
+
+/// Runs tasks side by side, each to its end even when nobody waits for it any more.
+async fn side_by_side<T: Send + 'static>(
+    tasks: impl IntoIterator<Item = impl Future<Output = T> + Send + 'static>,
+) -> Vec<T> {
+    let running: Vec<_> = tasks.into_iter().map(tokio::spawn).collect();
+    let mut outcomes = Vec::with_capacity(running.len());
+    for task in running {
+        // A panic there has been reported already.
+        outcomes.extend(task.await);
+    }
+    outcomes
 }
 
 fn unknown(group: &str) -> ApiError {
@@ -249,57 +335,87 @@ impl Control for Agent {
         Ok(VerifyStarted { volumes: named.map(|volume| volume.name.as_str().to_owned()).collect() })
     }
 
-    async fn reload(&self) -> Result<Reloaded, ApiError> {
+    async fn reload(self: &Arc<Self>) -> Result<Reloaded, ApiError> {
         let Some(directory) = &self.directory else {
             return Err(ApiError::conflict("this agent has no configuration directory"));
         };
+        let _reloading = self.reloading.lock().await;
         let loaded =
             AgentConfig::load(directory).map_err(|error| ApiError::conflict(error.to_string()))?;
-        let _starting = self.starting.lock().await;
-        if self.ending.load(Ordering::Relaxed) {
-            return Err(ApiError::unavailable("the agent is stopping"));
+        if let Some(error) = loaded.missing {
+            return Err(ApiError::conflict(format!("{error}; nothing was changed")));
+        }
+        if self.is_ending() {
+            return Err(ApiError::unavailable(STOPPING));
         }
         let mut reloaded = Reloaded::default();
+        // Those that are being started may run in a moment.
+        let mut known: BTreeSet<String> = self.changes.under_way().into_iter().collect();
+        known.extend(self.groups.lock().await.keys().cloned());
+        known.retain(|name| loaded.config.group(name).is_none());
         for fault in loaded.faults {
             let error = fault.error.to_string();
+            known.remove(&fault.group);
             if !self.groups.lock().await.contains_key(&fault.group) {
-                self.put_off(&fault.group, error.clone());
+                self.put_off_file(&fault.group, error.clone());
             }
             reloaded.failed.push(GroupFailure { group: fault.group, error });
         }
-        let broken = |name: &str| reloaded.failed.iter().any(|failure| failure.group == name);
-        let running: Vec<String> = self.groups.lock().await.keys().cloned().collect();
-        for name in running.into_iter().filter(|name| !broken(name)).collect::<Vec<_>>() {
-            if loaded.config.group(&name).is_some() {
-                continue;
+        let stops = known.into_iter().map(|name| {
+            let agent = self.clone();
+            async move {
+                let stopped = agent.stop_group(&name).await;
+                (name, stopped)
             }
-            match self.stop_group(&name).await {
+        });
+        for (name, stopped) in side_by_side(stops).await {
+            match stopped {
                 Ok(()) => reloaded.stopped.push(name),
+                // It did not run, or another has stopped it.
+                Err(error) if error.code == ErrorCode::NotFound => {}
                 Err(error) => {
                     reloaded.failed.push(GroupFailure { group: name, error: error.to_string() });
                 }
             }
         }
-        for group in &loaded.config.groups {
-            let name = group.name.as_str().to_owned();
-            if self.groups.lock().await.contains_key(&name) {
-                continue;
+        let starts = loaded.config.groups.into_iter().map(|group| {
+            let agent = self.clone();
+            async move {
+                let name = group.name.as_str().to_owned();
+                let _change = agent.changes.begin(&name).await;
+                let running = agent.groups.lock().await.contains_key(&name);
+                let started = if running { None } else { Some(agent.try_start(&group).await) };
+                (name, started)
             }
-            self.try_start(group).await;
-            match self.late().get(&name).cloned() {
-                None => reloaded.started.push(name),
-                Some(error) => reloaded.failed.push(GroupFailure { group: name, error }),
+        });
+        for (name, started) in side_by_side(starts).await {
+            match started {
+                Some(Ok(())) => reloaded.started.push(name),
+                Some(Err(error)) => reloaded.failed.push(GroupFailure { group: name, error }),
+                None => {}
             }
         }
         Ok(reloaded)
     }
 
     async fn stop_group(&self, group: &str) -> Result<(), ApiError> {
+        let _change = self.changes.begin(group).await;
+        if self.is_ending() {
+            return Err(ApiError::unavailable(STOPPING));
+        }
+        let Some(reserving) = self.groups.lock().await.get(group).map(Group::reserve) else {
+            // Nor is it tried again, before somebody asks for it.
+            self.late.forget(group);
+            return Err(unknown(group));
+        };
+        let conflict = |error: anyhow::Error| ApiError::conflict(format!("{error:#}"));
+        let reserved = reserving.await.map_err(conflict)?;
+        // Nobody else takes it out.
         let taken = self.groups.lock().await.remove(group);
         let mut found = taken.ok_or_else(|| unknown(group))?;
-        if let Err(error) = found.remove_devices().await {
+        if let Err(error) = found.remove_devices(reserved).await {
             self.groups.lock().await.insert(group.to_owned(), found);
-            return Err(ApiError::conflict(format!("{error:#}")));
+            return Err(conflict(error));
         }
         found.stop(STOP_PATIENCE).await;
         self.rings.forget(found.config().id);

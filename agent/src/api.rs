@@ -35,7 +35,7 @@ pub trait Control: Send + Sync + 'static {
 
     /// Looks at the configuration again: starts groups with a new file, stops those whose file is
     /// gone, changes what may change while running.
-    fn reload(&self) -> impl Future<Output = Result<Reloaded, ApiError>> + Send;
+    fn reload(self: &Arc<Self>) -> impl Future<Output = Result<Reloaded, ApiError>> + Send;
 
     /// Stops a group: sends what is on its way, as far as the link lets it, and takes its devices
     /// away. Refused while a device is in use.
@@ -58,7 +58,7 @@ async fn status<C: Control>(State(control): State<Arc<C>>) -> Answer<AgentStatus
 }
 
 async fn reload<C: Control>(State(control): State<Arc<C>>) -> Result<Answer<Reloaded>, ApiError> {
-    control.reload().await.map(Answer)
+    to_its_end(async move { control.reload().await }).await.map(Answer)
 }
 
 async fn mark<C: Control>(
@@ -82,7 +82,16 @@ async fn stop<C: Control>(
     State(control): State<Arc<C>>,
     Path(group): Path<String>,
 ) -> Result<Answer<Done>, ApiError> {
-    control.stop_group(known(&group)?).await.map(|()| Answer(Done {}))
+    known(&group)?;
+    to_its_end(async move { control.stop_group(&group).await }).await.map(|()| Answer(Done {}))
+}
+
+/// What changes groups comes to its end, even when who asked for it has gone away.
+async fn to_its_end<T: Send + 'static>(
+    change: impl Future<Output = Result<T, ApiError>> + Send + 'static,
+) -> Result<T, ApiError> {
+    let ended = tokio::spawn(change).await;
+    ended.unwrap_or_else(|_| Err(ApiError::internal("the agent failed; look at its log")))
 }
 
 /// Only what may be a group's name reaches the agent.

@@ -68,6 +68,8 @@ pub struct Loaded {
     pub config: AgentConfig,
     /// The files that cannot, each with its group's name.
     pub faults: Vec<Fault>,
+    /// The directory of the groups' files is not there, so nothing is said of any group.
+    pub missing: Option<ConfigError>,
 }
 
 /// A group's file that cannot be used.
@@ -83,7 +85,7 @@ pub struct Fault {
 impl From<AgentConfig> for Loaded {
     /// A configuration in which nothing is wrong.
     fn from(config: AgentConfig) -> Loaded {
-        Loaded { config, faults: Vec::new() }
+        Loaded { config, faults: Vec::new(), missing: None }
     }
 }
 
@@ -94,8 +96,15 @@ impl AgentConfig {
     /// The node's own file cannot be used. Groups' files that cannot are told in [`Loaded::faults`].
     pub fn load(directory: &Path) -> Result<Loaded, ConfigError> {
         let config = AgentConfig::of_node(&Source::read(&directory.join(NODE_FILE))?)?;
-        let mut loaded = Loaded { config, faults: Vec::new() };
-        for path in files_in(&directory.join(GROUP_DIRECTORY))? {
+        let mut loaded = Loaded::from(config);
+        let files = match files_in(&directory.join(GROUP_DIRECTORY)) {
+            Err(error) if error.is_missing() => {
+                loaded.missing = Some(error);
+                return Ok(loaded);
+            }
+            files => files?,
+        };
+        for path in files {
             let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
             let added = Source::read(&path).and_then(|source| loaded.config.add(&source));
             if let Err(error) = added {

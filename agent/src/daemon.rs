@@ -12,14 +12,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 use crate::{
-    Agent, api,
+    Agent,
+    agent::RETRY,
+    api,
     config::{AgentConfig, Loaded},
     kernel::process,
     passthrough::Passthrough,
 };
-
-/// Between two attempts to start groups that could not be started.
-const LATE_EVERY: Duration = Duration::from_millis(500);
 
 /// Runs the agent with the configuration in `directory` until it is told to end. Call it before any
 /// thread is started.
@@ -40,7 +39,7 @@ pub fn run(directory: &Path) -> Result<()> {
 /// # Errors
 /// A sentence that says what is in the way.
 pub fn run_passthrough(directory: &Path, group: Option<&str>, tracking_lost: bool) -> Result<()> {
-    let Loaded { config, faults } = AgentConfig::load(directory)?;
+    let Loaded { config, faults, .. } = AgentConfig::load(directory)?;
     let wanted = |name: &str| group.is_none_or(|group| group == name);
     for fault in faults.iter().filter(|fault| wanted(&fault.group)) {
         tracing::error!(group = fault.group, error = %fault.error, "the group's file cannot be used");
@@ -112,32 +111,23 @@ async fn work(directory: &Path, loaded: Loaded) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let socket = Socket::bind(&loaded.config.node.api_socket)?;
-    let node = loaded.config.node.node.clone();
-    // A group whose file is at fault may need its ring once that is mended.
-    let whole = loaded.faults.is_empty();
-    let groups: Vec<GroupId> = loaded.config.groups.iter().map(|group| group.id).collect();
-    let agent = Agent::start(loaded, Some(directory)).await?;
-    if whole {
-        agent.forget_other_rings(&groups);
-    }
+    let agent = Agent::new(&loaded, Some(directory))?;
     let (end, ended) = oneshot::channel::<()>();
     let api = tokio::spawn(serve(socket, api::routes(agent.clone()), async move {
         // Dropped or sent: both mean the end.
         let _ = ended.await;
     }));
-    // Without a service manager there is nobody to tell.
-    let _ = sd_notify::notify(&[NotifyState::Ready]);
-    tracing::info!(%node, version = env!("CARGO_PKG_VERSION"), "the agent is running");
     let watchdog = tokio::spawn(feed_watchdog(agent.clone()));
-    let late = tokio::spawn(start_late_groups(agent.clone()));
+    // A stop is seen even while a group waits for its disks.
+    let groups = tokio::spawn(start_groups(agent.clone(), loaded));
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     watchdog.abort();
+    groups.abort();
     let clean = agent.stop().await;
-    late.abort();
     // The API's task ends with the process at the latest.
     let _ = end.send(());
     api.await.context("the local API")??;
@@ -147,12 +137,25 @@ async fn work(directory: &Path, loaded: Loaded) -> Result<()> {
     Ok(())
 }
 
-/// Starts the groups whose disks appear after the agent, such as at the machine's start. Those who
-/// mount such a disk wait for its device, not for the agent.
-async fn start_late_groups(agent: Arc<Agent>) {
+/// Starts the groups, says that the agent runs when each has been tried, and then starts those whose
+/// disks appear after the agent, such as at the machine's start. Those who mount such a disk wait for its
+/// device, not for the agent. It never ends.
+async fn start_groups(agent: Arc<Agent>, loaded: Loaded) {
+    let groups: Vec<GroupId> = loaded.config.groups.iter().map(|group| group.id).collect();
+    agent.start_groups(loaded.config.groups).await;
+    // A group whose file is at fault, or out of sight, may need its ring once that is mended.
+    if loaded.faults.is_empty() && loaded.missing.is_none() {
+        agent.forget_other_rings(&groups);
+    }
+    // Without a service manager there is nobody to tell.
+    let _ = sd_notify::notify(&[NotifyState::Ready]);
+    let node = &loaded.config.node.node;
+    tracing::info!(%node, version = env!("CARGO_PKG_VERSION"), "the agent is running");
     loop {
-        tokio::time::sleep(LATE_EVERY).await;
-        agent.start_late_groups().await;
+        tokio::time::sleep(RETRY).await;
+        let agent = agent.clone();
+        // One that waits for its disk must not keep the others waiting.
+        tokio::spawn(async move { agent.start_late_groups().await });
     }
 }
 

@@ -1,13 +1,15 @@
 //! A protected group: everything that runs for it, from the claimed disks to the link.
 
-use std::{path::PathBuf, sync::Arc, thread::JoinHandle, time::Duration};
-
-use anyhow::Context;
-use rustls::ClientConfig;
-use tidemark_control::agent::{
-    FrontKind, GroupStatus, LinkState, LinkStatus, Progress, Rung, SyncStatus, VolumeStatus,
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    thread::JoinHandle,
+    time::{Duration, Instant},
 };
-use tidemark_journal::{GapReason, GroupId, Position, Seq, VolumeId};
+
+use anyhow::{Context, bail, ensure};
+use rustls::ClientConfig;
+use tidemark_journal::{GroupId, Position, Seq, VolumeId};
 use tidemark_link::message::{GroupHello, VolumeHello};
 use tokio::sync::oneshot;
 
@@ -18,11 +20,11 @@ use crate::{
     config::{GroupConfig, NodeConfig, SyncTimeout, VolumeConfig},
     dirty::active,
     disks, encoder,
-    engine::{self, Command, Engine, EngineVolume, Parts},
-    front::Front,
-    kernel::blockdev::Backing,
+    engine::{Command, Engine, EngineVolume, Parts},
+    front::{Front, Reserved},
+    kernel::blockdev::{Backing, BackingError},
     ladder::Watched,
-    link::{self, Link, LinkParts, TermTeller},
+    link::{Link, LinkParts, TermTeller},
     outbox::Outbox,
     progress::Pace,
     rings::Rings,
@@ -37,15 +39,18 @@ use crate::{
 
 mod handover;
 pub mod opening;
+mod status;
+pub(crate) mod threads;
 
 use opening::{Opened, Opening};
+use threads::Threads;
 
 /// How long a claim waits for the last write of a dead agent to end.
 const CLAIM_PATIENCE: Duration = Duration::from_secs(30);
+/// Between two looks whether it has.
+const CLAIM_AGAIN: Duration = Duration::from_millis(20);
 /// How long a start that fails waits for what it went on with to reach the target.
 const FAILED_START_PATIENCE: Duration = Duration::from_secs(3);
-/// The reason of a comparison that an earlier process had begun.
-const DOUBTED_BEFORE: &str = "a doubt arose before the last start";
 
 /// A running group.
 pub struct Group {
@@ -57,7 +62,8 @@ pub struct Group {
     clock: JournalClock,
     term: Arc<std::sync::Mutex<tidemark_journal::TermId>>,
     volumes: Vec<Served>,
-    threads: Vec<JoinHandle<()>>,
+    /// None when they have ended.
+    threads: Option<Threads>,
     pace: Pace,
     verifies: Verifies,
     state_dir: PathBuf,
@@ -77,22 +83,34 @@ struct Served {
 
 impl Group {
     /// Starts a group: claims its disks, goes on where its state says, presents its devices and
-    /// connects to the target. It is called on a tokio runtime.
+    /// connects to the target. It is called on a tokio runtime. Once `give_up` is ready, no disk is
+    /// waited for any more; what has begun by then comes to its end.
     ///
     /// # Errors
-    /// A sentence that says what is in the way. Nothing is left behind.
+    /// A sentence that says what is in the way. Nothing is left behind but the ring.
     pub async fn start(
         node: &NodeConfig,
         config: &GroupConfig,
         tls: Arc<ClientConfig>,
-        rings: &Rings,
+        rings: &Arc<Rings>,
+        give_up: impl Future<Output = ()>,
     ) -> anyhow::Result<Group> {
         own_disk::check(node, [config])?;
-        let volumes = claim(config).await?;
+        let volumes = tokio::select! {
+            biased;
+            () = give_up => bail!("its disks are not waited for any more"),
+            claimed = claim(config) => claimed?,
+        };
         let backings: Vec<Arc<Backing>> =
             volumes.iter().map(|volume| volume.backing.clone()).collect();
         let sectors: Vec<u64> = volumes.iter().map(|volume| volume.sectors).collect();
-        let mut group = Group::run(node, config, volumes, tls, rings)?;
+        let run = {
+            let (node, config, rings) = (node.clone(), config.clone(), rings.clone());
+            move || Group::run(&node, &config, volumes, tls, &rings)
+        };
+        let mut group = tokio::task::spawn_blocking(run)
+            .await
+            .context("the thread that starts the group")??;
         // Nobody may see the disks before they are what the journal says.
         while group.engine.report().await.is_some_and(|now| now.redone_writes_left > 0) {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -158,7 +176,7 @@ impl Group {
             volumes: &sizes,
             layout: Layout::of(config.ring_bytes.get()),
             active_max: active::SLOTS,
-            rings: rings.take(config.id),
+            rings: rings.left(config.id).context("take over the ring")?,
             sync_timeout: config.sync_timeout.map(SyncTimeout::get),
             fresh,
         };
@@ -179,15 +197,16 @@ impl Group {
             doubts,
             ..
         } = opening.open(&dir, files, &found, left_spool)?;
+        // The state names it, so from here on it is the one for the next attempt.
+        if keep_ring {
+            rings.keep(config.id, core.ring_memory());
+        }
         let doubts: Vec<&str> = doubt.as_deref().into_iter().chain(doubts).collect();
         let doubt = (!doubts.is_empty()).then(|| doubts.join("; "));
         if let Some(reason) = &doubt {
             tracing::warn!(group = %config.name, reason, "everything is compared with the target");
         }
         checked.record(disks_place)?;
-        if keep_ring {
-            rings.keep(config.id, core.ring_memory());
-        }
         if let Err(error) = core.ring_region().lock_in_memory() {
             tracing::warn!(group = %config.name, %error, "the ring cannot be kept in memory");
         }
@@ -236,45 +255,42 @@ impl Group {
             catch_up_bytes_per_s: config.catch_up_bytes_per_s.map(std::num::NonZeroU64::get),
             on_term: Box::new(on_term),
         };
-        let (sender, kept) = std::sync::mpsc::channel::<(Keeper, JoinHandle<()>)>();
-        let (engine, engine_thread) = engine::start(parts, move |answer| {
-            let (keeper, thread) = keeper::start(files, state, clock, answer)?;
-            // The group is waiting for it just below.
-            let _ = sender.send((keeper.clone(), thread));
-            Ok(keeper)
-        })?;
-        let (keeper, keeper_thread) = kept.recv().context("the state keeper")?;
-        let mut threads = vec![engine_thread, encoder_thread, keeper_thread];
-        if let Some(store) = spool {
-            let engine = engine.clone();
-            threads.push(spool::start(store, outbox.clone(), move |told| {
-                engine.tell(match told {
-                    Told::Spooled(position, epoch) => Command::Spooled(position, epoch),
-                    Told::Settle => Command::Settle,
-                });
-            })?);
-        }
-        let link = Link::start(
-            LinkParts {
-                address: config.target.address.to_string(),
-                target: config.target.name.clone(),
-                tls,
-                group: GroupHello { id: config.id, name: config.name.as_str().to_owned() },
-                volumes: hello_volumes,
-                ancestry,
-                acked: state.acked,
-                outbox: outbox.clone(),
-                carriers,
-                encoder: encoder.clone(),
-                engine: engine.clone(),
-                keeper,
-                generation_found: state.generation,
-                clock,
-                sync: config.sync_timeout.is_some(),
-                throttle: config.throttle.clone(),
-            },
-            teller,
-        )?;
+        let link_parts = |engine: Engine, keeper: Keeper| LinkParts {
+            address: config.target.address.to_string(),
+            target: config.target.name.clone(),
+            tls,
+            group: GroupHello { id: config.id, name: config.name.as_str().to_owned() },
+            volumes: hello_volumes,
+            ancestry,
+            acked: state.acked,
+            outbox: outbox.clone(),
+            carriers,
+            encoder: encoder.clone(),
+            engine,
+            keeper,
+            generation_found: state.generation,
+            clock,
+            sync: config.sync_timeout.is_some(),
+            throttle: config.throttle.clone(),
+        };
+        let mut threads = Threads::new(encoder.clone(), encoder_thread, outbox.clone());
+        let begun = threads
+            .start_engine(parts, move |answer| keeper::start(files, state, clock, answer))
+            .and_then(|(engine, keeper)| {
+                if let Some(store) = spool {
+                    threads.add(start_spool(store, &outbox, engine.clone())?);
+                }
+                let link = Link::start(link_parts(engine.clone(), keeper), teller)?;
+                Ok((engine, link))
+            });
+        let (engine, link) = match begun {
+            Ok(begun) => begun,
+            Err(error) => {
+                // The next attempt goes on with the ring, so nobody may use it any more.
+                threads.give_up();
+                return Err(error);
+            }
+        };
         let every_s = config.verify_every_s.map(|every| every.0);
         let ladder = Watched::start(engine.clone(), outbox.clone());
         Ok(Group {
@@ -287,7 +303,7 @@ impl Group {
             clock,
             term,
             volumes: Vec::new(),
-            threads,
+            threads: Some(threads),
             pace: Pace::default(),
             state_dir: dir,
             doubt,
@@ -328,14 +344,41 @@ impl Group {
         self.verifies.begin(volume);
     }
 
+    /// Finds out whether anybody uses the devices, and keeps new users away from those that can be
+    /// mounted for as long as the answer is kept: one for each volume.
+    ///
+    /// # Errors
+    /// The sentence that says who uses what.
+    pub fn reserve(&self) -> impl Future<Output = anyhow::Result<Vec<Reserved>>> + Send + use<> {
+        let volumes = self.volumes.iter();
+        let asked: Vec<_> = volumes
+            .map(|volume| (volume.config.name.clone(), volume.front.as_ref().map(Front::reserve)))
+            .collect();
+        let ask = move || {
+            let (mut reserved, mut refused) = (Vec::new(), Vec::new());
+            for (name, ask) in asked {
+                match ask.map_or_else(|| Ok(Reserved::default()), |ask| ask()) {
+                    Ok(free) => reserved.push(free),
+                    Err(error) => refused.push(format!("volume {name}: {error:#}")),
+                }
+            }
+            ensure!(refused.is_empty(), "{}", refused.join("; "));
+            Ok(reserved)
+        };
+        async { tokio::task::spawn_blocking(ask).await.context("the thread that looks for users")? }
+    }
+
     /// Takes the devices away, so that nothing is protected any more.
     ///
     /// # Errors
-    /// A device cannot be taken away, for example because it is in use. Those before it are gone.
-    pub async fn remove_devices(&mut self) -> anyhow::Result<()> {
-        for volume in &mut self.volumes {
-            if let Some(front) = volume.front.take() {
-                front.stop().await.with_context(|| format!("volume {}", volume.config.name))?;
+    /// A device cannot be taken away. Those before it are gone; the others are there, and what is left
+    /// of this one, for another attempt.
+    pub async fn remove_devices(&mut self, reserved: Vec<Reserved>) -> anyhow::Result<()> {
+        for (volume, reserved) in self.volumes.iter_mut().zip(reserved) {
+            if let Some(front) = &mut volume.front {
+                let stopped = front.stop(reserved).await;
+                stopped.with_context(|| format!("volume {}", volume.config.name))?;
+                volume.front = None;
             }
         }
         Ok(())
@@ -361,27 +404,32 @@ impl Group {
                 clean.await.unwrap_or(false)
             }
         };
-        self.link.stop();
-        self.outbox.close();
-        self.encoder.stop();
-        for thread in self.threads.drain(..) {
+        let (link, threads) = (self.link.end(), self.threads.take());
+        let join = move || {
             // A panic there has been reported already; there is nothing left to save.
-            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
-        }
-        self.engine.release();
-        if clean && let Err(error) = self.record_rest() {
+            let _ = link.map(JoinHandle::join);
+            threads.into_iter().for_each(Threads::end);
+        };
+        // It fails with a panic, of which the same is true.
+        let _ = tokio::task::spawn_blocking(join).await;
+        if clean && let Err(error) = self.record_rest().await {
             tracing::warn!(group = %self.config.name, %error, "writes while no agent runs would not be \
                 noticed");
         }
         clean
     }
 
-    fn record_rest(&self) -> Result<(), disks::DiskError> {
-        let (dir, name) = (&*self.state_dir, self.config.name.as_str());
-        let place = disks::Place { dir, group: self.config.id, name };
+    async fn record_rest(&self) -> anyhow::Result<()> {
+        let (dir, config) = (self.state_dir.clone(), self.config.clone());
+        let volumes = self.volumes.iter();
         let backings: Vec<_> =
-            self.volumes.iter().map(|volume| (volume.config.id, &*volume.backing)).collect();
-        disks::record_rest(place, &backings)
+            volumes.map(|volume| (volume.config.id, volume.backing.clone())).collect();
+        let record = move || {
+            let place = disks::Place { dir: &dir, group: config.id, name: config.name.as_str() };
+            let backings: Vec<_> = backings.iter().map(|(id, backing)| (*id, &**backing)).collect();
+            disks::record_rest(place, &backings)
+        };
+        Ok(tokio::task::spawn_blocking(record).await??)
     }
 
     /// Whether the capture thread still takes its turns.
@@ -389,122 +437,49 @@ impl Group {
         self.engine.report().await.is_some()
     }
 
-    /// How it stands.
-    pub async fn status(&self) -> GroupStatus {
-        let snapshot = self.engine.report().await.unwrap_or_else(|| self.engine.snapshot());
-        let link = self.link.status();
-        let backlog = self.outbox.backlog();
-        let encoded = self.encoder.counters();
-        let in_doubt = snapshot.volumes.iter().any(|volume| volume.gap == Some(GapReason::Doubt));
-        let now_ns = self.clock.now_ns();
-        let mut problems = Vec::new();
-        if let Some(lost) = &snapshot.tracking_lost {
-            problems.push(format!(
-                "the state disk failed, so changes are no longer tracked and everything will be \
-                 compared after the next start: {lost}"
-            ));
-        }
-        problems.extend(self.volumes.iter().filter_map(|volume| unreadable(volume, &snapshot)));
-        problems.extend(self.no_spool.clone());
-        problems.extend(self.outbox.spool().problem);
-        problems.extend(link.is_full().then(|| link::FULL.to_owned()));
-        problems.extend(link.notice.as_ref().map(|notice| notice.sentence.clone()));
-        let (rung, ladder) = self.ladder.status(snapshot.overflow, &self.outbox);
-        let spooled = if rung == Rung::Ring { 0 } else { ladder.spool_bytes };
-        GroupStatus {
-            name: self.config.name.as_str().to_owned(),
-            id: self.config.id,
-            target: self.config.target.address.to_string(),
-            target_name: self.config.target.name.to_string(),
-            position: self.position(snapshot.last_seq),
-            durable_seq: snapshot.durable,
-            rpo_target_s: self.config.rpo_target_s.map(|target| target.0),
-            lag_ns: backlog.oldest_ns.map_or(0, |oldest| now_ns.saturating_sub(oldest)),
-            lag_bytes: backlog.bytes + spooled,
-            ring_fill_permille: snapshot.ring_fill_permille.max(backlog.fill_permille) as u32,
-            rung,
-            ladder,
-            sent_bytes_total: link.sent_bytes,
-            raw_bytes_total: encoded.raw_bytes,
-            frames_total: encoded.frames,
-            gaps_total: snapshot.counters.overflows,
-            compared_bytes_total: snapshot.counters.catch_up_read_bytes,
-            sync: self.config.sync_timeout.map(|_| SyncStatus {
-                stage: snapshot.sync.stage,
-                reason: snapshot.sync.why.map(|why| why.describe().to_owned()),
-                answers_waiting: snapshot.answers_waiting,
-                left_total: snapshot.sync.left_total,
-            }),
-            problems,
-            verified: self.verifies.report(),
-            doubt: in_doubt.then(|| {
-                let why = snapshot.doubted.as_ref().or(self.doubt.as_ref());
-                why.map_or(DOUBTED_BEFORE, String::as_str).to_owned()
-            }),
-            volumes: self
-                .volumes
-                .iter()
-                .map(|volume| self.volume_status(volume, &snapshot))
-                .collect(),
-            link: link_status(link),
-        }
-    }
-
     /// The lag of records so far: from their time to the acknowledgement that they are
     /// final-durable.
     pub fn lag(&self) -> crate::lag::LagHistogram {
         self.link.status().lag
     }
-
-    fn volume_status(&self, served: &Served, snapshot: &engine::Snapshot) -> VolumeStatus {
-        let id = served.config.id;
-        let now = snapshot.volumes.iter().find(|volume| volume.id == id);
-        let uncaptured = now.map_or(0, |volume| u64::from(volume.uncaptured_regions));
-        let rate = self.pace.bytes_per_s(snapshot.counters.catch_up_read_bytes);
-        let progress = |done: u64, total: u64| Progress {
-            done_regions: done,
-            total_regions: total,
-            bytes_per_s: rate,
-            eta_s: ((total - done) * crate::dirty::REGION_BYTES).checked_div(rate),
-        };
-        VolumeStatus {
-            name: served.config.name.as_str().to_owned(),
-            id,
-            backing: served.config.backing.clone(),
-            device: served.front.as_ref().map(Front::device).unwrap_or_default(),
-            front: served.front.as_ref().map_or(FrontKind::NbdSocket, Front::kind),
-            sectors: served.sectors,
-            gap: now.and_then(|volume| volume.gap).map(|gap| gap.describe().to_owned()),
-            catch_up: now.filter(|volume| volume.uncaptured_regions > 0).map(|volume| {
-                let total = self.pace.total(id, uncaptured);
-                progress(
-                    total.saturating_sub(uncaptured),
-                    total.max(u64::from(volume.uncaptured_regions)),
-                )
-            }),
-            verify: now
-                .and_then(|volume| volume.verify)
-                .map(|(done, total)| progress(u64::from(done), u64::from(total))),
-            active_regions: snapshot.active_regions as u32,
-            dirty_regions: snapshot.dirty_regions,
-            uncaptured_regions: uncaptured,
-        }
-    }
 }
 
-/// Claims the disks of a group, in the order of its volumes.
+/// Claims the disks of a group, in the order of its volumes. It waits for one that is in use without
+/// holding a thread, and can be given up at any time.
 pub(crate) async fn claim(config: &GroupConfig) -> anyhow::Result<Vec<EngineVolume>> {
     let mut volumes = Vec::new();
     for volume in &config.volumes {
-        let path = volume.backing.clone();
-        let backing = tokio::task::spawn_blocking(move || Backing::claim(&path, CLAIM_PATIENCE))
-            .await
-            .context("the thread that claims the disk")?
-            .with_context(|| format!("volume {}", volume.name))?;
+        let deadline = Instant::now() + CLAIM_PATIENCE;
+        let claimed = loop {
+            let path = volume.backing.clone();
+            let claim = move || Backing::claim(&path, Duration::ZERO);
+            let claimed = tokio::task::spawn_blocking(claim).await;
+            match claimed.context("the thread that claims the disk")? {
+                Err(BackingError::InUse { .. }) if Instant::now() < deadline => {
+                    tokio::time::sleep(CLAIM_AGAIN).await;
+                }
+                claimed => break claimed,
+            }
+        };
+        let backing = claimed.with_context(|| format!("volume {}", volume.name))?;
         let sectors = backing.geometry().size_bytes / 512;
         volumes.push(EngineVolume { id: volume.id, backing: Arc::new(backing), sectors });
     }
     Ok(volumes)
+}
+
+/// Starts the spool's thread, which tells the engine.
+fn start_spool(
+    store: Store,
+    outbox: &Arc<Outbox>,
+    engine: Engine,
+) -> std::io::Result<JoinHandle<()>> {
+    spool::start(store, outbox.clone(), move |told| {
+        engine.tell(match told {
+            Told::Spooled(position, epoch) => Command::Spooled(position, epoch),
+            Told::Settle => Command::Settle,
+        });
+    })
 }
 
 /// The spool of a group, as it was left; else why there is none though one is configured.
@@ -524,25 +499,4 @@ fn spool_of(node: &NodeConfig, config: &GroupConfig) -> (Option<Store>, Option<S
             (None, Some(sentence))
         }
     }
-}
-
-/// What is to be said of sectors that a volume's disk does not give.
-fn unreadable(served: &Served, snapshot: &engine::Snapshot) -> Option<String> {
-    let volume = snapshot.volumes.iter().find(|volume| volume.id == served.config.id)?;
-    let (sectors, first) = volume.unreadable?;
-    Some(format!(
-        "the disk of volume {} has failed to give {sectors} sectors that were to be compared or sent, the first \
-         of them sector {}: points taken since then answer reads of them with an error, until they are \
-         written anew or can be read again",
-        served.config.name, first.0
-    ))
-}
-
-fn link_status(link: link::LinkStatus) -> LinkStatus {
-    let state = match link.state {
-        link::LinkState::Up => LinkState::Up,
-        link::LinkState::Down => LinkState::Connecting,
-        link::LinkState::Refused(_) => LinkState::Refused,
-    };
-    LinkStatus { state, since_wall_ns: link.since_ns, sentence: link.sentence }
 }

@@ -238,20 +238,18 @@ impl Link {
         self.shared.status().clone()
     }
 
-    /// Ends it. What was not acknowledged stays in the outbox.
-    pub fn stop(&mut self) {
+    /// Tells it to end. What was not acknowledged stays in the outbox. The thread is there once, to be
+    /// joined.
+    pub fn end(&mut self) -> Option<JoinHandle<()>> {
         self.shared.stop.store(true, std::sync::atomic::Ordering::Release);
         self.shared.changed.notify_one();
-        if let Some(thread) = self.thread.take() {
-            // A panic there has been reported by the runtime already.
-            let _ = thread.join();
-        }
+        self.thread.take()
     }
 }
 
 impl Drop for Link {
     fn drop(&mut self) {
-        self.stop();
+        self.end();
     }
 }
 

@@ -8,7 +8,7 @@
 //! everything is uncaptured; so each write finds that it cannot be recorded, and goes on. A zero-loss lease that
 //! an agent before it may have granted is waited for before anything is answered.
 
-use std::{sync::Arc, thread::JoinHandle, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
 use tidemark_journal::{Ancestry, Seq, TermId, VolumeId};
@@ -29,9 +29,9 @@ use crate::{
     },
     disks::{self, DiskError, Place},
     encoder,
-    engine::{self, Command, Engine, EngineVolume, Parts},
+    engine::{Command, Engine, EngineVolume, Parts},
     front::Front,
-    group::claim,
+    group::{claim, threads::Threads},
     kernel::blockdev::Backing,
     lease::SyncMode,
     outbox::Outbox,
@@ -48,10 +48,8 @@ const WHY: &str = "the devices were served without capture";
 pub struct Passthrough {
     name: String,
     engine: Engine,
-    encoder: encoder::Waker,
-    outbox: Arc<Outbox>,
     fronts: Vec<Front>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Threads,
 }
 
 impl Passthrough {
@@ -140,17 +138,17 @@ impl Passthrough {
             catch_up_bytes_per_s: None,
             on_term: Box::new(|_, _| {}),
         };
-        let (sender, kept) = std::sync::mpsc::channel();
-        let (engine, engine_thread) = engine::start(parts, move |answer| {
-            let (keeper, thread) = keeper::without_disk(answer)?;
-            // It is waited for just below.
-            let _ = sender.send(thread);
-            Ok(keeper)
-        })?;
-        let keeper_thread = kept.recv().context("the state keeper")?;
-        let threads = vec![engine_thread, encoder_thread, keeper_thread];
-        let name = config.name.to_string();
-        Ok(Passthrough { name, engine, encoder, outbox, fronts: Vec::new(), threads })
+        let mut threads = Threads::new(encoder, encoder_thread, outbox);
+        match threads.start_engine(parts, |answer| keeper::without_disk(answer)) {
+            Ok((engine, _)) => {
+                let name = config.name.to_string();
+                Ok(Passthrough { name, engine, fronts: Vec::new(), threads })
+            }
+            Err(error) => {
+                threads.give_up();
+                Err(error)
+            }
+        }
     }
 
     /// Whether its thread still takes its turns.
@@ -170,13 +168,8 @@ impl Passthrough {
                 break;
             }
         }
-        self.outbox.close();
-        self.encoder.stop();
-        for thread in self.threads.drain(..) {
-            // A panic there has been reported already; there is nothing left to save.
-            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
-        }
-        self.engine.release();
+        // It fails with a panic, which has been reported already.
+        let _ = tokio::task::spawn_blocking(move || self.threads.end()).await;
         tracing::info!(group = self.name, "its devices are no longer served without capture");
     }
 }

@@ -1,9 +1,12 @@
 use std::fs;
 
 use tidemark_control::agent::GroupFailure;
+use tidemark_journal::VolumeId;
 use tidemark_link::pki::Authority;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
+use crate::{group::opening::regions, kernel::blockdev::Backing, state::files::StateFiles};
 
 /// A node's configuration directory, with images, whose target does not answer.
 struct Machine(tempfile::TempDir);
@@ -63,6 +66,14 @@ async fn unprotected(agent: &Agent) -> Vec<(String, String)> {
     told.map(|GroupFailure { group, error }| (group, error)).collect()
 }
 
+/// The next attempts of those that could not be started, when it is time for all of them.
+async fn try_late(agent: &Arc<Agent>) {
+    while agent.late.due(Instant::now()) != agent.late.groups() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    agent.start_late_groups().await;
+}
+
 #[tokio::test]
 async fn what_is_configured_and_does_not_run_is_told_until_it_runs() {
     let machine = Machine::new();
@@ -80,14 +91,14 @@ async fn what_is_configured_and_does_not_run_is_told_until_it_runs() {
 
     // Another mistake in the file is told instead of the first one.
     machine.write("agent.d/broken.toml", "idd = 5");
-    agent.start_late_groups().await;
+    try_late(&agent).await;
     let told = unprotected(&agent).await;
     assert!(told[0].1.contains("unknown key 'idd'"), "{told:?}");
 
     machine.group("broken");
     machine.image("broken");
     machine.image("late");
-    agent.start_late_groups().await;
+    try_late(&agent).await;
     assert_eq!(running(&agent).await, ["broken", "good", "late"]);
     assert_eq!(unprotected(&agent).await, []);
     agent.stop().await;
@@ -96,7 +107,8 @@ async fn what_is_configured_and_does_not_run_is_told_until_it_runs() {
     assert_eq!(told[0].1, "the agent is stopping");
 }
 
-/// A front that cannot be made leaves nothing behind that holds the disk.
+/// A front that cannot be made leaves nothing behind that holds the disk; and an attempt goes on with the ring
+/// of the one before, so that no write is lost with it and no term is used up.
 #[tokio::test]
 async fn a_group_whose_front_cannot_be_made_is_started_when_it_can() {
     let machine = Machine::new();
@@ -108,13 +120,95 @@ async fn a_group_whose_front_cannot_be_made_is_started_when_it_can() {
     for _ in 0..2 {
         let told = unprotected(&agent).await;
         assert!(told[0].1.contains("listen on"), "{told:?}");
-        agent.start_late_groups().await;
+        try_late(&agent).await;
     }
     fs::remove_dir_all(&socket).unwrap();
-    agent.start_late_groups().await;
+    try_late(&agent).await;
     assert_eq!(unprotected(&agent).await, []);
     assert_eq!(running(&agent).await, ["shop"]);
     agent.stop_within(Duration::from_secs(1)).await;
+    let group = GroupId(blake3::hash(b"shop").as_bytes()[..16].try_into().unwrap());
+    let state = machine.0.path().join("state/shop");
+    let (_, found) = StateFiles::open(&state, group, &regions(&[(VolumeId(1), 2048)])).unwrap();
+    assert_eq!(found.ancestry.unwrap().terms().len(), 1);
+}
+
+#[tokio::test]
+async fn a_group_whose_device_is_in_use_is_not_stopped() {
+    let machine = Machine::new();
+    machine.group("shop");
+    machine.image("shop");
+    let agent = machine.start().await;
+    let socket = machine.0.path().join("run/nbd/shop/data.sock");
+    let mut client = tokio::net::UnixStream::connect(&socket).await.unwrap();
+    client.read_exact(&mut [0; 18]).await.expect("the server's greeting");
+    for _ in 0..2 {
+        let refused = agent.stop_group("shop").await.unwrap_err();
+        assert_eq!(refused.code, ErrorCode::Conflict);
+        assert!(refused.error.contains("volume data: "), "{refused}");
+        assert!(refused.error.contains("data.sock is in use"), "{refused}");
+        let status = agent.status().await;
+        assert_eq!(status.groups[0].volumes[0].device, socket);
+    }
+    fs::remove_file(machine.0.path().join("agent.d/shop.toml")).unwrap();
+    let reloaded = agent.reload().await.unwrap();
+    assert!(reloaded.stopped.is_empty() && reloaded.failed[0].group == "shop", "{reloaded:?}");
+    client.write_all(&[0; 4]).await.expect("it is served all the while");
+    drop(client);
+    // The server notices in a moment.
+    while agent.stop_group("shop").await.is_err() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(running(&agent).await.is_empty());
+    Backing::claim(&machine.0.path().join("shop.img"), Duration::ZERO).expect("nobody has it");
+}
+
+/// A directory that is out of sight for a moment says nothing of its groups.
+#[tokio::test]
+async fn a_reload_without_a_directory_changes_nothing() {
+    let machine = Machine::new();
+    machine.group("late");
+    machine.group("shop");
+    machine.image("shop");
+    let agent = machine.start().await;
+    let (directory, away) = (machine.0.path().join(GROUP_DIRECTORY), machine.0.path().join("away"));
+    fs::rename(&directory, &away).unwrap();
+    let refused = agent.reload().await.unwrap_err();
+    assert!(refused.error.contains("agent.d: No such file"), "{refused}");
+    try_late(&agent).await;
+    assert_eq!(running(&agent).await, ["shop"]);
+    assert_eq!(unprotected(&agent).await[0].0, "late");
+    fs::rename(&away, &directory).unwrap();
+    let reloaded = agent.reload().await.unwrap();
+    assert!(reloaded.stopped.is_empty() && reloaded.failed.len() == 1, "{reloaded:?}");
+    agent.stop_within(Duration::from_secs(1)).await;
+}
+
+/// Another has the disk of one group.
+#[tokio::test]
+async fn a_group_that_waits_for_its_disk_holds_up_no_other_and_no_stop() {
+    let machine = Machine::new();
+    for name in ["busy", "good"] {
+        machine.group(name);
+        machine.image(name);
+    }
+    let held = Backing::claim(&machine.0.path().join("busy.img"), Duration::ZERO).unwrap();
+    let loaded = AgentConfig::load(machine.0.path()).unwrap();
+    let agent = Agent::new(&loaded, Some(machine.0.path())).unwrap();
+    let starting = tokio::spawn({
+        let agent = agent.clone();
+        async move { agent.start_groups(loaded.config.groups).await }
+    });
+    let began = Instant::now();
+    while running(&agent).await.is_empty() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(unprotected(&agent).await, [("busy".to_owned(), BEING_CHANGED.to_owned())]);
+    assert!(!starting.is_finished());
+    agent.stop_within(Duration::from_secs(1)).await;
+    starting.await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(20), "it waited for the disk");
+    drop(held);
 }
 
 #[tokio::test]
@@ -131,7 +225,7 @@ async fn a_group_that_was_stopped_or_never_seen_is_told_while_its_file_is_there(
     assert_eq!(names, ["new", "shop"]);
     assert!(told.iter().all(|(_, error)| error == NOT_TAKEN_UP), "{told:?}");
     // Neither is started without being asked for.
-    agent.start_late_groups().await;
+    try_late(&agent).await;
     assert!(running(&agent).await.is_empty());
 
     fs::remove_file(machine.0.path().join("agent.d/shop.toml")).unwrap();

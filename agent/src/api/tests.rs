@@ -1,4 +1,5 @@
 use std::sync::Mutex;
+use std::time::Duration;
 
 use tidemark_control::agent::{AgentClient, GroupFailure};
 use tidemark_control::server::{self, Socket};
@@ -11,6 +12,8 @@ use super::*;
 #[derive(Default)]
 struct Fake {
     told: Mutex<Vec<String>>,
+    /// How long a change takes.
+    takes: Duration,
 }
 
 impl Fake {
@@ -48,22 +51,29 @@ impl Control for Fake {
         Ok(VerifyStarted { volumes: vec!["data".into()] })
     }
 
-    async fn reload(&self) -> Result<Reloaded, ApiError> {
+    async fn reload(self: &Arc<Self>) -> Result<Reloaded, ApiError> {
+        tokio::time::sleep(self.takes).await;
+        self.tell("shop", "reloaded".into())?;
         let failed = vec![GroupFailure { group: "x".into(), error: "no such disk".into() }];
         Ok(Reloaded { started: vec!["shop".into()], failed, ..Reloaded::default() })
     }
 
     async fn stop_group(&self, group: &str) -> Result<(), ApiError> {
-        self.tell(group, "stop".into())?;
+        tokio::time::sleep(self.takes).await;
+        self.tell(group, "stopped".into())?;
         Err(ApiError::conflict("/dev/tidemark/shop/data is in use"))
     }
 }
 
 fn served() -> (AgentClient, Arc<Fake>, tempfile::TempDir) {
+    serve(Fake::default())
+}
+
+fn serve(fake: Fake) -> (AgentClient, Arc<Fake>, tempfile::TempDir) {
     let directory = tempfile::tempdir().unwrap();
     let socket = Socket::bind(&directory.path().join("agent.sock")).unwrap();
     let client = AgentClient::new(socket.path());
-    let fake = Arc::new(Fake::default());
+    let fake = Arc::new(fake);
     tokio::spawn(server::serve(socket, routes(fake.clone()), std::future::pending()));
     (client, fake, directory)
 }
@@ -87,7 +97,21 @@ async fn every_question_reaches_the_agent_and_its_answer_the_client() {
     let stopped = refusal(client.stop_group("shop").await);
     assert_eq!(stopped, (ErrorCode::Conflict, "/dev/tidemark/shop/data is in use".into()));
     let told = fake.told.lock().unwrap().clone();
-    assert_eq!(told, ["mark before the update", "verify None", "verify Some(\"data\")", "stop"]);
+    let wanted =
+        ["mark before the update", "verify None", "verify Some(\"data\")", "reloaded", "stopped"];
+    assert_eq!(told, wanted);
+}
+
+/// Somebody pressed Ctrl-C, or did not want to wait any longer.
+#[tokio::test]
+async fn a_change_comes_to_its_end_when_who_asked_for_it_goes_away() {
+    let takes = Duration::from_millis(300);
+    let (client, fake, _directory) = serve(Fake { takes, ..Fake::default() });
+    let hurry = Duration::from_millis(100);
+    assert!(tokio::time::timeout(hurry, client.stop_group("shop")).await.is_err());
+    assert!(tokio::time::timeout(hurry, client.reload()).await.is_err());
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(*fake.told.lock().unwrap(), ["stopped", "reloaded"]);
 }
 
 #[tokio::test]

@@ -230,7 +230,7 @@ pub struct Parts {
 /// Starts an engine. `make_keeper` gets the way to answer it.
 ///
 /// # Errors
-/// No io_uring, no memory, no thread, or the keeper does not start.
+/// No io_uring, no memory, no thread, or the keeper does not start. Then the thread has ended.
 pub fn start(
     parts: Parts,
     make_keeper: impl FnOnce(Box<dyn Fn(Done) + Send>) -> std::io::Result<Keeper> + Send + 'static,
@@ -249,8 +249,14 @@ pub fn start(
                 }
             },
         )?;
-    let engine = started.recv()??;
-    Ok((engine, handle))
+    let error = match started.recv() {
+        Ok(Ok(engine)) => return Ok((engine, handle)),
+        Ok(Err(error)) => error,
+        Err(ended) => ended.into(),
+    };
+    // A panic there has been reported already.
+    let _ = handle.join();
+    Err(error)
 }
 
 /// A range of a volume, in sectors, that a front has checked.

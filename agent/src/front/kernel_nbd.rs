@@ -10,7 +10,7 @@ use anyhow::Context;
 use tidemark_nbd::{Export, Server};
 use tokio::{sync::watch, task::JoinHandle, time::Instant};
 
-use super::{blocking, nbd::server};
+use super::{Reserved, blocking, nbd::server};
 use crate::kernel::{
     nbd_netlink::{DeviceSettings, NbdControl},
     udev::Names,
@@ -49,7 +49,10 @@ pub struct KernelNbdFront {
     server: Server,
     /// True once lost connections are not to be replaced any more.
     over: watch::Sender<bool>,
-    serving: JoinHandle<()>,
+    /// None when it has ended.
+    serving: Option<JoinHandle<()>>,
+    /// The kernel has let go of the device: its number may be another's by now.
+    gone: bool,
 }
 
 impl KernelNbdFront {
@@ -112,7 +115,8 @@ impl KernelNbdFront {
         };
         let serving = tokio::spawn(connections.serve(stream));
         let (group, volume) = (group.to_owned(), volume.to_owned());
-        Ok(KernelNbdFront { index, group, volume, link, kernel, server, over, serving })
+        let (serving, gone) = (Some(serving), false);
+        Ok(KernelNbdFront { index, group, volume, link, kernel, server, over, serving, gone })
     }
 
     /// Its stable name.
@@ -120,27 +124,46 @@ impl KernelNbdFront {
         self.link.clone()
     }
 
-    /// Lets the connection go when its requests are answered; the device stays.
-    pub async fn leave(self) {
-        self.over.send_replace(true);
-        self.server.shutdown(GRACE).await;
-        // It ends with the server; its reason has been told.
-        let _ = self.serving.await;
+    /// The device itself, while there is one.
+    pub fn node(&self) -> Option<PathBuf> {
+        (!self.gone).then(|| format!("/dev/nbd{}", self.index).into())
     }
 
-    /// Takes the device away. Nothing of it is served afterwards, whatever the outcome.
+    /// Lets the connection go when its requests are answered; the device stays.
+    pub async fn leave(mut self) {
+        self.end_connection().await;
+    }
+
+    /// Takes the device away.
     ///
     /// # Errors
-    /// The kernel refuses, or the name cannot be withdrawn.
-    pub async fn stop(self) -> anyhow::Result<()> {
+    /// The kernel refuses, and the device is served on; or the name cannot be withdrawn, which can be tried again.
+    pub async fn stop(&mut self, reserved: Reserved) -> anyhow::Result<()> {
+        let index = self.index;
+        if !self.gone {
+            // The connection's end is meant.
+            self.over.send_replace(true);
+            let kernel = self.kernel.clone();
+            if let Err(error) = blocking(move || kernel.disconnect(index)).await {
+                self.over.send_replace(false);
+                return Err(error);
+            }
+            self.gone = true;
+        }
+        drop(reserved);
+        self.end_connection().await;
+        let withdrawn =
+            Names::default().withdraw(&format!("nbd{index}"), &self.group, &self.volume);
+        withdrawn.context("the device's name")
+    }
+
+    async fn end_connection(&mut self) {
         self.over.send_replace(true);
-        let (kernel, index) = (self.kernel.clone(), self.index);
-        let gone = blocking(move || kernel.disconnect(index)).await.and_then(|()| {
-            let name = format!("nbd{index}");
-            Names::default().withdraw(&name, &self.group, &self.volume).context("the device's name")
-        });
-        self.leave().await;
-        gone
+        self.server.shutdown(GRACE).await;
+        if let Some(serving) = self.serving.take() {
+            // It ends with the server; its reason has been told.
+            let _ = serving.await;
+        }
     }
 }
 

@@ -8,15 +8,18 @@ pub mod kernel_nbd;
 pub mod nbd;
 pub mod ublk;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{fs::File, path::PathBuf, sync::Arc};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use tidemark_control::agent::FrontKind;
 
 use crate::{
     config::{FrontChoice, GroupConfig, NodeConfig, VolumeConfig},
     engine::Engine,
-    kernel::{self, blockdev::Backing},
+    kernel::{
+        self,
+        blockdev::{self, Backing},
+    },
 };
 
 /// A front that serves a volume.
@@ -28,6 +31,15 @@ pub enum Front {
     /// A Unix socket.
     Socket(nbd::SocketFront),
 }
+
+/// Nobody uses a front's device, and while this is kept nobody can mount or claim it.
+#[derive(Default)]
+pub struct Reserved {
+    _claim: Option<File>,
+}
+
+/// Finds out whether that is so, or else who uses the device. It blocks.
+pub type Reserving = Box<dyn FnOnce() -> anyhow::Result<Reserved> + Send>;
 
 impl Front {
     /// Presents a volume of an engine as its configuration says, or takes back the device that an earlier
@@ -93,14 +105,40 @@ impl Front {
         }
     }
 
-    /// Takes the device away, when its requests have been answered.
+    /// What has to be asked before the device is taken away.
+    pub fn reserve(&self) -> Reserving {
+        let device = |node: Option<PathBuf>| -> Reserving {
+            Box::new(move || {
+                let claim = node.map(|node| blockdev::reserve(&node)).transpose()?;
+                Ok(Reserved { _claim: claim.flatten() })
+            })
+        };
+        match self {
+            Front::Ublk(front) => device(front.node()),
+            Front::KernelNbd(front) => device(front.node()),
+            Front::Socket(front) => {
+                let (clients, path) = (front.clients(), front.path().to_owned());
+                Box::new(move || {
+                    let path = path.display();
+                    ensure!(
+                        clients == 0,
+                        "{path} is in use: clients are connected; end them first"
+                    );
+                    Ok(Reserved::default())
+                })
+            }
+        }
+    }
+
+    /// Takes the device away, when its requests have been answered. After an error, what is left of it
+    /// is there, and can be taken away with another call.
     ///
     /// # Errors
-    /// The kernel does not let go of it, for example because it is still in use.
-    pub async fn stop(self) -> anyhow::Result<()> {
+    /// The kernel does not let go of it.
+    pub async fn stop(&mut self, reserved: Reserved) -> anyhow::Result<()> {
         match self {
-            Front::Ublk(front) => front.stop().await,
-            Front::KernelNbd(front) => front.stop().await,
+            Front::Ublk(front) => front.stop(reserved).await,
+            Front::KernelNbd(front) => front.stop(reserved).await,
             Front::Socket(front) => {
                 front.stop().await;
                 Ok(())
@@ -115,7 +153,7 @@ impl Front {
             // The engine takes up no more of its requests.
             Front::Ublk(_) => {}
             Front::KernelNbd(front) => front.leave().await,
-            Front::Socket(front) => front.stop().await,
+            Front::Socket(mut front) => front.stop().await,
         }
     }
 }

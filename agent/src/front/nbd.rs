@@ -199,12 +199,17 @@ impl SocketFront {
         &self.path
     }
 
-    /// Ends it when the requests under way are answered.
-    pub async fn stop(self) {
+    /// Clients that are connected.
+    pub fn clients(&self) -> usize {
+        self.server.connections()
+    }
+
+    /// Ends it when the requests under way are answered. To be called once.
+    pub async fn stop(&mut self) {
         if !self.server.shutdown(GRACE).await {
             tracing::warn!(socket = %self.path.display(), "clients did not leave in time");
         }
         // Accepting ends with the shutdown; an error there was the reason to stop, if there was one.
-        let _ = self.serving.await;
+        let _ = (&mut self.serving).await;
     }
 }

@@ -6,7 +6,7 @@
 //! and none that does not is touched.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -15,7 +15,7 @@ use anyhow::{Context, anyhow, ensure};
 use tidemark_journal::{GroupId, VolumeId};
 use tokio::sync::oneshot;
 
-use super::blocking;
+use super::{Reserved, blocking};
 use crate::{
     engine::{Command, Engine, UblkQueue},
     kernel::{
@@ -43,7 +43,10 @@ pub struct UblkFront {
     volume: String,
     link: PathBuf,
     remembered: PathBuf,
-    ended: oneshot::Receiver<()>,
+    /// None when the engine has let go of it.
+    ended: Option<oneshot::Receiver<()>>,
+    /// The driver has forgotten the device: its number may be another's by now.
+    gone: bool,
 }
 
 /// Which volume a device is for.
@@ -112,7 +115,8 @@ impl UblkFront {
         // Without udev there is nobody to be told, and the name has been made already.
         let _ = names.trigger(&format!("ublkb{dev_id}"));
         let (group, volume) = (volume.group.to_owned(), volume.name.to_owned());
-        Ok(UblkFront { dev_id, group, volume, link, remembered, ended: has_ended })
+        let ended = Some(has_ended);
+        Ok(UblkFront { dev_id, group, volume, link, remembered, ended, gone: false })
     }
 
     /// Its stable name.
@@ -120,21 +124,52 @@ impl UblkFront {
         self.link.clone()
     }
 
+    /// The device itself, while there is one.
+    pub fn node(&self) -> Option<PathBuf> {
+        (!self.gone).then(|| format!("/dev/ublkb{}", self.dev_id).into())
+    }
+
     /// Takes the device away.
     ///
     /// # Errors
-    /// The kernel refuses.
-    pub async fn stop(self) -> anyhow::Result<()> {
+    /// The kernel refuses. What is left can be taken away later.
+    pub async fn stop(&mut self, reserved: Reserved) -> anyhow::Result<()> {
         let dev_id = self.dev_id;
-        blocking(move || Ok(Control::open(CONTROL_TIMEOUT)?.stop(dev_id)?)).await?;
-        // The driver takes every tag back; only then has the engine let go of the device.
-        if tokio::time::timeout(PATIENCE, self.ended).await.is_err() {
+        if !self.gone {
+            blocking(move || absent_is_fine(Control::open(CONTROL_TIMEOUT)?.stop(dev_id))).await?;
+            // The driver waits for those who have the device open before it forgets it.
+            drop(reserved);
+            self.wait_for_the_engine().await;
+            let delete = move || absent_is_fine(Control::open(CONTROL_TIMEOUT)?.delete(dev_id));
+            blocking(delete).await?;
+            self.gone = true;
+        }
+        Names::default().withdraw(&format!("ublkb{dev_id}"), &self.group, &self.volume)?;
+        match fs::remove_file(&self.remembered) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("remove {}", self.remembered.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The driver takes every tag back; only then has the engine let go of the device.
+    async fn wait_for_the_engine(&mut self) {
+        let Some(ended) = &mut self.ended else { return };
+        if tokio::time::timeout(PATIENCE, ended).await.is_ok() {
+            self.ended = None;
+        } else {
+            let dev_id = self.dev_id;
             tracing::warn!(dev_id, "the ublk driver does not give the device's requests back");
         }
-        blocking(move || Ok(Control::open(CONTROL_TIMEOUT)?.delete(dev_id)?)).await?;
-        Names::default().withdraw(&format!("ublkb{dev_id}"), &self.group, &self.volume)?;
-        fs::remove_file(&self.remembered)
-            .with_context(|| format!("remove {}", self.remembered.display()))
+    }
+}
+
+/// An earlier attempt may have come further than it could tell.
+fn absent_is_fine(outcome: Result<(), ControlError>) -> anyhow::Result<()> {
+    match outcome {
+        Err(ControlError::NoDevice { .. }) => Ok(()),
+        outcome => Ok(outcome?),
     }
 }
 

@@ -58,6 +58,11 @@ impl ConfigError {
     pub fn file(path: &Path, sentence: impl Into<String>) -> ConfigError {
         ConfigError::Content { path: path.to_owned(), place: None, sentence: sentence.into() }
     }
+
+    /// Whether what was to be read is not there at all.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, ConfigError::Read { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
 }
 
 /// A part of a line.
@@ -166,18 +171,14 @@ impl Source {
     }
 }
 
-/// The files `*.toml` of a directory, in the order of their names; none if there is no directory.
+/// The files `*.toml` of a directory, in the order of their names.
 ///
 /// # Errors
-/// [`ConfigError::Read`].
+/// [`ConfigError::Read`], also if there is no directory ([`ConfigError::is_missing`]).
 pub fn files_in(directory: &Path) -> Result<Vec<PathBuf>, ConfigError> {
     let fail = |source| ConfigError::Read { path: directory.to_owned(), source };
-    let entries = match fs::read_dir(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(fail)?,
-    };
     let mut found = Vec::new();
-    for entry in entries {
+    for entry in fs::read_dir(directory).map_err(fail)? {
         let path = entry.map_err(fail)?.path();
         let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
         if path.extension().is_some_and(|extension| extension == "toml") && !hidden {

@@ -98,7 +98,7 @@ impl Control for Agent {
         Ok(VerifyStarted { volumes: vec!["data".into()] })
     }
 
-    async fn reload(&self) -> Result<Reloaded, ApiError> {
+    async fn reload(self: &Arc<Self>) -> Result<Reloaded, ApiError> {
         let mut reloaded = Reloaded::default();
         for entry in fs::read_dir(self.directory.join("agent.d")).unwrap() {
             let path = entry.unwrap().path();

@@ -173,7 +173,7 @@ async fn a_device_that_is_gone_gets_no_connection() {
     let (kernel, mut given) = Played::new(vec![Attempt::NoDevice]);
     let front = serve(kernel, &Arc::new(Semaphore::new(0)), "data");
     drop(End::of(&mut given).await);
-    timeout(SOON, front.serving).await.expect("the end").unwrap();
+    timeout(SOON, front.serving.unwrap()).await.expect("the end").unwrap();
     assert!(given.try_recv().is_err());
 }
 
@@ -185,9 +185,10 @@ async fn a_start_or_a_stop_that_fails_leaves_nothing_served() {
     assert!(refused.is_err(), "the name cannot be published");
     End::of(&mut given).await.hangs_up().await.unwrap();
 
-    let front = serve(kernel.clone(), &Arc::new(Semaphore::new(0)), NO_NAME);
+    let mut front = serve(kernel.clone(), &Arc::new(Semaphore::new(0)), NO_NAME);
     let end = End::of(&mut given).await;
-    assert!(front.stop().await.is_err(), "the name cannot be withdrawn");
+    let stopped = front.stop(Reserved::default()).await;
+    assert!(stopped.is_err(), "the name cannot be withdrawn");
     end.hangs_up().await.unwrap();
     assert_eq!(kernel.disconnected.load(Ordering::Relaxed), 1);
 }
