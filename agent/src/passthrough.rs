@@ -139,7 +139,7 @@ impl Passthrough {
             on_term: Box::new(|_, _| {}),
         };
         let mut threads = Threads::new(encoder, encoder_thread, outbox);
-        match threads.start_engine(parts, |answer| keeper::without_disk(answer)) {
+        match threads.start_engine(parts, keeper::without_disk) {
             Ok((engine, _)) => {
                 let name = config.name.to_string();
                 Ok(Passthrough { name, engine, fronts: Vec::new(), threads })

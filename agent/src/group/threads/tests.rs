@@ -65,8 +65,7 @@ fn a_start_whose_keeper_fails_ends_the_threads_before_it() {
 #[test]
 fn a_start_that_fails_after_its_engine_ends_that_too() {
     let (mut threads, parts, ring) = begun();
-    let (engine, keeper) =
-        threads.start_engine(parts, |answer| keeper::without_disk(answer)).unwrap();
+    let (engine, keeper) = threads.start_engine(parts, keeper::without_disk).unwrap();
     threads.give_up();
     assert!(ring.upgrade().is_none(), "somebody still has the ring");
     drop((engine, keeper));
