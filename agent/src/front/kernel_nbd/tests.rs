@@ -143,7 +143,8 @@ fn serve(kernel: Arc<Played>, permits: &Arc<Semaphore>, volume: &str) -> KernelN
 
 #[tokio::test]
 async fn a_connection_that_the_kernel_gives_up_is_replaced_once_its_requests_have_ended() {
-    let (kernel, mut given) = Played::new(vec![Attempt::Taken, Attempt::Taken, Attempt::Refused]);
+    let attempts = vec![Attempt::Taken, Attempt::Taken, Attempt::Refused, Attempt::Taken];
+    let (kernel, mut given) = Played::new(attempts);
     let permits = Arc::new(Semaphore::new(0));
     let front = serve(kernel, &permits, "data");
     let mut end = End::of(&mut given).await;
