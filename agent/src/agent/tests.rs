@@ -211,6 +211,33 @@ async fn a_group_that_waits_for_its_disk_holds_up_no_other_and_no_stop() {
     drop(held);
 }
 
+/// Of what has begun nothing is left to run on, and what begins later is refused.
+#[tokio::test]
+async fn a_stop_waits_for_the_changes_that_have_begun() {
+    let machine = Machine::new();
+    let agent = machine.start().await;
+    machine.group("shop");
+    machine.image("shop");
+    let group = AgentConfig::load(machine.0.path()).unwrap().config.groups.remove(0);
+    let change = agent.changes.begin("shop").await;
+    let starting = tokio::spawn({
+        let agent = agent.clone();
+        async move { agent.start_group(&group).await }
+    });
+    tokio::task::yield_now().await;
+    let stopping = tokio::spawn({
+        let agent = agent.clone();
+        async move { agent.stop().await }
+    });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!starting.is_finished() && !stopping.is_finished(), "one change at a time");
+    drop(change);
+    let refused = starting.await.unwrap().unwrap_err();
+    assert_eq!(refused.to_string(), STOPPING);
+    assert!(stopping.await.unwrap());
+    assert!(running(&agent).await.is_empty());
+}
+
 #[tokio::test]
 async fn a_group_that_was_stopped_or_never_seen_is_told_while_its_file_is_there() {
     let machine = Machine::new();
