@@ -32,6 +32,8 @@ enum Harm {
     Frame,
     /// A bit of both.
     Both,
+    /// A bit of the header, and the frame is zeros.
+    HeaderAndNoFrame,
     /// Nothing but zeros is there.
     All,
 }
@@ -59,6 +61,10 @@ fn log(harm: Harm) -> (TempDir, PathBuf) {
         Harm::NoHeader => file[..BLOCK_BYTES as usize].fill(0),
         Harm::Frame => file[frame_end] ^= 1,
         Harm::Both => [head, frame_end].into_iter().for_each(|at| file[at] ^= 1),
+        Harm::HeaderAndNoFrame => {
+            file[head] ^= 1;
+            file[BLOCK_BYTES as usize..].fill(0);
+        }
         Harm::All => file.fill(0),
     }
     let path = dir.path().join(file_name(0));
@@ -83,7 +89,8 @@ fn recovered(dir: &Path, acked: Seq) -> Recovered {
 /// A segment of one batch of which nothing good is left was removed, whatever had been acknowledged.
 #[test]
 fn a_first_batch_that_was_acknowledged_is_never_removed() {
-    for harm in [Harm::Header, Harm::NoHeader, Harm::Frame, Harm::Both] {
+    let harms = [Harm::Header, Harm::NoHeader, Harm::Frame, Harm::Both, Harm::HeaderAndNoFrame];
+    for harm in harms {
         let (dir, path) = log(harm);
         let was = fs::read(&path).expect("read");
         let found = recovered(dir.path(), LAST);
