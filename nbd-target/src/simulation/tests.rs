@@ -146,6 +146,12 @@ fn a_start_does_not_wait_for_what_a_lost_base_means() {
     };
     let extent = |start, end, until| Extent { volume: VOLUME, start, end, from: Seq::ZERO, until };
     assert_eq!(extents(&target), [extent(0, SECTORS, None)], "all, until it is looked at");
+    // Nor is it, when it is found once more.
+    let replica = target.replica(GROUP).expect("opened");
+    let place = Place::Base { volume: VOLUME, first: 0, blocks: SECTORS / 8 };
+    let found = Spot::found(&replica, place, "again".to_owned());
+    assert_eq!(found.extents, [extent(0, SECTORS, None)]);
+    drop(replica);
     let refresh = |target: &SimTarget| {
         let _inside = target.runtime.enter();
         let replica = target.replica(GROUP).expect("opened");
