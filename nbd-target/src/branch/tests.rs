@@ -292,6 +292,10 @@ fn a_branch_is_dropped_after_all_that_works_on_it() {
         }
         let branch = play.target.branches().get(SHOP, "fix").expect("there");
         play.target.drop_branch(SHOP, "fix").expect("dropped");
+        // All but the one that was written last: nobody seals files that are gone.
+        let segments = branch.journal().segments();
+        let (_, ended) = segments.split_last().expect("written");
+        assert!(ended.iter().all(|segment| segment.is_sealed()), "one was being sealed");
         // As somebody who had listed it before.
         let catalogue = play.target.groups().catalogue();
         branch.keep_vitals(catalogue).expect("nothing is kept");
@@ -385,4 +389,24 @@ fn a_write_that_is_refused_never_takes_effect() {
     let content = play.write(SHOP, "fix", WRITE).expect("there is room");
     let play = play.again(None);
     assert!(play.read(SHOP, "fix", WRITE) == content);
+}
+
+/// Where there is room for it: it would take effect without what came before.
+#[test]
+fn what_follows_a_refused_part_of_a_write_is_refused_too() {
+    let mut play = Play::new(9);
+    play.create(SHOP, Some("fix")).expect("made");
+    play.write(SHOP, "fix", WRITE).expect("written");
+    let branch = play.target.branches().get(SHOP, "fix").expect("there");
+    let end = branch.journal().progress().written;
+    play.disk.set_capacity(Some(play.disk.used_bytes() + (4 << 20)));
+    // Longer than a frame; what is left of it takes next to no room.
+    let mut long = play.random(23 << 20);
+    long.resize(24 << 20, 0);
+    let change = Change { volume: VolumeId(0), start: 0, content: Content::Data(long.into()) };
+    let written = play.target.write_branch(SHOP, "fix", change, true);
+    assert!(matches!(written, Err(WriteError::Full(_))), "{written:?}");
+    assert_eq!(branch.journal().progress().written, end);
+    play.disk.set_capacity(None);
+    play.write(SHOP, "fix", WRITE).expect("there is room");
 }
