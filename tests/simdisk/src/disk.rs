@@ -1,10 +1,10 @@
 //! The disk: files by number, directories by path, what happens to them, and what goes wrong.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
 use crate::{
@@ -41,6 +41,8 @@ pub struct Image {
 struct State {
     tree: Tree,
     files: BTreeMap<u64, Content>,
+    /// Those that were opened in this life, and whether they still are.
+    open: BTreeMap<u64, Weak<()>>,
     next_file: u64,
     life: u64,
     rng: Rng,
@@ -66,6 +68,7 @@ impl SimDisk {
         SimDisk(Arc::new(Mutex::new(State {
             tree,
             files: BTreeMap::new(),
+            open: BTreeMap::new(),
             next_file: 0,
             life: 0,
             rng: Rng::new(seed),
@@ -123,8 +126,12 @@ impl SimDisk {
                 number
             }
         };
+        let open = state.open.entry(number).or_default();
+        let handle = open.upgrade().unwrap_or_default();
+        *open = Arc::downgrade(&handle);
         let (disk, path) = (self.clone(), path.to_owned());
-        Ok(SimFile { disk, path, number, life: state.life, writable: how != How::Read })
+        let (life, writable) = (state.life, how != How::Read);
+        Ok(SimFile { disk, path, number, life, writable, _open: handle })
     }
 
     /// Makes a directory, and those above it that are not there.
@@ -598,9 +605,13 @@ impl State {
         Ok(())
     }
 
-    /// Files without a name still take room while they are open, which is until the next life.
+    /// A file takes room until it is neither open nor may have a name after a power cut.
     fn used_blocks(&self) -> u64 {
-        self.files.values().map(|file| file.now.blocks.len() as u64).sum()
+        let named = self.tree.values().flat_map(|dir| dir.names());
+        let open = self.open.iter().filter(|(_, open)| open.strong_count() > 0);
+        let used: BTreeSet<u64> = named.chain(open.map(|(number, _)| *number)).collect();
+        let files = used.iter().filter_map(|number| self.files.get(number));
+        files.map(|file| file.now.blocks.len() as u64).sum()
     }
 
     fn free_blocks(&self) -> u64 {
@@ -639,8 +650,8 @@ impl State {
         for dir in named {
             self.tree.entry(dir).or_default();
         }
-        let used: std::collections::BTreeSet<u64> =
-            self.tree.values().flat_map(|dir| dir.names()).collect();
+        self.open.clear();
+        let used: BTreeSet<u64> = self.tree.values().flat_map(|dir| dir.names()).collect();
         self.files.retain(|number, _| used.contains(number));
         let life = self.life;
         self.note(&[0x11fe, life]);

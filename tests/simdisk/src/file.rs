@@ -3,6 +3,7 @@
 use std::{
     io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use crate::disk::SimDisk;
@@ -30,6 +31,8 @@ pub struct SimFile {
     pub(crate) number: u64,
     pub(crate) life: u64,
     pub(crate) writable: bool,
+    /// As long as it lives, the file takes room without a name too.
+    pub(crate) _open: Arc<()>,
 }
 
 impl SimFile {
