@@ -387,10 +387,20 @@ impl Catalogue {
     /// # Errors
     /// When the catalogue cannot be written.
     pub fn forget(&self, group: &str) -> anyhow::Result<()> {
-        for branch in self.branches(group)?.keys() {
-            self.drop_branch(group, branch)?;
-        }
         self.write(|tx| {
+            // By their names alone: a row that cannot be read is forgotten like the others.
+            let mut branches = tx.open_table(BRANCHES)?;
+            let mut names = Vec::new();
+            for row in branches.range((group, "")..)? {
+                match row?.0.value() {
+                    (of, name) if of == group => names.push(name.to_owned()),
+                    _ => break,
+                }
+            }
+            for name in &names {
+                branches.remove((group, name.as_str()))?;
+                forget_log(tx, &format!("{group}/{name}"))?;
+            }
             tx.open_table(GROUPS)?.remove(group)?;
             tx.open_table(HISTORIES)?.remove(group)?;
             tx.open_table(SCRUBS)?.remove(group)?;

@@ -10,8 +10,8 @@
 //! |---|---|---|
 //! | good | as new | it is used |
 //! | good | older, missing | the second is made anew |
-//! | good | damaged | the second is kept as `*.damaged-N` and made anew; people are told |
-//! | older, missing, damaged | good | the first is made anew, a damaged one is kept; people are told |
+//! | good | damaged | the second is kept as `*.damaged-N`, if there is room, and made anew; people are told |
+//! | older, missing, damaged | good | the first is made anew, a damaged one is kept in the same way; people are told |
 //! | damaged or missing | damaged | refused |
 //! | missing | missing | a new, empty catalogue |
 
@@ -29,7 +29,10 @@ use redb::{
     Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
 };
 
-use crate::machine::{How, Machine, free_name};
+use crate::{
+    machine::{How, Machine, free_name},
+    store::log::no_room,
+};
 
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 /// Where the transactions are counted.
@@ -242,12 +245,31 @@ fn is_damage(error: &redb::Error) -> bool {
     }
 }
 
+/// Makes a copy anew from the good one: beside what is there, or in its place on a full disk. Until the
+/// new one has its name there is one copy more or less, and the other is good.
 fn make_anew(machine: &Machine, from: &Path, to: &Path, keep: bool) -> anyhow::Result<()> {
+    let mut old = to.to_owned();
     if keep {
-        machine.rename(to, &free_name(machine, to, "redb.damaged"))?;
+        old = free_name(machine, to, "redb.damaged");
+        machine.rename(to, &old)?;
     }
     let new = to.with_added_extension("new");
-    let (source, made) = (machine.open(from, How::Read)?, machine.open(&new, How::Truncate)?);
+    let mut copied = copy(machine, from, &new);
+    if copied.as_ref().is_err_and(no_room) {
+        for path in [&new, &old].into_iter().filter(|path| machine.exists(path)) {
+            machine.remove_file(path)?;
+        }
+        // Until then a file system may keep the room to itself.
+        machine.sync_parent(to)?;
+        copied = copy(machine, from, &new);
+    }
+    copied?;
+    machine.rename(&new, to)?;
+    Ok(machine.sync_parent(to)?)
+}
+
+fn copy(machine: &Machine, from: &Path, to: &Path) -> io::Result<()> {
+    let (source, made) = (machine.open(from, How::Read)?, machine.open(to, How::Truncate)?);
     let bytes = source.length()?;
     let mut piece = vec![0; 1 << 20];
     let mut at = 0;
@@ -257,7 +279,5 @@ fn make_anew(machine: &Machine, from: &Path, to: &Path, keep: bool) -> anyhow::R
         made.write_all_at(&piece[..step], at)?;
         at += step as u64;
     }
-    made.sync_all()?;
-    machine.rename(&new, to)?;
-    Ok(machine.sync_parent(to)?)
+    made.sync_all()
 }

@@ -8,8 +8,10 @@ use std::{
 
 use tempfile::TempDir;
 use tidemark_journal::{Term, TermId};
+use tidemark_simdisk::{Op, SimDisk, errno};
 
 use super::*;
+use crate::machine::{How, simulated::Simulated};
 
 const NAMES: [&str; 3] = ["one", "three", "two"];
 
@@ -141,6 +143,51 @@ fn one_that_has_missed_a_transaction_follows_the_other() {
     }
 }
 
+/// A target whose disk was full did not start: beside the copy that had missed a transaction, or was
+/// damaged, there was no room for a new one.
+#[test]
+fn on_a_full_disk_a_copy_takes_the_place_of_the_one_before() {
+    let (path, copy) = (Path::new("/target/c.redb"), Path::new("/target/c.copy.redb"));
+    let vitals = |received_ns| Vitals { received_ns, ..Vitals::default() };
+    for spoil in [true, false] {
+        let disk = SimDisk::new(1);
+        let machine = Machine::Simulated(Simulated::new(disk.clone(), 1, 0));
+        machine.create_dir_all(Path::new("/target")).expect("made");
+        let open = || {
+            let reserve = Reserve::new(&machine, Path::new("/target"), 0);
+            Catalogue::open(&machine, path, &Arc::new(reserve))
+        };
+        let catalogue = open().expect("made");
+        catalogue.put_vitals("shop", &vitals(1)).expect("kept");
+        if spoil {
+            drop(catalogue);
+            let file = machine.open(copy, How::Write).expect("there");
+            file.write_all_at(&[0xff; 16 << 10], 0).expect("written");
+        } else {
+            disk.fail(Op::Write, "/target/c.copy.redb", 0, errno::EIO);
+            catalogue.put_vitals("shop", &vitals(2)).expect_err("the first copy alone has it");
+            drop(catalogue);
+            disk.fail_no_more();
+        }
+        // A block less than another copy takes.
+        let copy_bytes = machine.open(copy, How::Read).and_then(|file| file.length());
+        let room = copy_bytes.expect("there") - 4096;
+        disk.set_capacity(Some(disk.used_bytes() + room));
+        let catalogue = open().expect("the first copy is good");
+        assert_eq!(catalogue.damage().len(), usize::from(spoil), "{:?}", catalogue.damage());
+        let received_ns = if spoil { 1 } else { 2 };
+        assert_eq!(catalogue.vitals("shop").expect("read"), vitals(received_ns));
+        catalogue.verify().expect("both are alike");
+        let names: Vec<String> = machine
+            .list(Path::new("/target"))
+            .expect("listed")
+            .into_iter()
+            .map(|entry| entry.name)
+            .collect();
+        assert_eq!(names.len(), 2, "nothing else is left: {names:?}");
+    }
+}
+
 #[test]
 fn without_a_good_copy_it_is_refused() {
     let dir = TempDir::new().expect("a directory");
@@ -171,4 +218,17 @@ fn a_row_that_is_damaged_is_refused() {
     let error = catalogue.group("shop").expect_err("damaged");
     assert!(error.to_string().contains("'shop' in the table 'groups'"), "{error}");
     catalogue.verify().expect_err("damaged");
+}
+
+/// A group with one could not be forgotten.
+#[test]
+fn a_group_is_forgotten_with_a_branch_that_cannot_be_read() {
+    let dir = TempDir::new().expect("a directory");
+    let (path, _) = filled(&dir);
+    let catalogue = open(&path).expect("good");
+    catalogue.spoil_branch("shop", "one");
+    catalogue.branches("shop").expect_err("it cannot be read");
+    catalogue.forget("shop").expect("forgotten");
+    assert_eq!(catalogue.branches("shop").expect("read"), BTreeMap::new());
+    assert!(catalogue.group("shop").expect("read").is_none());
 }

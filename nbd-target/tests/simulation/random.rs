@@ -82,6 +82,12 @@ pub fn config(segment_bytes: u64) -> SimConfig {
 /// Bytes of a segment that holds a few dozen frames: most of it is room for its index.
 const SEGMENT_BYTES: u64 = 400 << 10;
 
+/// Whether a start says that the disk is full, and what to do.
+fn is_full(error: &anyhow::Error) -> bool {
+    let text = format!("{error:#}");
+    text.contains("make room") && text.contains("No space left")
+}
+
 impl World {
     fn new(seed: u64) -> World {
         let modes = [Mode::Crashes, Mode::FullDisk, Mode::FailingDisk, Mode::Rot];
@@ -121,7 +127,14 @@ impl World {
                 self.tally.crashes += 1;
                 continue;
             }
-            let target = started.expect("it starts");
+            let target = match started {
+                // Not even the reserve was enough for a copy of the catalogue. People make room.
+                Err(error) if self.mode == Mode::FullDisk && is_full(&error) => {
+                    self.disk.set_capacity(None);
+                    continue;
+                }
+                started => started.expect("it starts"),
+            };
             let failure = target.failure(GROUP);
             if failure.is_some() && self.mode == Mode::FailingDisk {
                 // A read failed, as was planned; another start goes well.
