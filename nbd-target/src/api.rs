@@ -317,7 +317,7 @@ async fn branches(State(api): Shared) -> Reply<BranchList> {
         let broken = api.branches.broken();
         branches.extend(broken.iter().map(broken_status));
         branches.sort_by(|a, b| (&a.name, &a.group).cmp(&(&b.name, &b.group)));
-        Ok(BranchList { branches })
+        Ok(BranchList { branches, unread: api.branches.unread() })
     })
     .await
 }

@@ -182,7 +182,14 @@ impl TargetExports {
             let why = self.branches.why_not(&name.group, branch);
             OpenError::unavailable(why.unwrap_or_else(none))
         };
-        let branch = self.branches.get(&name.group, branch).ok_or_else(absence)?;
+        let (branch, client) = match purpose {
+            Purpose::Transmission => {
+                let entered = self.branches.enter(&name.group, branch);
+                entered.map(|(branch, client)| (branch, Some(client)))
+            }
+            _ => self.branches.get(&name.group, branch).map(|branch| (branch, None)),
+        }
+        .ok_or_else(absence)?;
         let volumes = registry::volumes(&branch);
         let Some((_, id, sectors)) = volumes.iter().find(|(known, ..)| known == volume) else {
             let names: Vec<&str> = volumes.iter().map(|(name, ..)| name.as_str()).collect();
@@ -192,7 +199,6 @@ impl TargetExports {
         let physical = branch.parent().ledger().history(|history| {
             history.volume(volume).map_or(4096, |volume| volume.physical_block_bytes)
         });
-        let client = (purpose == Purpose::Transmission).then(|| branch.opened());
         Ok(Arc::new(BranchExport {
             name: name.to_string(),
             volume: *id,
@@ -309,10 +315,6 @@ pub struct View {
 }
 
 impl View {
-    fn query(&self, start: u64, end: u64) -> Query {
-        Query { volume: self.volume, start, end, at: self.at }
-    }
-
     /// Reads bytes: their content, and which stretches of it are known to be zeros.
     ///
     /// # Errors
@@ -320,9 +322,7 @@ impl View {
     pub fn read(&self, offset: u64, length: u32) -> Result<Vec<u8>, ReadError> {
         let (start, end) = sectors(offset, u64::from(length));
         let mut out = vec![0; ((end - start) * SECTOR_BYTES) as usize];
-        let mut plan = Plan::new(self.query(start, end));
-        self.replica.ask(&mut plan, self.at)?;
-        self.replica.finish(plan, self.volume, start, &mut out)?;
+        self.replica.read(self.volume, self.at, start, end, &mut out)?;
         let skip = (offset - start * SECTOR_BYTES) as usize;
         out.truncate(skip + length as usize);
         out.drain(..skip);
@@ -342,7 +342,8 @@ impl View {
     ) -> Result<Vec<Stretch>, ReadError> {
         let (start, end) = sectors(offset, length);
         status::stretches(start, end, one, |from, to| {
-            let mut plan = Plan::of_beginning(self.query(from, to));
+            let query = Query { volume: self.volume, start: from, end: to, at: self.at };
+            let mut plan = Plan::of_beginning(query);
             self.replica.ask(&mut plan, self.at)?;
             self.replica.stretches(plan, self.volume)
         })
@@ -408,8 +409,9 @@ impl Export for PointExport {
         Reply::future(async move {
             let view = Arc::clone(&self.view);
             let found = self.share.run(move || view.stretches(offset, length, one)).await?;
-            let stretches =
-                found.map_err(|error| failed(&self.name, &self.view.replica, &error))?;
+            let stretches = found.unwrap_or_else(|error| {
+                as_data(&self.name, &self.view.replica, &error, sectors(offset, length))
+            });
             Ok(extents(&stretches, offset, length))
         })
     }
@@ -421,6 +423,19 @@ pub fn failed(name: &str, replica: &Replica, error: &ReadError) -> Error {
     replica.met(error);
     tracing::error!(export = name, "a read fails: {error}");
     Error::new(Errno::Io, error.to_string())
+}
+
+/// What a client is told of a range whose stretches cannot be found out: that its beginning is data. The client then
+/// reads that, and gets what can be read or is told what cannot.
+pub fn as_data(
+    name: &str,
+    replica: &Replica,
+    error: &ReadError,
+    (start, end): (u64, u64),
+) -> Vec<Stretch> {
+    replica.met(error);
+    tracing::warn!(export = name, "which parts are zeros is unknown: {error}");
+    vec![Stretch { start, end: end.min(start + status::STEP_MIN), zeros: false }]
 }
 
 /// The stretches in bytes, from `offset` on.

@@ -263,7 +263,7 @@ impl Promised {
         let found =
             found.with_context(|| format!("@{} was durable and is not there", self.mark))?;
         ensure!(found.refused.is_none(), "@{} is not served any more: {found:?}", self.mark);
-        let Branches { branches } = tidemark(&pair.target, "branch list")?;
+        let Branches { branches, .. } = tidemark(&pair.target, "branch list")?;
         let found = branches.iter().find(|branch| branch.name == self.branch);
         let found = found
             .with_context(|| format!("the branch {} was made and is not there", self.branch))?;

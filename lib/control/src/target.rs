@@ -212,6 +212,9 @@ pub struct ExportName {
 pub struct Branches {
     /// By name.
     pub branches: Vec<BranchStatus>,
+    /// Why those of some groups are not among them, a sentence each.
+    #[serde(default)]
+    pub unread: Vec<String>,
 }
 
 /// Asks for a branch.

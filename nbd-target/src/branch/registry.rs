@@ -3,7 +3,10 @@
 use std::{
     collections::BTreeMap,
     str::FromStr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -12,7 +15,7 @@ use tidemark_control::config::Name;
 use tidemark_journal::Term;
 use tokio::runtime::Handle;
 
-use super::{Branch, branch_dir};
+use super::{Branch, ClientGuard, branch_dir};
 use crate::{
     catalogue::BranchRow,
     groups::Groups,
@@ -33,6 +36,7 @@ pub struct Branches {
     /// Groups whose branches could not be read, by name. Nobody knows which points they need, so
     /// nothing of these groups leaves until the next start.
     unread: BTreeMap<String, Unread>,
+    ended: AtomicBool,
 }
 
 /// The group's name and the branch's.
@@ -42,8 +46,8 @@ type Key = (String, String);
 enum Entry {
     Open(Arc<Branch>),
     Broken(Broken),
-    /// It is being dropped.
-    Dropping,
+    /// Somebody works on it: what is done to it, as a word.
+    Busy(&'static str),
 }
 
 struct Unread {
@@ -100,6 +104,19 @@ pub enum BranchError {
     Failed(#[from] anyhow::Error),
 }
 
+impl Broken {
+    /// What is left of a branch that is being dropped.
+    fn dropped(branch: &Branch) -> Broken {
+        Broken {
+            name: branch.name().to_owned(),
+            parent: Arc::clone(branch.parent()),
+            row: branch.row().clone(),
+            why: "it is being dropped".to_owned(),
+            _pin: Some(Arc::clone(branch.pin())),
+        }
+    }
+}
+
 impl From<Refusal> for BranchError {
     fn from(refusal: Refusal) -> BranchError {
         BranchError::Refused(refusal.0)
@@ -115,6 +132,7 @@ impl Branches {
             runtime,
             table: Mutex::default(),
             unread: BTreeMap::new(),
+            ended: AtomicBool::new(false),
         };
         for replica in groups.replicas() {
             let rows = match groups.catalogue().branches(replica.name()) {
@@ -157,23 +175,77 @@ impl Branches {
         if let Some(Unread { why, .. }) = self.unread.get(group) {
             return Err(BranchError::Failed(anyhow!("{why}")));
         }
-        let mut table = self.table();
-        let name = match &new.name {
-            Some(name) => name.clone(),
-            None => made_up(group, &table),
+        let name = self.take_name(group, new.name.as_deref())?;
+        let key = key(group, &name);
+        // Whoever looks at other branches meanwhile does not wait for the disk.
+        let (entry, made) = self.made(new, &name, &replica);
+        match entry {
+            Some(entry) => self.table().insert(key, entry),
+            None => self.table().remove(&key),
         };
+        if let Ok(branch) = &made
+            && self.ended.load(Ordering::Acquire)
+        {
+            branch.end();
+        }
+        made
+    }
+
+    /// Keeps a name for a branch that is to be made: this one, or one that is made up.
+    fn take_name(&self, group: &str, name: Option<&str>) -> Result<String, BranchError> {
+        let mut table = self.table();
+        let name = name.map_or_else(|| made_up(group, &table), str::to_owned);
         Name::from_str(&name).map_err(|error| BranchError::Refused(error.to_string()))?;
         let key = key(group, &name);
         match table.get(&key) {
-            Some(Entry::Dropping) => return Err(dropping(&name)),
+            Some(Entry::Busy(what)) => return Err(busy(&name, what)),
             Some(_) => {
                 let text = format!("there is a branch '{name}' already");
                 return Err(BranchError::Conflict(text));
             }
-            None => {}
+            None => _ = table.insert(key, Entry::Busy("made")),
         }
-        let seq = resolve(&replica, new.volume.as_deref(), &new.spec)?.seq;
-        let pin = replica.pin(seq, holder(&name)).map_err(|oldest| {
+        Ok(name)
+    }
+
+    /// Makes a branch whose name is kept for it; and what there is of it then, also when that fails.
+    fn made(
+        &self,
+        new: &NewBranch,
+        name: &str,
+        replica: &Arc<Replica>,
+    ) -> (Option<Entry>, Result<Arc<Branch>, BranchError>) {
+        let (row, pin) = match self.new_row(new, name, replica) {
+            Ok(row) => row,
+            Err(error) => return (None, Err(error)),
+        };
+        let catalogue = self.groups.catalogue();
+        let begun = catalogue.begin_branch(replica.name(), name, &row);
+        let error = match begun.and_then(|()| self.run(name, &row, replica, &pin)) {
+            Ok(branch) => return (Some(Entry::Open(Arc::clone(&branch))), Ok(branch)),
+            Err(error) => error,
+        };
+        // Its row may be there, also when it could not be put for certain.
+        let left = catalogue.drop_branch(replica.name(), name).err().map(|left| {
+            let why = format!(
+                "the branch '{name}' could not be made ({error:#}), and the catalogue cannot \
+                 forget it again ({left:#}): drop it"
+            );
+            let (name, parent) = (name.to_owned(), Arc::clone(replica));
+            Entry::Broken(Broken { name, parent, row, why, _pin: Some(pin) })
+        });
+        (left, Err(error.into()))
+    }
+
+    /// What the catalogue is to have of a new branch, whose point is held and whose directory is empty.
+    fn new_row(
+        &self,
+        new: &NewBranch,
+        name: &str,
+        replica: &Arc<Replica>,
+    ) -> Result<(BranchRow, Arc<PinGuard>), BranchError> {
+        let seq = resolve(replica, new.volume.as_deref(), &new.spec)?.seq;
+        let pin = replica.pin(seq, holder(name)).map_err(|oldest| {
             let text = format!("@seq:{seq} has just left the window; the oldest is @seq:{oldest}");
             BranchError::Refused(text)
         })?;
@@ -192,30 +264,10 @@ impl Branches {
             created_ns: machine.wall_ns(),
         };
         // What an earlier branch of this name has left would be taken for the new one's.
-        let dir = branch_dir(&replica, &name);
+        let dir = branch_dir(replica, name);
         let emptied = machine.remove_dir_all(&dir).and_then(|()| machine.create_dir_all(&dir));
         emptied.with_context(|| format!("cannot make {} anew", dir.display()))?;
-        let pin = Arc::new(pin);
-        let begun = self.groups.catalogue().begin_branch(group, &name, &row);
-        match begun.and_then(|()| self.run(&name, &row, &replica, &pin)) {
-            Ok(branch) => {
-                table.insert(key, Entry::Open(Arc::clone(&branch)));
-                Ok(branch)
-            }
-            Err(error) => {
-                // Its row may be there, also when it could not be put for certain.
-                if let Err(left) = self.groups.catalogue().drop_branch(group, &name) {
-                    let why = format!(
-                        "the branch '{name}' could not be made ({error:#}), and the catalogue \
-                         cannot forget it again ({left:#}): drop it"
-                    );
-                    let (parent, pin) = (Arc::clone(&replica), Some(pin));
-                    let broken = Broken { name, parent, row, why, _pin: pin };
-                    table.insert(key, Entry::Broken(broken));
-                }
-                Err(error.into())
-            }
-        }
+        Ok((row, Arc::new(pin)))
     }
 
     /// Drops a branch and what was written into it, once nothing works on that any more. Goes on
@@ -225,24 +277,25 @@ impl Branches {
     /// [`BranchError`].
     pub async fn drop_branch(self: &Arc<Self>, group: &str, name: &str) -> Result<(), BranchError> {
         let key = key(group, name);
-        let entry = {
+        let (open, left) = {
             let mut table = self.table();
-            match table.get(&key) {
-                Some(Entry::Dropping) => return Err(dropping(name)),
+            let found = match table.get(&key) {
+                None => return Err(self.absent(group, name)),
+                Some(Entry::Busy(what)) => return Err(busy(name, what)),
                 Some(Entry::Open(branch)) if branch.clients() > 0 => {
                     return Err(BranchError::Conflict(format!(
                         "the branch '{name}' is open ({} clients): disconnect them first",
                         branch.clients()
                     )));
                 }
-                _ => {}
-            }
-            let entry = table.remove(&key).ok_or_else(|| self.absent(group, name))?;
-            table.insert(key.clone(), Entry::Dropping);
-            entry
+                Some(Entry::Open(branch)) => (Some(Arc::clone(branch)), Broken::dropped(branch)),
+                Some(Entry::Broken(broken)) => (None, broken.clone()),
+            };
+            table.insert(key.clone(), Entry::Busy("dropped"));
+            found
         };
         let own = Arc::clone(self);
-        let dropped = self.runtime.spawn(async move { own.removed(key, entry).await });
+        let dropped = self.runtime.spawn(async move { own.removed(key, open, left).await });
         Ok(dropped.await.map_err(anyhow::Error::from).flatten()?)
     }
 
@@ -254,13 +307,22 @@ impl Branches {
         }
     }
 
+    /// The same for a client, which keeps it from being dropped.
+    pub fn enter(&self, group: &str, name: &str) -> Option<(Arc<Branch>, ClientGuard)> {
+        match self.table().get(&key(group, name)) {
+            // Under the lock, which whoever drops it takes to look for clients.
+            Some(Entry::Open(branch)) => Some((Arc::clone(branch), branch.opened())),
+            _ => None,
+        }
+    }
+
     /// Why a branch that may be there cannot be used, as a sentence; none when there is no such
     /// branch.
     pub fn why_not(&self, group: &str, name: &str) -> Option<String> {
         match self.table().get(&key(group, name)) {
             Some(Entry::Broken(broken)) => Some(broken.why.clone()),
             Some(Entry::Open(_)) => None,
-            Some(Entry::Dropping) => Some(dropping(name).to_string()),
+            Some(Entry::Busy(what)) => Some(busy(name, what).to_string()),
             None => self.unread.get(group).map(|unread| unread.why.clone()),
         }
     }
@@ -273,6 +335,11 @@ impl Branches {
             _ => None,
         });
         broken.collect()
+    }
+
+    /// Why the branches of some groups are neither among these nor those that can be used, a sentence each.
+    pub fn unread(&self) -> Vec<String> {
+        self.unread.values().map(|unread| unread.why.clone()).collect()
     }
 
     /// Once in a while: keeps in the catalogue how far the branches are durable, and begins to drop
@@ -304,8 +371,9 @@ impl Branches {
         open.collect()
     }
 
-    /// Lets all logs end.
+    /// Lets all logs end, also of a branch that is being made.
     pub fn end(&self) {
+        self.ended.store(true, Ordering::Release);
         self.list().iter().for_each(|branch| branch.end());
     }
 
@@ -352,23 +420,16 @@ impl Branches {
 
     /// Removes what the table has given up: first all that works on it ends, then the rows go, then
     /// the files.
-    async fn removed(&self, key: Key, entry: Entry) -> anyhow::Result<()> {
-        let (branch, mut broken) = match entry {
-            Entry::Open(branch) => {
-                branch.end();
-                branch.ended().await;
-                let broken = Broken {
-                    name: branch.name().to_owned(),
-                    parent: Arc::clone(branch.parent()),
-                    row: branch.row().clone(),
-                    why: "it is being dropped".to_owned(),
-                    _pin: Some(Arc::clone(branch.pin())),
-                };
-                (Some(branch), broken)
-            }
-            Entry::Broken(broken) => (None, broken),
-            Entry::Dropping => return Ok(()),
-        };
+    async fn removed(
+        &self,
+        key: Key,
+        branch: Option<Arc<Branch>>,
+        mut broken: Broken,
+    ) -> anyhow::Result<()> {
+        if let Some(branch) = &branch {
+            branch.end();
+            branch.ended().await;
+        }
         let machine = self.groups.machine().clone();
         let (groups, of) = (Arc::clone(&self.groups), key.clone());
         let forgotten = blocking(&machine, move || {
@@ -436,8 +497,8 @@ fn holder(name: &str) -> String {
     format!("the branch '{name}'")
 }
 
-fn dropping(name: &str) -> BranchError {
-    BranchError::Conflict(format!("the branch '{name}' is being dropped at this moment"))
+fn busy(name: &str, what: &str) -> BranchError {
+    BranchError::Conflict(format!("the branch '{name}' is being {what} at this moment"))
 }
 
 /// Which volumes a branch shows: their names and sizes at its point.

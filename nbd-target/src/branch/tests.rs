@@ -263,6 +263,7 @@ fn nothing_leaves_while_the_branches_cannot_be_read() {
     assert!(notices.iter().any(|notice| notice.contains("none of its history leaves")));
     let refusal = play.create(SHOP, Some("fix")).expect_err("it may be there");
     assert!(refusal.contains("the branches of 'shop' cannot be read"), "{refusal}");
+    assert_eq!(play.target.branches().unread(), [refusal]);
     play.create(TILL, Some("fix")).expect("another group");
 
     play.target.groups().catalogue().put_branch(SHOP, "fix", &row).expect("mended");
@@ -369,12 +370,12 @@ fn groups_may_have_branches_of_the_same_name() {
 }
 
 /// Writes that had been refused took effect when there was room again; and after 48 MiB of them
-/// nothing was answered any more.
+/// nothing was answered any more. A flush, which needs no room, was refused like them.
 #[test]
 fn a_write_that_is_refused_never_takes_effect() {
     let mut play = Play::new(8);
     play.create(SHOP, Some("fix")).expect("made");
-    let content = play.write(SHOP, "fix", WRITE).expect("written");
+    let mut content = play.write(SHOP, "fix", WRITE).expect("written");
     play.disk.set_capacity(Some(play.disk.used_bytes()));
     for _ in 0..40 {
         match play.write(SHOP, "fix", 2 << 20) {
@@ -383,6 +384,12 @@ fn a_write_that_is_refused_never_takes_effect() {
         }
     }
     assert!(play.read(SHOP, "fix", WRITE) == content);
+    for _ in 0..10_000 {
+        let Ok(last) = play.write(SHOP, "fix", WRITE) else { break };
+        content = last;
+    }
+    assert!(play.write(SHOP, "fix", WRITE).is_err(), "the last segment is full");
+    play.target.flush_branch(SHOP, "fix").expect("all that was taken in is durable");
     play.disk.set_capacity(None);
     play.target.advance(Duration::from_secs(5));
     assert!(play.read(SHOP, "fix", WRITE) == content, "a refused write has taken effect");

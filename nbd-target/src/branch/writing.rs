@@ -91,10 +91,15 @@ pub(super) async fn run(
             batch.push(request);
         }
         let time_ns = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        let outcome = writer.write(&batch, time_ns).await;
+        let written = writer.write(&batch, time_ns).await;
+        let durable = batch.iter().any(|request| request.durable);
+        // What was taken in before is made durable also where there is no room for more.
+        let synced = if durable { writer.sync().await } else { Ok(()) };
         for request in batch {
+            let written = request.change.map_or(Ok(()), |_| written.clone());
+            let outcome = if request.durable { written.and(synced.clone()) } else { written };
             // A client that has gone does not wait for its answer.
-            let _ = request.done.send(outcome.clone());
+            let _ = request.done.send(outcome);
         }
     }
 }
@@ -111,24 +116,23 @@ struct Writer {
 }
 
 impl Writer {
+    /// Takes the changes of a batch in. A flush is recorded only behind changes: it needs room.
     async fn write(&mut self, batch: &[Request], time_ns: u64) -> Result<(), WriteError> {
         for change in batch.iter().filter_map(|request| request.change.as_ref()) {
             for (record, payload) in records(change, time_ns) {
                 self.push(record, payload).await?;
             }
         }
-        let durable = batch.iter().any(|request| request.durable);
-        if durable {
+        if !self.builder.is_empty() && batch.iter().any(|request| request.durable) {
             let flush = record(Kind::Flush, VolumeId(0), 0, 0, time_ns);
             self.push(flush, &[]).await?;
         }
         self.flush().await?;
-        self.written().await?;
-        if durable {
-            let closed = |error: crate::store::log::Closed| WriteError::Closed(error.to_string());
-            self.log.sync().await.map_err(closed)?;
-        }
-        Ok(())
+        self.written().await
+    }
+
+    async fn sync(&self) -> Result<(), WriteError> {
+        self.log.sync().await.map_err(|error| WriteError::Closed(error.to_string()))
     }
 
     async fn push(&mut self, record: Record, payload: &[u8]) -> Result<(), WriteError> {

@@ -8,7 +8,7 @@ use tidemark_nbd::{
     BlockSizes, Buffer, Chunk, Errno, Error, Export, ExportInfo, Extent, Features, Reply, Zeroing,
 };
 
-use super::{READ_BYTES_MAX, Share, extents, failed, pieces, status};
+use super::{READ_BYTES_MAX, Share, as_data, extents, failed, pieces, status};
 use crate::branch::{Branch, Change, ClientGuard, Content, WriteError};
 
 /// Addresses and lengths are whole sectors.
@@ -102,8 +102,9 @@ impl Export for BranchExport {
             let step = move |from, to| own.branch.stretches(own.volume, from, to);
             let look = move || status::stretches(start, end, one, step);
             let found = self.share.run(look).await?;
-            let stretches =
-                found.map_err(|error| failed(&self.name, self.branch.parent(), &error))?;
+            let stretches = found.unwrap_or_else(|error| {
+                as_data(&self.name, self.branch.parent(), &error, (start, end))
+            });
             Ok(extents(&stretches, offset, length))
         })
     }

@@ -2,14 +2,14 @@
 //!
 //! A client may ask about gigabytes at once, of which it uses the first part alone. So a range is looked
 //! at in steps that grow as long as each leads to its end, and the answer ends early where it has taken
-//! long: the client then asks on from there.
+//! long, or where it is not known how it goes on: the client then asks on from there.
 
 use std::time::{Duration, Instant};
 
 use crate::store::{ReadError, base::Stretch};
 
 /// Sectors of the first step: 1 MiB.
-const STEP_MIN: u64 = 2 << 10;
+pub(super) const STEP_MIN: u64 = 2 << 10;
 /// Sectors of the largest: 256 MiB, in which a segment may have some 65,000 extents of 4 KiB.
 const STEP_MAX: u64 = 512 << 10;
 /// The most stretches of one answer; the last step may bring more.
@@ -21,7 +21,7 @@ const TIME_MAX: Duration = Duration::from_millis(250);
 /// those of the range that it is told, from its first sector on; it may end early, never empty.
 ///
 /// # Errors
-/// Those of `look`.
+/// That of `look` at the first step.
 pub(super) fn stretches(
     start: u64,
     end: u64,
@@ -43,7 +43,10 @@ fn in_steps(
     let mut all: Vec<Stretch> = Vec::new();
     let (mut at, mut step) = (start, STEP_MIN);
     while at < end {
-        let found = look(at, end.min(at.saturating_add(step)))?;
+        let found = match look(at, end.min(at.saturating_add(step))) {
+            Err(_) if !all.is_empty() => break,
+            found => found?,
+        };
         let reached = found.last().map_or(at, |last| last.end);
         for stretch in found {
             match all.last_mut() {
@@ -130,6 +133,17 @@ mod tests {
         is_alternating(&found, 300);
         assert_eq!(found.last().map(|last| last.end), Some(1000));
         assert_eq!(looked(0, 8, 64, true, &mut asked), []);
+    }
+
+    #[test]
+    fn what_is_known_is_said_where_it_is_not_known_how_it_goes_on() {
+        let look = |start, end| match end <= 4 * STEP_MIN {
+            true => Ok(vec![Stretch { start, end, zeros: true }]),
+            false => Err(ReadError::Unreadable { start, end }),
+        };
+        let found = in_steps(0, u64::MAX, false, look, || false).expect("the beginning is known");
+        assert_eq!(found, [Stretch { start: 0, end: 3 * STEP_MIN, zeros: true }]);
+        assert!(in_steps(8 * STEP_MIN, u64::MAX, false, look, || false).is_err());
     }
 
     #[test]

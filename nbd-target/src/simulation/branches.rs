@@ -62,6 +62,18 @@ impl SimTarget {
         written.map_err(|_| WriteError::Full("no answer in time".to_owned()))?
     }
 
+    /// Flushes a branch, as a client of it would.
+    ///
+    /// # Errors
+    /// [`WriteError`]; also when it is not there, or is not answered in time.
+    pub fn flush_branch(&self, group: &str, name: &str) -> Result<(), WriteError> {
+        let closed = || WriteError::Closed("there is no such branch".to_owned());
+        let branch = self.branches.get(group, name).ok_or_else(closed)?;
+        let synced = async { tokio::time::timeout(WRITE_MAX, branch.sync()).await };
+        let synced = self.local.block_on(&self.runtime, synced);
+        synced.map_err(|_| WriteError::Full("no answer in time".to_owned()))?
+    }
+
     /// The names of the branches that can be used.
     pub fn branch_names(&self) -> Vec<String> {
         self.branches.list().iter().map(|branch| branch.name().to_owned()).collect()

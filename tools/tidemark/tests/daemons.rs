@@ -352,13 +352,18 @@ fn branches_are_made_listed_and_dropped() {
         Router::new()
             .route(
                 "/v1/branches",
-                get(async move || Answer(Branches { branches: listed.lock().unwrap().clone() }))
-                    .post(async move |Body(request): Body<BranchRequest>| {
-                        assert_eq!(request.point, "mark:before the update");
-                        let made_now = branch(request);
-                        made.lock().unwrap().push(made_now.clone());
-                        Answer(made_now)
-                    }),
+                get(async move || {
+                    Answer(Branches {
+                        branches: listed.lock().unwrap().clone(),
+                        unread: Vec::new(),
+                    })
+                })
+                .post(async move |Body(request): Body<BranchRequest>| {
+                    assert_eq!(request.point, "mark:before the update");
+                    let made_now = branch(request);
+                    made.lock().unwrap().push(made_now.clone());
+                    Answer(made_now)
+                }),
             )
             .route(
                 "/v1/groups/{group}/branches/{name}",

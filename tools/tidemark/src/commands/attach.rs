@@ -136,8 +136,12 @@ fn local(args: &Attach, point: &PointName, target: &TargetClient) -> Result<Plan
     if let Spec::Branch(name) = &point.spec {
         let all = target.client().wait(target.branches())?;
         let found = all.branches.into_iter().find(|b| b.name == *name && b.group == point.group);
-        let branch = found.ok_or_else(|| {
-            anyhow!("group '{}' has no branch '{name}'; see 'tidemark branch list'", point.group)
+        let branch = found.ok_or_else(|| match all.unread.first() {
+            Some(why) => anyhow!("no branch '{name}' is known: {why}"),
+            None => {
+                let group = &point.group;
+                anyhow!("group '{group}' has no branch '{name}'; see 'tidemark branch list'")
+            }
         })?;
         let mut exports = branch.exports;
         exports.retain(|e| point.volume.as_ref().is_none_or(|volume| *volume == e.volume));

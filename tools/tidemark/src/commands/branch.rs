@@ -63,20 +63,26 @@ fn find(target: &TargetClient, wanted: &str) -> Result<BranchStatus> {
         Some((group, name)) => (Some(group), name),
         None => (None, wanted),
     };
-    let mut all = target.client().wait(target.branches())?.branches;
+    let Branches { branches: mut all, unread } = target.client().wait(target.branches())?;
     all.retain(|branch| branch.name == name && group.is_none_or(|group| branch.group == group));
     if all.len() > 1 {
         let names = all.iter().map(|branch| format!("{}@branch:{name}", branch.group));
         let names: Vec<String> = names.collect();
         bail!("several groups have a branch '{name}': say which of {}", names.join(", "));
     }
-    let none = || anyhow!("there is no branch '{wanted}'; 'tidemark branch list' shows all");
+    let none = || match unread.first() {
+        Some(why) => anyhow!("no branch '{wanted}' is known: {why}"),
+        None => anyhow!("there is no branch '{wanted}'; 'tidemark branch list' shows all"),
+    };
     all.pop().ok_or_else(none)
 }
 
 fn show(branches: &Branches) -> String {
     let mut out = String::new();
-    if branches.branches.is_empty() {
+    for why in &branches.unread {
+        let _ = writeln!(out, "{why}");
+    }
+    if branches.branches.is_empty() && branches.unread.is_empty() {
         out.push_str("There are no branches.\n");
     }
     for branch in &branches.branches {
