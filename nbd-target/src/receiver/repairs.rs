@@ -38,7 +38,7 @@ impl Repairs {
         self.forget_mended(damaged);
         let mut runs = Vec::new();
         for (volume, first, regions) in damaged {
-            let asked = self.asked.entry(*volume).or_default();
+            let asked = self.asked.get(volume).map_or(&[][..], Vec::as_slice);
             for (start, end) in without(*first, first.saturating_add(*regions), asked) {
                 let number = |number| u32::try_from(number).ok();
                 let (Some(first), Some(regions)) = (number(start), number(end - start)) else {
@@ -46,11 +46,14 @@ impl Repairs {
                 };
                 if runs.len() < REPAIR_ROWS_MAX && first.checked_add(regions).is_some() {
                     runs.push(RegionRun { volume: *volume, first, regions });
-                    asked.push((start, end));
                 }
             }
-            asked.sort_unstable();
         }
+        for RegionRun { volume, first, regions } in &runs {
+            let run = (u64::from(*first), u64::from(*first) + u64::from(*regions));
+            self.asked.entry(*volume).or_default().push(run);
+        }
+        self.asked.values_mut().for_each(|asked| asked.sort_unstable());
         (!runs.is_empty()).then_some(Repair { runs })
     }
 
@@ -68,14 +71,12 @@ impl Repairs {
     }
 }
 
-/// The parts of a run that are in none of the sorted others.
+/// The parts of a run that are in none of the others, which are sorted and disjoint.
 fn without(first: u64, end: u64, others: &[(u64, u64)]) -> Vec<(u64, u64)> {
     let mut parts = Vec::new();
     let mut at = first;
-    for (start, stop) in others {
-        if *stop <= at || *start >= end {
-            continue;
-        }
+    let from = others.partition_point(|(_, stop)| *stop <= first);
+    for (start, stop) in others[from..].iter().take_while(|(start, _)| *start < end) {
         if at < *start {
             parts.push((at, *start));
         }
