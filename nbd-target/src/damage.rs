@@ -192,8 +192,8 @@ impl Damages {
         std::mem::take(&mut *self.suspects.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Puts what was found now in place of what was known of these places. Says how many are new.
-    pub fn replace(&self, of: impl Fn(&Place) -> bool, found: Vec<Spot>) -> usize {
+    /// Puts what was found now in place of what was known of these places.
+    pub fn replace(&self, of: impl Fn(&Place) -> bool, found: Vec<Spot>) {
         let mut row = self.lock();
         let before = row.clone();
         let mut known: BTreeMap<Place, Spot> = BTreeMap::new();
@@ -204,42 +204,41 @@ impl Damages {
             }
             !replaced
         });
-        let mut new = 0;
         for spot in found {
             match known.remove(&spot.place) {
                 Some(old) => row.spots.push(old),
-                None => {
-                    new += 1;
-                    self.add(&mut row, spot);
-                }
+                None => self.add(&mut row, spot),
             }
         }
         self.keep(row, &before);
-        new
     }
 
-    /// Adds a place unless it is known. Says whether it is new.
+    /// Adds a place unless all of it is known, or opens again what it is listed with. Says whether it
+    /// brings something new.
     pub fn report(&self, spot: Spot) -> bool {
         let mut row = self.lock();
-        if row.spots.iter().any(|known| known.place.covers(&spot.place)) {
+        if row.spots.iter().any(|known| known.covers(&spot)) {
             return false;
         }
         let before = row.clone();
-        self.add(&mut row, spot);
+        match row.spots.iter_mut().find(|known| known.place == spot.place) {
+            Some(known) => (known.text, known.extents) = (spot.text, spot.extents),
+            None => self.add(&mut row, spot),
+        }
         self.keep(row, &before);
         true
     }
 
     /// Looks again at what the positions received meanwhile mean for the extents, and drops what no
-    /// point needs any more. Blocks on the disk.
-    pub fn refresh(&self, replica: &Replica) {
+    /// point needs any more. Blocks on the disk, until `goes_on` says that it is to give up.
+    pub fn refresh(&self, replica: &Replica, goes_on: &dyn Fn() -> bool) {
         let end = replica.journal().progress().durable.seq;
         let (oldest, first_segment) = {
             let row = replica.ledger().row();
             (row.history.oldest, row.first_segment)
         };
         let known = self.lock().clone();
-        let moved = self.seen.swap(end.0, Ordering::Relaxed) != end.0;
+        let moved = self.seen.load(Ordering::Relaxed) != end.0;
         if known.spots.is_empty() {
             return;
         }
@@ -247,7 +246,9 @@ impl Damages {
         for mut spot in known.spots.iter().cloned() {
             let had = !spot.extents.is_empty();
             if moved {
-                spot.extents = extents::look_again(replica, &spot.place, &spot.extents, end);
+                let now = extents::look_again(replica, &spot.place, &spot.extents, end, goes_on);
+                let Some(extents) = now else { return };
+                spot.extents = extents;
             }
             spot.extents.retain(|extent| extent.until.is_none_or(|until| until > oldest));
             let needed = !had || !spot.extents.is_empty();
@@ -257,6 +258,7 @@ impl Damages {
                 tracing::info!(group = %self.group, "no point needs it any more: {}", spot.text);
             }
         }
+        self.seen.store(end.0, Ordering::Relaxed);
         let mut row = self.lock();
         // What was found meanwhile has been looked at just now.
         let before = row.clone();
@@ -412,21 +414,49 @@ impl Place {
 }
 
 impl Spot {
-    /// A place that was found to be damaged, with the extents that it concerns: those that are known if
-    /// it is listed; else it blocks on the disk, for long where much is concerned.
+    /// A place that was found to be damaged, with the extents that it concerns. Blocks on the disk. Where
+    /// it would take long to find them out, they are those it is listed with, or else all that it may
+    /// concern.
     pub fn found(replica: &Replica, place: Place, text: String) -> Spot {
-        if let Some(known) = replica.damages().known(&place) {
-            return Spot { text, ..known };
-        }
-        let extents = extents::of(replica, &place);
+        let listed = || replica.damages().known(&place).map(|known| known.extents);
+        let extents = extents::of(replica, &place)
+            .or_else(listed)
+            .unwrap_or_else(|| extents::at_most(replica, &place));
         Spot { place, text, found_wall_ns: 0, extents }
     }
 
-    /// The same with all the extents that it may concern, which a [`refresh`](Damages::refresh) narrows.
-    /// Of a place in the base nothing is read for it.
-    pub fn at_most(replica: &Replica, place: Place, text: String) -> Spot {
-        let extents = extents::at_most(replica, &place);
+    /// All that only the base held of a volume, so many blocks: what a [`refresh`](Damages::refresh) leaves
+    /// of it, for nothing is read here. Of what it has found of an earlier loss that stays which is in the
+    /// log still.
+    pub fn lost(replica: &Replica, volume: VolumeId, blocks: u64, text: String) -> Spot {
+        let place = Place::Base { volume, first: 0, blocks };
+        let base = replica.ledger().row().base.seq;
+        let mut extents = match replica.damages().known(&place) {
+            Some(known) => known.extents,
+            None => extents::at_most(replica, &place),
+        };
+        for extent in &mut extents {
+            extent.until = extent.until.filter(|until| *until > base);
+        }
         Spot { place, text, found_wall_ns: 0, extents }
+    }
+
+    /// Whether it says all that another says of the newest position.
+    fn covers(&self, other: &Spot) -> bool {
+        let open = |extent: &&Extent| extent.until.is_none();
+        let lies_inside = |extent: &Extent| {
+            let mut at = extent.start;
+            let mut around: Vec<&Extent> = self.extents.iter().filter(open).collect();
+            around.retain(|known| known.volume == extent.volume && known.from <= extent.from);
+            around.sort_unstable_by_key(|known| known.start);
+            for known in around {
+                if known.start <= at {
+                    at = at.max(known.end);
+                }
+            }
+            at >= extent.end
+        };
+        self.place.covers(&other.place) && other.extents.iter().filter(open).all(lies_inside)
     }
 }
 

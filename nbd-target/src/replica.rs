@@ -126,9 +126,8 @@ impl Replica {
             lease: Lease::default(),
         };
         for (volume, blocks, text) in replica.base.lost() {
-            let place = Place::Base { volume, first: 0, blocks };
             // What the log holds of it takes long to find out: whoever scrubs does.
-            replica.damages.report(Spot::at_most(&replica, place, text));
+            replica.damages.report(Spot::lost(&replica, volume, blocks, text));
         }
         for (number, text) in found.suspect {
             let known = replica.damages.list();

@@ -158,7 +158,7 @@ pub fn fold_oldest(replica: &Replica) -> anyhow::Result<bool> {
         return Ok(false);
     }
     ledger.keep_history()?;
-    let (folded, unknown) = folded(replica, segment)
+    let Outcome { folded, lost, unknown } = folded(replica, segment)
         .with_context(|| format!("cannot fold segment {} into the base", segment.number()))?;
     ledger.change(|row| {
         row.base = last;
@@ -172,7 +172,10 @@ pub fn fold_oldest(replica: &Replica) -> anyhow::Result<bool> {
     for removed in replica.journal().remove_through(segment.number()) {
         removed.remove().with_context(|| format!("cannot remove {}", removed.path().display()))?;
     }
-    // Now that the base is asked for it.
+    // Now that the base is asked for it. What the log has of what is lost, whoever scrubs finds out.
+    for (volume, text) in lost {
+        replica.damages().report(Spot::lost(replica, volume, u64::MAX, text));
+    }
     for (place, text) in unknown {
         replica.damages().report(Spot::found(replica, place, text));
     }
@@ -180,12 +183,18 @@ pub fn fold_oldest(replica: &Replica) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-/// Folds a segment, also one whose index is damaged; and the blocks of the base that are unknown from
-/// now on, because what the segment had of them is damaged.
-fn folded(
-    replica: &Replica,
-    segment: &Arc<Segment>,
-) -> anyhow::Result<(Folded, Vec<(Place, String)>)> {
+/// What a fold has come to.
+struct Outcome {
+    folded: Folded,
+    /// The volumes of whose base nothing is known any more but what was folded in, and why.
+    lost: Vec<(VolumeId, String)>,
+    /// The blocks of the base that are unknown from now on, because what the segment had of them is
+    /// damaged; what is lost is not among them.
+    unknown: Vec<(Place, String)>,
+}
+
+/// Folds a segment, also one whose index is damaged.
+fn folded(replica: &Replica, segment: &Arc<Segment>) -> anyhow::Result<Outcome> {
     let group = replica.group().id;
     let (folded, lost) = match fold::fold(replica.base(), segment, |_| Ok(())) {
         Err(error) if is_index(&error) => {
@@ -202,15 +211,19 @@ fn folded(
         }
         folded => (folded?, Vec::new()),
     };
-    let mut unknown = Vec::new();
-    for volume in lost {
-        let text = format!(
-            "segment {} had a damaged frame and a damaged index: what it had changed of volume \
-             {volume}, and all that only the base holds of it, is unknown",
-            segment.number()
-        );
-        unknown.push((Place::Base { volume, first: 0, blocks: u64::MAX }, text));
+    if !lost.is_empty() {
+        let why = |volume| {
+            let text = format!(
+                "segment {} had a damaged frame and a damaged index: what it had changed of volume \
+                 {volume}, and all that only the base holds of it, is unknown",
+                segment.number()
+            );
+            (volume, text)
+        };
+        let lost = lost.into_iter().map(why).collect();
+        return Ok(Outcome { folded, lost, unknown: Vec::new() });
     }
+    let mut unknown = Vec::new();
     let number = segment.number();
     let known = replica.damages().list();
     let known = known.iter().map(|spot| spot.place).filter(|p| p.segment() == Some(number));
@@ -230,7 +243,7 @@ fn folded(
             unknown.push((Place::Base { volume, first, blocks }, text));
         }
     }
-    Ok((folded, unknown))
+    Ok(Outcome { folded, lost: Vec::new(), unknown })
 }
 
 /// Whether an index is damaged: anything else of a segment is met block by block.

@@ -237,7 +237,7 @@ impl Scrubs {
             .is_none_or(|(at, took)| at.elapsed() >= (took * REFRESH_SHARE).max(REFRESH_MIN));
         if due {
             let began = Instant::now();
-            replica.damages().refresh(replica);
+            replica.damages().refresh(replica, &|| !self.ending());
             let mut state = self.state();
             let scrub = state.entry(replica.name().to_owned()).or_default();
             scrub.refreshed = Some((Instant::now(), began.elapsed()));
@@ -446,9 +446,18 @@ impl Scrubs {
         Ok(next.map(|volume| Cursor::Base { volume, unit: 0 }))
     }
 
+    /// Holds the scrub up between two steps, and looks at what has come up meanwhile; an error when it is
+    /// to end.
+    fn pace(&self, replica: &Arc<Replica>, bytes: u64, last: &mut Instant) -> io::Result<()> {
+        self.hold_up(replica, bytes, last)?;
+        self.attend(replica);
+        *last = Instant::now();
+        Ok(())
+    }
+
     /// Holds the scrub up so that it keeps to its rate and leaves the disk to the log; an error when
     /// it is to end.
-    fn pace(&self, replica: &Arc<Replica>, bytes: u64, last: &mut Instant) -> io::Result<()> {
+    fn hold_up(&self, replica: &Arc<Replica>, bytes: u64, last: &mut Instant) -> io::Result<()> {
         let rate = self.config.bytes_per_s.0.max(1);
         let due = Duration::from_secs_f64(bytes as f64 / rate as f64);
         let step = last.elapsed();
@@ -457,7 +466,6 @@ impl Scrubs {
         while replica.writer().is_busy() && waited.elapsed() < YIELD_MAX {
             self.sleep(Duration::from_millis(10))?;
         }
-        self.attend(replica);
         *last = Instant::now();
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! From a damaged place to the extents and positions that need it.
 
-use tidemark_journal::{SECTOR_BYTES, Seq, VolumeId};
+use tidemark_journal::{Seq, VolumeId};
 
 use super::{Extent, Place};
 use crate::{
@@ -14,18 +14,25 @@ use crate::{
 
 /// Sectors in a block of the base.
 const BLOCK_SECTORS: u64 = 8;
-const BLOCK_BYTES: usize = 4096;
-/// Sectors that are looked at together.
+/// Sectors that are looked at together: 8 MiB.
 const WINDOW_SECTORS: u64 = 16 << 10;
-/// The same where the base is not read, since all of it is lost: 256 MiB.
-const LOST_WINDOW_SECTORS: u64 = 512 << 10;
+/// The same of the base, of which large parts may be unknown at once: 256 MiB.
+const BASE_WINDOW_SECTORS: u64 = 512 << 10;
+/// The most sectors of extents that are looked at while somebody waits for it.
+const SECTORS_SOON_MAX: u64 = BASE_WINDOW_SECTORS;
 /// The most parts that an extent is divided into at once.
 const PARTS_MAX: usize = 256;
 
-/// The extents that a place concerns, as of the newest position.
-pub fn of(replica: &Replica, place: &Place) -> Vec<Extent> {
+/// The extents that a place concerns, as of the newest position; none where it would take long to find
+/// that out.
+pub fn of(replica: &Replica, place: &Place) -> Option<Vec<Extent>> {
+    let extents = at_most(replica, place);
+    let sectors: u64 = extents.iter().map(|extent| extent.end - extent.start).sum();
+    if sectors > SECTORS_SOON_MAX {
+        return None;
+    }
     let end = replica.journal().progress().durable.seq;
-    look_again(replica, place, &at_most(replica, place), end)
+    look_again(replica, place, &extents, end, &|| true)
 }
 
 /// The extents that a place concerns if nothing in them has been overwritten since.
@@ -69,15 +76,23 @@ pub fn at_most(replica: &Replica, place: &Place) -> Vec<Extent> {
     extents
 }
 
-/// The same extents as of a later position: what has been overwritten since has its end.
-pub fn look_again(replica: &Replica, place: &Place, extents: &[Extent], end: Seq) -> Vec<Extent> {
+/// The same extents as of a later position: what has been overwritten since has its end. None once
+/// `goes_on` says that it is to give up.
+pub fn look_again(
+    replica: &Replica,
+    place: &Place,
+    extents: &[Extent],
+    end: Seq,
+    goes_on: &dyn Fn() -> bool,
+) -> Option<Vec<Extent>> {
+    let search = Search { replica, place, goes_on };
     let mut all = Vec::new();
     for extent in extents {
         if extent.until.is_some() || extent.from > end {
             all.push(*extent);
             continue;
         }
-        let visible = visible(replica, place, extent, end, PARTS_MAX);
+        let visible = search.visible(extent, end, PARTS_MAX)?;
         let parts = parts(extent, &visible);
         if parts.len() > PARTS_MAX {
             all.push(*extent);
@@ -85,13 +100,16 @@ pub fn look_again(replica: &Replica, place: &Place, extents: &[Extent], end: Seq
         }
         for (start, stop, is_visible) in parts {
             let part = Extent { start, end: stop, ..*extent };
-            let until = (!is_visible).then(|| overwritten_at(replica, place, &part, end));
+            let until = match is_visible {
+                true => None,
+                false => Some(search.overwritten_at(&part, end)?),
+            };
             all.push(Extent { until, ..part });
         }
     }
     // One that is overwritten at the position that wrote it is needed by none.
     all.retain(|extent| extent.until.is_none_or(|until| until > extent.from));
-    all
+    Some(all)
 }
 
 /// The blocks of the base that are unknown after a segment has been folded, because of a place in it:
@@ -102,12 +120,13 @@ pub fn unknown_after(
     place: &Place,
 ) -> Vec<(VolumeId, u64, u64)> {
     let last = segment.summary().last.seq;
+    let search = Search { replica, place, goes_on: &|| true };
     let mut blocks: Vec<(VolumeId, u64, u64)> = Vec::new();
-    for extent in of(replica, place) {
+    for extent in of(replica, place).unwrap_or_else(|| at_most(replica, place)) {
         if extent.from > last || extent.until.is_some_and(|until| until <= last) {
             continue;
         }
-        for (start, end) in visible(replica, place, &extent, last, usize::MAX) {
+        for (start, end) in search.visible(&extent, last, usize::MAX).unwrap_or_default() {
             let first = start / BLOCK_SECTORS;
             blocks.push((extent.volume, first, end.div_ceil(BLOCK_SECTORS) - first));
         }
@@ -117,107 +136,95 @@ pub fn unknown_after(
     blocks
 }
 
-/// The first position at which nothing of an extent is needed; it is not needed at `end`.
-fn overwritten_at(replica: &Replica, place: &Place, extent: &Extent, end: Seq) -> Seq {
-    let (mut needed, mut free) = (extent.from.0, end.0);
-    let is_needed = |at| !visible(replica, place, extent, at, 0).is_empty();
-    if !is_needed(extent.from) {
-        return extent.from;
-    }
-    while needed + 1 < free {
-        let middle = needed + (free - needed) / 2;
-        if is_needed(Seq(middle)) {
-            needed = middle;
-        } else {
-            free = middle;
-        }
-    }
-    Seq(free)
+/// A search for what needs a place.
+struct Search<'s> {
+    replica: &'s Replica,
+    place: &'s Place,
+    /// Whether it is not to be given up.
+    goes_on: &'s dyn Fn() -> bool,
 }
 
-/// The parts of an extent that a read at a position needs from a place: sorted and disjoint. Where
-/// it cannot be told, all of them. Once there are more than `most` it looks no further.
-fn visible(
-    replica: &Replica,
-    place: &Place,
-    extent: &Extent,
-    at: Seq,
-    most: usize,
-) -> Vec<(u64, u64)> {
-    let mut all: Vec<(u64, u64)> = Vec::new();
-    let mut from = extent.start;
-    let step = if is_lost(replica, place) { LOST_WINDOW_SECTORS } else { WINDOW_SECTORS };
-    while from < extent.end && all.len() <= most {
-        let to = (from + step).min(extent.end);
-        let found = in_window(replica, place, extent.volume, from, to, at);
-        for (start, end) in found.unwrap_or_else(|| vec![(from, to)]) {
-            match all.last_mut() {
-                Some((_, last)) if *last == start => *last = end,
-                _ => all.push((start, end)),
+impl Search<'_> {
+    /// The first position at which nothing of an extent is needed; it is not needed at `end`.
+    fn overwritten_at(&self, extent: &Extent, end: Seq) -> Option<Seq> {
+        let (mut needed, mut free) = (extent.from.0, end.0);
+        let is_needed = |at| self.visible(extent, at, 0).map(|visible| !visible.is_empty());
+        if !is_needed(extent.from)? {
+            return Some(extent.from);
+        }
+        while needed + 1 < free {
+            let middle = needed + (free - needed) / 2;
+            if is_needed(Seq(middle))? {
+                needed = middle;
+            } else {
+                free = middle;
             }
         }
-        from = to;
+        Some(Seq(free))
     }
-    all
-}
 
-fn in_window(
-    replica: &Replica,
-    place: &Place,
-    volume: VolumeId,
-    start: u64,
-    end: u64,
-    at: Seq,
-) -> Option<Vec<(u64, u64)>> {
-    let segments = replica.journal().segments();
-    let lowest = match *place {
-        Place::Chunk { segment, .. } => segment,
-        Place::Index { segment } => segment + 1,
-        Place::Base { .. } => 0,
-        _ => return Some(Vec::new()),
-    };
-    let mut plan = Plan::new(Query { volume, start, end, at });
-    plan.ask(segments.iter().rev().take_while(|segment| segment.number() >= lowest), at).ok()?;
-    let (pieces, uncovered) = plan.into_pieces();
-    let (number, wanted) = match *place {
-        Place::Chunk { segment, chunk } => (segment, chunk),
-        Place::Base { .. } if is_lost(replica, place) => return Some(uncovered),
-        // What a fold has brought since is good.
-        Place::Base { .. } => {
-            let bad = uncovered.iter().flat_map(|(s, e)| bad_blocks(replica, volume, *s, *e));
-            return Some(bad.collect());
-        }
-        _ => return Some(uncovered),
-    };
-    let needed = |piece: &&Piece| {
-        matches!(&piece.content, PieceContent::Data { segment, chunk, .. }
-            if segment.number() == number && *chunk == wanted)
-    };
-    Some(pieces.iter().filter(needed).map(|piece| (piece.start, piece.end)).collect())
-}
-
-/// Whether a place is in a base that gives nothing at all.
-fn is_lost(replica: &Replica, place: &Place) -> bool {
-    matches!(*place, Place::Base { volume, .. } if replica.base().is_lost(volume))
-}
-
-/// The parts of a range that the base does not give.
-fn bad_blocks(replica: &Replica, volume: VolumeId, start: u64, end: u64) -> Vec<(u64, u64)> {
-    let mut bad: Vec<(u64, u64)> = Vec::new();
-    let mut out = [0; BLOCK_BYTES];
-    let mut at = start;
-    while at < end {
-        let to = (at / BLOCK_SECTORS + 1).saturating_mul(BLOCK_SECTORS).min(end);
-        let bytes = ((to - at) * SECTOR_BYTES) as usize;
-        if replica.base().read(volume, at, to, &mut out[..bytes]).is_err() {
-            match bad.last_mut() {
-                Some((_, last)) if *last == at => *last = to,
-                _ => bad.push((at, to)),
+    /// The parts of an extent that a read at a position needs from the place: sorted and disjoint.
+    /// Where it cannot be told, all of them. Once there are more than `most` it looks no further. None
+    /// when it is given up.
+    fn visible(&self, extent: &Extent, at: Seq, most: usize) -> Option<Vec<(u64, u64)>> {
+        let mut all: Vec<(u64, u64)> = Vec::new();
+        let mut from = extent.start;
+        let step = match self.place {
+            Place::Base { .. } => BASE_WINDOW_SECTORS,
+            _ => WINDOW_SECTORS,
+        };
+        while from < extent.end && all.len() <= most {
+            if !(self.goes_on)() {
+                return None;
             }
+            let to = (from + step).min(extent.end);
+            let found = self.in_window(extent.volume, from, to, at);
+            for (start, end) in found.unwrap_or_else(|| vec![(from, to)]) {
+                match all.last_mut() {
+                    Some((_, last)) if *last == start => *last = end,
+                    _ => all.push((start, end)),
+                }
+            }
+            from = to;
         }
-        at = to;
+        Some(all)
     }
-    bad
+
+    fn in_window(
+        &self,
+        volume: VolumeId,
+        start: u64,
+        end: u64,
+        at: Seq,
+    ) -> Option<Vec<(u64, u64)>> {
+        let segments = self.replica.journal().segments();
+        let lowest = match *self.place {
+            Place::Chunk { segment, .. } => segment,
+            Place::Index { segment } => segment + 1,
+            Place::Base { .. } => 0,
+            _ => return Some(Vec::new()),
+        };
+        let mut plan = Plan::new(Query { volume, start, end, at });
+        plan.ask(segments.iter().rev().take_while(|segment| segment.number() >= lowest), at)
+            .ok()?;
+        let (pieces, uncovered) = plan.into_pieces();
+        let (number, wanted) = match *self.place {
+            Place::Chunk { segment, chunk } => (segment, chunk),
+            // What a fold has brought since is good.
+            Place::Base { .. } => {
+                let base = self.replica.base();
+                return Some(
+                    uncovered.iter().flat_map(|(s, e)| base.bad(volume, *s, *e)).collect(),
+                );
+            }
+            _ => return Some(uncovered),
+        };
+        let needed = |piece: &&Piece| {
+            matches!(&piece.content, PieceContent::Data { segment, chunk, .. }
+                if segment.number() == number && *chunk == wanted)
+        };
+        Some(pieces.iter().filter(needed).map(|piece| (piece.start, piece.end)).collect())
+    }
 }
 
 /// An extent divided into what is visible and what is not.

@@ -61,7 +61,8 @@ impl Scrubs {
             if branch.is_ending() {
                 return Err(io::Error::new(io::ErrorKind::Interrupted, "the branch ends"));
             }
-            self.pace(replica, step, &mut last)
+            // Nothing else is looked at meanwhile: whoever drops the branch waits for this.
+            self.hold_up(replica, step, &mut last)
         })?;
         self.count_mended(replica, mended);
         let spots: Vec<Spot> = findings

@@ -152,16 +152,57 @@ fn a_start_does_not_wait_for_what_a_lost_base_means() {
     let found = Spot::found(&replica, place, "again".to_owned());
     assert_eq!(found.extents, [extent(0, SECTORS, None)]);
     drop(replica);
-    let refresh = |target: &SimTarget| {
+    let refresh = |target: &SimTarget, goes_on: bool| {
         let _inside = target.runtime.enter();
         let replica = target.replica(GROUP).expect("opened");
-        replica.damages().refresh(&replica);
+        replica.damages().refresh(&replica, &|| goes_on);
     };
-    refresh(&target);
+    refresh(&target, false);
+    assert_eq!(extents(&target), [extent(0, SECTORS, None)], "a target that ends gives up");
+    refresh(&target, true);
     let known = [extent(0, 800, None), extent(800, 808, Some(seq)), extent(808, SECTORS, None)];
     assert_eq!(extents(&target), known);
     target.kill();
     // Nor is it found out once more.
     let target = start(&disk);
     assert_eq!(extents(&target), known);
+    // Until the log has it no more.
+    let replica = target.replica(GROUP).expect("opened");
+    replica.ledger().change(|of| of.base.seq = seq);
+    let lost = Spot::lost(&replica, VOLUME, SECTORS / 8, String::new());
+    let open = known.map(|extent| Extent { until: None, ..extent });
+    assert_eq!(lost.extents, open);
+}
+
+/// A volume that was listed once hid all that was damaged of it later.
+#[test]
+fn what_is_damaged_anew_is_listed() {
+    let mut target = start(&SimDisk::new(1));
+    greet(&mut target, 1 << 14);
+    let replica = target.replica(GROUP).expect("greeted");
+    let extent = |start, end, until| Extent { volume: VOLUME, start, end, from: Seq::ZERO, until };
+    let spot = |first, blocks, extents: &[Extent]| Spot {
+        place: Place::Base { volume: VOLUME, first, blocks },
+        text: String::new(),
+        found_wall_ns: 0,
+        extents: extents.to_vec(),
+    };
+    let mended = extent(800, 808, Some(Seq(5)));
+    let whole = [extent(0, 800, None), mended, extent(808, 1 << 14, None)];
+    assert!(replica.damages().report(spot(0, 2048, &whole)));
+    assert!(!replica.damages().report(spot(99, 1, &[extent(792, 800, None)])), "it is known");
+    assert!(!replica.damages().report(spot(100, 1, &[mended])), "and mended");
+    assert_eq!(replica.damages().at(Seq(9))[&VOLUME], ((1 << 14) - 8) * 512);
+    assert!(replica.damages().report(spot(99, 2, &[extent(792, 808, None)])), "in part");
+    replica.damages().replace(|place| *place == spot(99, 2, &[]).place, Vec::new());
+    // The same place: what is said of it now counts.
+    let again = [extent(0, 1 << 14, None)];
+    assert!(replica.damages().report(spot(0, 2048, &again)));
+    assert_eq!(
+        replica.damages().list(),
+        [Spot {
+            found_wall_ns: replica.damages().list()[0].found_wall_ns,
+            ..spot(0, 2048, &again)
+        }]
+    );
 }

@@ -17,7 +17,7 @@ use tidemark_control::config::Bytes;
 use tidemark_journal::{
     FrameView, Position,
     frame::FrameHeader,
-    segment::{BLOCK_BYTES, SegmentEnd, SegmentStart, padding},
+    segment::{BLOCK_BYTES, SegmentEnd, SegmentStart},
 };
 use tidemark_link::seam::{AlignedBuf, How};
 use tokio::sync::{mpsc, watch};
@@ -579,9 +579,4 @@ impl Needs {
         let entries = header.records.get() as usize + chunks;
         Ok(Needs { bytes: frame.len(), entries, chunks })
     }
-}
-
-/// Zeros that follow data of this length in its last block.
-pub fn pad(bytes: u64) -> u64 {
-    padding(bytes)
 }

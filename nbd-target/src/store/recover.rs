@@ -26,13 +26,13 @@ use anyhow::{Context, bail};
 use tidemark_journal::{
     FrameView, GroupId, Position, Seq,
     frame::{FrameHeader, HEADER_BYTES},
-    segment::{BLOCK_BYTES, Next, SegmentEnd, SegmentStart, next},
+    segment::{BLOCK_BYTES, Next, SegmentEnd, SegmentStart, next, padding},
 };
 
 use super::{
     index::MemoryIndex,
     journal::Follower,
-    log::{LogOptions, Start, Tail, pad, seal},
+    log::{LogOptions, Start, Tail, seal},
     segment::{Caches, Segment, Summary, file_name, number_of},
 };
 use crate::machine::{File, How, Machine, free_name};
@@ -186,7 +186,7 @@ pub fn recover(
     }
     found.start = match unsealed {
         Some((scan, segment)) => Start::Tail(Box::new(Tail {
-            end: scan.end + pad(scan.end),
+            end: scan.end + padding(scan.end),
             file_bytes: machine.open(segment.path(), How::Read)?.length()?,
             hasher: scan.hasher,
             chain_before: scan.chain_before,
@@ -308,7 +308,7 @@ fn scan(
                 at += frame_bytes as u64;
                 result.end = at;
                 result.nothing = false;
-                result.summary.extend(&view, at + pad(at), expected.received_ns);
+                result.summary.extend(&view, at + padding(at), expected.received_ns);
                 follower.stored(&view);
             }
             Next::Frame(_) => {
@@ -322,7 +322,7 @@ fn scan(
             }
         }
     }
-    result.hasher.update(&ZEROS[..pad(result.end) as usize]);
+    result.hasher.update(&ZEROS[..padding(result.end) as usize]);
     let last = result.summary.last.seq;
     if let Some(end) = result.sealed {
         result.frames_further_on = end.last.seq != last;
@@ -404,10 +404,10 @@ fn frames_further_on(
 /// Cuts off what follows the frames and sets the room aside anew, durably.
 fn cut(machine: &Machine, path: &Path, end: u64, segment_bytes: u64) -> anyhow::Result<()> {
     let file = machine.open(path, How::Write)?;
-    let whole = segment_bytes.max((end + pad(end)) * 2);
+    let whole = segment_bytes.max((end + padding(end)) * 2);
     if file.length()? != whole || !zeros_after(&file, end)? {
         file.set_len(end)?;
-        file.set_len(end + pad(end))?;
+        file.set_len(end + padding(end))?;
     }
     if let Err(error) = file.preallocate(whole) {
         // Without room the segment is full as it is, and the next one waits for room.
@@ -418,14 +418,14 @@ fn cut(machine: &Machine, path: &Path, end: u64, segment_bytes: u64) -> anyhow::
 }
 
 fn zeros_after(file: &File, end: u64) -> io::Result<bool> {
-    let mut block = vec![0; (pad(end) + BLOCK_BYTES) as usize];
+    let mut block = vec![0; (padding(end) + BLOCK_BYTES) as usize];
     let have = file.read_up_to(&mut block, end)?;
     Ok(block[..have].iter().all(|byte| *byte == 0))
 }
 
 /// Seals a segment that a later one follows.
 fn seal_found(scan: &Scan, segment: &Segment, follower: &dyn Follower) -> anyhow::Result<[u8; 32]> {
-    let end = scan.end + pad(scan.end);
+    let end = scan.end + padding(scan.end);
     let data_hash = *scan.hasher.finalize().as_bytes();
     let chain = SegmentEnd::chain_hash(&scan.chain_before, &data_hash);
     seal(segment, end, data_hash, chain, follower)?;

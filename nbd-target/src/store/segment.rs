@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use tidemark_journal::{FrameView, Position, Seq, segment::BLOCK_BYTES};
+use tidemark_journal::{FrameView, Position, segment::BLOCK_BYTES};
 
 use super::{
     Damage, ReadError, Where,
@@ -426,9 +426,4 @@ pub fn file_name(number: u64) -> String {
 pub fn number_of(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(".seg").filter(|digits| digits.len() == 16)?;
     digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok())?
-}
-
-/// The newest sequence a segment answers for, for choosing sources.
-pub fn covers(summary: &Summary, at: Seq) -> bool {
-    summary.before.seq < at && summary.last.seq > summary.before.seq
 }

@@ -5,7 +5,7 @@ use std::{io, sync::Arc};
 use tidemark_journal::VolumeId;
 
 use super::{
-    BLOCK_BYTES, Base, Place,
+    BLOCK_BYTES, BLOCK_SECTORS, Base, Place,
     sum::{SUM_UNREADABLE, SUM_ZEROS, Unknown, unknown_by},
     sums::{self, Header, SECTOR, Seal, UNIT_BLOCKS},
     volume::BaseVolume,
@@ -57,6 +57,15 @@ impl Base {
         volume.check(from).map_err(|error| ReadError::io(format!("the base of volume {id}"), error))
     }
 
+    /// The parts of sectors `start..end` that [`read`](Base::read) does not give.
+    pub fn bad(&self, id: VolumeId, start: u64, end: u64) -> Vec<(u64, u64)> {
+        match self.volumes().get(&id).cloned() {
+            None => Vec::new(),
+            Some(Place::Here(volume)) => volume.bad(start, end),
+            Some(Place::Lost { .. }) => vec![(start, end)],
+        }
+    }
+
     /// The volumes that have a base.
     pub fn volume_ids(&self) -> Vec<VolumeId> {
         self.volumes().keys().copied().collect()
@@ -70,11 +79,6 @@ impl Base {
             Place::Here(_) => None,
         });
         lost.collect()
-    }
-
-    /// Whether a volume's files are lost.
-    pub fn is_lost(&self, id: VolumeId) -> bool {
-        matches!(self.volumes().get(&id), Some(Place::Lost { .. }))
     }
 
     /// Has all of the volumes unknown from now on, durably once [`finish`](Self::finish) has made
@@ -101,6 +105,46 @@ impl Base {
 }
 
 impl BaseVolume {
+    fn bad(&self, start: u64, end: u64) -> Vec<(u64, u64)> {
+        let mut bad: Vec<(u64, u64)> = Vec::new();
+        let mut push = |from, to| match bad.last_mut() {
+            Some((_, last)) if *last == from => *last = to,
+            _ => bad.push((from, to)),
+        };
+        let within = |from: u64, to: u64| (from.max(start), to.min(end));
+        let sectors = |block: u64| block * BLOCK_SECTORS;
+        let mut content = vec![0; BLOCK_BYTES as usize];
+        let units = start / sectors(UNIT_BLOCKS)..end.div_ceil(sectors(UNIT_BLOCKS));
+        for unit in units {
+            // Given back after each, for whoever folds.
+            let state = self.state();
+            let first = unit * UNIT_BLOCKS;
+            let (from, to) = within(sectors(first), sectors(first + UNIT_BLOCKS));
+            if !state.has(unit) {
+                if state.rest == sums::Rest::Unknown {
+                    push(from, to);
+                }
+                continue;
+            }
+            let Ok(Some(sums)) = self.unit(&state, unit) else {
+                push(from, to);
+                continue;
+            };
+            for (block, sum) in (first..).zip(sums).filter(|(_, sum)| *sum != SUM_ZEROS) {
+                let (from, to) = within(sectors(block), sectors(block + 1));
+                if from >= to {
+                    continue;
+                }
+                let asked = from - sectors(block)..to - sectors(block);
+                let unknown = self.content(block, sum, &mut content);
+                if unknown.map_or(true, |unknown| unknown.first_in(asked).is_some()) {
+                    push(from, to);
+                }
+            }
+        }
+        bad
+    }
+
     fn check(&self, from: u64) -> io::Result<Looked> {
         let mut looked = Looked::default();
         if from == 0 {

@@ -228,3 +228,35 @@ fn damaged_sums_become_unknown_when_a_block_beside_them_changes() {
     assert_eq!(block(&base, 131).expect("read"), None);
     assert_eq!(block(&base, 125).expect("good"), Some(1));
 }
+
+/// What the list of damage is made of: the same as a read of each block says, and of what was never
+/// written without looking at each.
+#[test]
+fn what_is_bad_is_what_a_read_does_not_give() {
+    const SECTORS: u64 = 300 * BLOCK_SECTORS;
+    let dir = tempfile::TempDir::new().expect("a directory");
+    let (base, mut rows) = make(dir.path(), GROUP);
+    change(&base, 160, NewContent::Unreadable(1));
+    let mut part = vec![7; BLOCK_BYTES as usize];
+    part[512..1024].fill(0);
+    change(&base, 170, NewContent::Parts(part, Unknown::of(1..2)));
+    commit(&base, &mut rows);
+    let data = fs::File::options().write(true).open(dir.path().join("00003.data"));
+    data.and_then(|file| file.write_all_at(b"rot", 120 * BLOCK_BYTES)).expect("damaged");
+    let sectors = |block: u64| (block * BLOCK_SECTORS, (block + 1) * BLOCK_SECTORS);
+    assert_eq!(base.bad(VOLUME, 0, SECTORS), [120, 160, 170].map(sectors));
+    let unknown = 170 * BLOCK_SECTORS + 1;
+    assert_eq!(base.bad(VOLUME, unknown, unknown + 1), [(unknown, unknown + 1)]);
+    assert_eq!(base.bad(VOLUME, unknown + 1, SECTORS), []);
+    assert_eq!(base.bad(VolumeId(9), 0, SECTORS), [], "never written");
+
+    base.lose([VOLUME]).expect("made anew");
+    change(&base, 100, NewContent::Data(vec![1; 2 * BLOCK_BYTES as usize]));
+    assert_eq!(base.bad(VOLUME, 3, SECTORS), [(3, 800), (816, SECTORS)]);
+    let mut out = [0; 512];
+    for (start, end) in (0..SECTORS).map(|sector| (sector, sector + 1)) {
+        let is_bad = !base.bad(VOLUME, start, end).is_empty();
+        out.fill(0);
+        assert_eq!(base.read(VOLUME, start, end, &mut out).is_err(), is_bad, "sector {start}");
+    }
+}

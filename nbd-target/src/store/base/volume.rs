@@ -218,7 +218,12 @@ impl BaseVolume {
 
     /// Reads a block's content by its sum, which is not that of zeros, and says which of its sectors
     /// are unknown.
-    fn content(&self, number: u64, sum: u64, out: &mut [u8]) -> Result<Unknown, ReadError> {
+    pub(super) fn content(
+        &self,
+        number: u64,
+        sum: u64,
+        out: &mut [u8],
+    ) -> Result<Unknown, ReadError> {
         if sum == SUM_UNREADABLE {
             return Ok(Unknown::ALL);
         }
