@@ -21,6 +21,7 @@ use crate::{
         blockdev::{self, Backing},
     },
 };
+use nbd::Unanswered;
 
 /// A front that serves a volume.
 pub enum Front {
@@ -54,22 +55,18 @@ impl Front {
         volume: &VolumeConfig,
         backing: &Arc<Backing>,
     ) -> anyhow::Result<Front> {
-        let sectors = backing.geometry().size_bytes / 512;
-        let export = nbd::VolumeExport::new(
-            engine.clone(),
-            volume.id,
-            volume.name.as_str(),
-            sectors,
-            backing,
-        );
         let (group_name, name) = (group.name.as_str(), volume.name.as_str());
+        let export = |unanswered| {
+            nbd::VolumeExport::new(engine.clone(), (volume.id, name), backing, unanswered)
+        };
         Ok(match choose(volume.front) {
             FrontKind::NbdSocket => {
                 let path = node.socket_of(&group.name, volume);
-                let front = nbd::SocketFront::start(export, &path).await;
+                let front = nbd::SocketFront::start(export(Unanswered::Refused), &path).await;
                 Front::Socket(front.with_context(|| format!("listen on {}", path.display()))?)
             }
             FrontKind::NbdKernel => {
+                let export = export(Unanswered::Waits);
                 Front::KernelNbd(kernel_nbd::KernelNbdFront::start(export, group_name, name).await?)
             }
             FrontKind::Ublk => {

@@ -30,20 +30,30 @@ pub struct VolumeExport {
     volume: VolumeId,
     name: String,
     info: ExportInfo,
+    /// What an engine that has ended does not answer any more.
+    unanswered: Unanswered,
+}
+
+/// What a client is told of a request that nobody answers any more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unanswered {
+    /// That it has failed: it may try again elsewhere.
+    Refused,
+    /// Nothing: it sends the request again to the next agent, over its next connection.
+    Waits,
 }
 
 impl VolumeExport {
     /// A volume of an engine, with the sizes and abilities of its backing.
     pub fn new(
         engine: Engine,
-        volume: VolumeId,
-        name: &str,
-        sectors: u64,
+        (volume, name): (VolumeId, &str),
         backing: &Backing,
+        unanswered: Unanswered,
     ) -> Arc<VolumeExport> {
         let (geometry, abilities) = (backing.geometry(), backing.abilities());
         let info = ExportInfo {
-            size: sectors * 512,
+            size: geometry.size_bytes,
             block_sizes: BlockSizes {
                 minimum: geometry.logical_block_bytes.max(512),
                 preferred: geometry.physical_block_bytes.clamp(4096, 65536),
@@ -64,7 +74,7 @@ impl VolumeExport {
             canonical_name: Some(name.to_owned()),
             description: None,
         };
-        Arc::new(VolumeExport { engine, volume, name: name.to_owned(), info })
+        Arc::new(VolumeExport { engine, volume, name: name.to_owned(), info, unanswered })
     }
 
     /// Hands a request over at once, so that requests keep the order of their arrival.
@@ -77,17 +87,20 @@ impl VolumeExport {
     }
 
     fn done(&self, ask: FrontAsk, offset: u64, bytes: u64) -> Reply<()> {
-        let answer = self.ask(ask, offset, bytes);
-        Reply::future(async move { wait(answer).await.map(|_| ()) })
+        let (answer, unanswered) = (self.ask(ask, offset, bytes), self.unanswered);
+        Reply::future(async move { wait(answer, unanswered).await.map(|_| ()) })
     }
 }
 
-/// An engine that has ended answers nothing any more; the client may try again elsewhere.
-async fn wait(answer: oneshot::Receiver<Answer>) -> Result<bytes::Bytes, Error> {
-    match answer.await {
-        Ok(Ok(content)) => Ok(content),
-        Ok(Err(errno)) => Err(io::Error::from_raw_os_error(errno).into()),
-        Err(_) => Err(Error::new(Errno::Shutdown, "the agent is stopping")),
+async fn wait(
+    answer: oneshot::Receiver<Answer>,
+    unanswered: Unanswered,
+) -> Result<bytes::Bytes, Error> {
+    match (answer.await, unanswered) {
+        (Ok(Ok(content)), _) => Ok(content),
+        (Ok(Err(errno)), _) => Err(io::Error::from_raw_os_error(errno).into()),
+        (Err(_), Unanswered::Refused) => Err(Error::new(Errno::Shutdown, "the agent is stopping")),
+        (Err(_), Unanswered::Waits) => std::future::pending().await,
     }
 }
 
@@ -105,7 +118,7 @@ impl Export for VolumeExport {
         Reply::future(async move {
             let mut chunks = Vec::with_capacity(pieces.len());
             for piece in pieces {
-                chunks.push(Chunk::Data(wait(piece).await?));
+                chunks.push(Chunk::Data(wait(piece, self.unanswered).await?));
             }
             Ok(chunks)
         })
@@ -123,9 +136,9 @@ impl Export for VolumeExport {
     fn trim(self: Arc<Self>, offset: u64, length: u64, fua: bool) -> Reply<()> {
         let discarded = self.ask(FrontAsk::Discard, offset, length);
         Reply::future(async move {
-            wait(discarded).await?;
+            wait(discarded, self.unanswered).await?;
             if fua {
-                wait(self.ask(FrontAsk::Flush, 0, 0)).await?;
+                wait(self.ask(FrontAsk::Flush, 0, 0), self.unanswered).await?;
             }
             Ok(())
         })
@@ -211,5 +224,22 @@ impl SocketFront {
         }
         // Accepting ends with the shutdown; an error there was the reason to stop, if there was one.
         let _ = (&mut self.serving).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_engine_that_has_ended_refuses_those_alone_who_would_not_ask_again() {
+        for (unanswered, refused) in [(Unanswered::Refused, true), (Unanswered::Waits, false)] {
+            let (answer, receiver) = oneshot::channel();
+            drop(answer);
+            let waited = timeout(Duration::from_millis(50), wait(receiver, unanswered)).await;
+            assert_eq!(waited.is_ok_and(|answered| answered.is_err()), refused, "{unanswered:?}");
+        }
     }
 }

@@ -211,3 +211,34 @@ async fn a_stream_without_a_handshake_can_be_served() {
     serving.await.unwrap().unwrap();
     assert_eq!(export.closed.load(SeqCst), 1);
 }
+
+/// A kernel client hands an error to the application, and sends again what has no answer.
+#[tokio::test]
+async fn a_shutdown_refuses_nothing_to_who_entered_without_a_handshake() {
+    let export = Scripted::holding(everything());
+    let limits = Limits { in_flight_bytes: 512, ..Limits::default() };
+    let server = Server::new(Arc::new(One(Arc::clone(&export))), limits);
+    let (mut near, far) = tokio::io::duplex(64 << 10);
+    let serving = tokio::spawn({
+        let (server, export) = (server.clone(), Arc::clone(&export));
+        async move { server.serve_entered(far, "disk", export).await }
+    });
+    let mut out = bytes::BytesMut::new();
+    for cookie in 1..=3 {
+        let command = Command::Write;
+        Request { flags: 0, command, cookie, offset: 0, length: 512 }.encode(&mut out);
+        out.extend_from_slice(&[1; 512]);
+    }
+    near.write_all(&out).await.unwrap();
+    export.until("the first write", |export| export.calls().len() == 1).await;
+    let down = tokio::spawn(async move { server.shutdown(PATIENCE).await });
+    // The others have arrived, and wait for room.
+    tokio::task::yield_now().await;
+    export.release();
+    let mut replies = Vec::new();
+    near.read_to_end(&mut replies).await.unwrap();
+    assert_eq!(replies, [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+    assert!(down.await.unwrap(), "in order");
+    serving.await.unwrap().unwrap();
+    assert_eq!(export.calls().len(), 1);
+}

@@ -143,6 +143,7 @@ async fn open(
     Some(Outcome::Transmission(Session {
         structured: negotiation.structured(),
         allocation: negotiation.allocation_selected(&request.name),
+        resends: false,
         name: request.name,
         opened,
         info,

@@ -147,7 +147,9 @@ impl Server {
     }
 
     /// Serves one connection that is in the transmission phase from its first byte, as that of a
-    /// kernel client is that was configured without a handshake. Replies are simple ones.
+    /// kernel client is that was configured without a handshake. Replies are simple ones. A
+    /// [`shutdown`](Self::shutdown) leaves unanswered what has not been taken up: a kernel client
+    /// sends that again over its next connection, and hands an error to the application.
     pub async fn serve_entered<S>(
         &self,
         mut stream: S,
@@ -163,6 +165,7 @@ impl Server {
             opened: Opened::new(export),
             structured: false,
             allocation: false,
+            resends: true,
             info,
             account: Account::default(),
         };

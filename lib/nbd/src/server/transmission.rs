@@ -38,6 +38,9 @@ pub(crate) struct Session {
     pub(crate) structured: bool,
     /// Whether `base:allocation` is selected.
     pub(crate) allocation: bool,
+    /// Whether the client sends again over its next connection what this one leaves unanswered: then a
+    /// shutdown refuses nothing.
+    pub(crate) resends: bool,
     pub(crate) account: Account,
 }
 
@@ -361,7 +364,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             && shutdown.as_mut().poll(cx).is_ready()
         {
             self.shutdown = None;
-            self.parse(cx); // whole requests that are here already are refused in so many words
+            if !self.session.resends {
+                self.parse(cx); // whole requests that are here already are refused in so many words
+            }
             self.phase = Phase::Over;
         }
     }
