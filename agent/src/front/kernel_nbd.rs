@@ -4,15 +4,24 @@
 //! device stays and its requests wait; the next agent gives it a new socket. So does this one when
 //! the kernel gives a connection up, as it does when a request takes longer than it waits.
 
-use std::{os::unix::net::UnixStream, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    os::unix::net::UnixStream,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
+use tidemark_journal::{GroupId, VolumeId};
 use tidemark_nbd::{Export, Server};
 use tokio::{sync::watch, task::JoinHandle, time::Instant};
 
 use super::{Reserved, blocking, nbd::server};
 use crate::kernel::{
-    nbd_netlink::{DeviceSettings, NbdControl},
+    nbd_netlink::{DeviceSettings, NbdControl, NbdError},
     udev::Names,
 };
 
@@ -35,7 +44,7 @@ trait Kernel: Send + Sync + 'static {
     /// such device any more.
     fn reconnect(&self) -> anyhow::Result<Option<UnixStream>>;
 
-    /// Takes the device away.
+    /// Takes the device away, unless the one of this index is another's.
     fn disconnect(&self, index: u32) -> anyhow::Result<()>;
 }
 
@@ -51,6 +60,8 @@ pub struct KernelNbdFront {
     over: watch::Sender<bool>,
     /// None when it has ended.
     serving: Option<JoinHandle<()>>,
+    /// Somebody has disconnected the device.
+    lost: Arc<AtomicBool>,
     /// The kernel has let go of the device: its number may be another's by now.
     gone: bool,
 }
@@ -59,14 +70,16 @@ impl KernelNbdFront {
     /// Makes a device for a volume, or takes back the one that an earlier agent made for it.
     ///
     /// # Errors
-    /// No NBD client in the kernel, no free device, or the name cannot be published.
+    /// No NBD client in the kernel, no free device, an earlier agent's device has another size, or the
+    /// name cannot be published.
     pub async fn start(
         export: Arc<dyn Export>,
-        group: &str,
-        volume: &str,
+        (group_id, group): (GroupId, &str),
+        (volume_id, volume): (VolumeId, &str),
     ) -> anyhow::Result<KernelNbdFront> {
         let info = export.info();
-        let identifier = format!("tidemark:{group}/{volume}");
+        // Names are used again; what bears one may be another's.
+        let identifier = format!("tidemark:{group_id}/{volume_id}");
         let settings = DeviceSettings {
             size_bytes: info.size,
             block_bytes: info.block_sizes.minimum.clamp(512, 4096),
@@ -106,17 +119,19 @@ impl KernelNbdFront {
         let stream = asynchronous(stream)?;
         let server = server(volume, export.clone());
         let (over, is_over) = watch::channel(false);
+        let lost = Arc::<AtomicBool>::default();
         let connections = Connections {
             kernel: kernel.clone(),
             server: server.clone(),
             export,
             volume: format!("{group}/{volume}"),
             over: is_over,
+            lost: lost.clone(),
         };
         let serving = tokio::spawn(connections.serve(stream));
         let (group, volume) = (group.to_owned(), volume.to_owned());
         let (serving, gone) = (Some(serving), false);
-        Ok(KernelNbdFront { index, group, volume, link, kernel, server, over, serving, gone })
+        Ok(KernelNbdFront { index, group, volume, link, kernel, server, over, serving, lost, gone })
     }
 
     /// Its stable name.
@@ -126,7 +141,13 @@ impl KernelNbdFront {
 
     /// The device itself, while there is one.
     pub fn node(&self) -> Option<PathBuf> {
-        (!self.gone).then(|| format!("/dev/nbd{}", self.index).into())
+        let there = !self.gone && !self.is_lost();
+        there.then(|| format!("/dev/nbd{}", self.index).into())
+    }
+
+    /// Whether somebody has disconnected the device.
+    pub fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Relaxed)
     }
 
     /// Lets the connection go when its requests are answered; the device stays.
@@ -144,16 +165,19 @@ impl KernelNbdFront {
             // The connection's end is meant.
             self.over.send_replace(true);
             let kernel = self.kernel.clone();
-            if let Err(error) = blocking(move || kernel.disconnect(index)).await {
+            if !self.is_lost()
+                && let Err(error) = blocking(move || kernel.disconnect(index)).await
+            {
                 self.over.send_replace(false);
                 return Err(error);
             }
             self.gone = true;
         }
-        drop(reserved);
-        self.end_connection().await;
+        // The kernel keeps the index, and shows the device to udev, until nobody has it open.
         let withdrawn =
             Names::default().withdraw(&format!("nbd{index}"), &self.group, &self.volume);
+        drop(reserved);
+        self.end_connection().await;
         withdrawn.context("the device's name")
     }
 
@@ -175,6 +199,7 @@ struct Connections {
     /// Its group and name, for people.
     volume: String,
     over: watch::Receiver<bool>,
+    lost: Arc<AtomicBool>,
 }
 
 impl Connections {
@@ -215,6 +240,7 @@ impl Connections {
             match attempt.and_then(|fresh| fresh.map(asynchronous).transpose()) {
                 Ok(Some(fresh)) => return Some(fresh),
                 Ok(None) => {
+                    self.lost.store(true, Ordering::Relaxed);
                     let volume = &self.volume;
                     tracing::error!(
                         volume,
@@ -269,6 +295,7 @@ impl Client {
         patience: Duration,
     ) -> anyhow::Result<Option<(u32, UnixStream)>> {
         let Some(index) = control.find(&self.identifier)? else { return Ok(None) };
+        has_size(index, control.sectors(index)?, self.settings.size_bytes / 512)?;
         let taken = control.reconnect(index, &self.settings, 1, patience)?;
         Ok(Some((index, one(taken)?)))
     }
@@ -290,8 +317,27 @@ impl Kernel for Client {
     }
 
     fn disconnect(&self, index: u32) -> anyhow::Result<()> {
-        Ok(NbdControl::open()?.disconnect(index)?)
+        let mut control = match NbdControl::open() {
+            Err(NbdError::NoDriver) => return Ok(()),
+            control => control?,
+        };
+        // A kernel that keeps no identifiers cannot be asked.
+        if control.identifier(index).is_none_or(|found| found == self.identifier) {
+            control.disconnect(index)?;
+        }
+        Ok(())
     }
+}
+
+/// A mounted file system would not survive another size.
+fn has_size(index: u32, shown: u64, wanted: u64) -> anyhow::Result<()> {
+    ensure!(
+        shown == wanted,
+        "/dev/nbd{index}, which an earlier agent made for this volume, has {shown} sectors, and the disk below it \
+         has {wanted}: give the disk its former size again, or stop what uses the device and disconnect it \
+         (nbd-client -d)"
+    );
+    Ok(())
 }
 
 fn one(streams: Vec<UnixStream>) -> anyhow::Result<UnixStream> {

@@ -67,7 +67,8 @@ impl Front {
             }
             FrontKind::NbdKernel => {
                 let export = export(Unanswered::Waits);
-                Front::KernelNbd(kernel_nbd::KernelNbdFront::start(export, group_name, name).await?)
+                let (group, volume) = ((group.id, group_name), (volume.id, name));
+                Front::KernelNbd(kernel_nbd::KernelNbdFront::start(export, group, volume).await?)
             }
             FrontKind::Ublk => {
                 let runtime_dir = &node.runtime_dir;
@@ -99,6 +100,17 @@ impl Front {
             Front::Ublk(_) => FrontKind::Ublk,
             Front::KernelNbd(_) => FrontKind::NbdKernel,
             Front::Socket(_) => FrontKind::NbdSocket,
+        }
+    }
+
+    /// Why its users cannot reach it, if so.
+    pub fn problem(&self) -> Option<&'static str> {
+        match self {
+            Front::KernelNbd(front) if front.is_lost() => Some(
+                "its NBD device was disconnected by somebody, and its users get errors; restart the agent to \
+                 have it again",
+            ),
+            _ => None,
         }
     }
 

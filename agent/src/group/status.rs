@@ -27,6 +27,7 @@ impl Group {
                  compared after the next start: {lost}"
             ));
         }
+        problems.extend(self.volumes.iter().filter_map(|volume| self.out_of_reach(volume)));
         problems.extend(self.volumes.iter().filter_map(|volume| unreadable(volume, &snapshot)));
         problems.extend(self.no_spool.clone());
         problems.extend(self.outbox.spool().problem);
@@ -70,6 +71,18 @@ impl Group {
                 .map(|volume| self.volume_status(volume, &snapshot))
                 .collect(),
             link: link_status(link),
+        }
+    }
+
+    /// What is to be said of a volume that nobody can use.
+    fn out_of_reach(&self, served: &Served) -> Option<String> {
+        let (group, volume) = (&self.config.name, &served.config.name);
+        match &served.front {
+            Some(front) => Some(format!("volume {volume}: {}", front.problem()?)),
+            None => Some(format!(
+                "volume {volume} has no device: run 'tidemark unprotect {group}' again, or restart the agent to \
+                 have it back"
+            )),
         }
     }
 

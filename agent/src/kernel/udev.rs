@@ -49,7 +49,7 @@ impl Names {
         }
         std::fs::create_dir_all(&self.run)?;
         let temporary = self.run.join(format!(".{kernel_name}"));
-        std::fs::write(&temporary, format!("TIDEMARK_NAME={group}/{volume}\n"))?;
+        std::fs::write(&temporary, imported(group, volume))?;
         std::fs::rename(&temporary, self.run.join(kernel_name))?;
         let link = self.dev.join("tidemark").join(group).join(volume);
         if !self.udev_runs() {
@@ -67,19 +67,27 @@ impl Names {
         std::fs::write(self.sys.join(kernel_name).join("uevent"), "change")
     }
 
-    /// Takes the name away again.
+    /// Takes the name away again, unless the device has been given another since.
     ///
     /// # Errors
-    /// The runtime directory cannot be written.
+    /// The runtime directory cannot be read or written.
     pub fn withdraw(&self, kernel_name: &str, group: &str, volume: &str) -> io::Result<()> {
         for name in [kernel_name, group, volume] {
             check_plain(name)?;
         }
-        absent_is_fine(std::fs::remove_file(self.run.join(kernel_name)))?;
-        if self.udev_runs() {
-            return Ok(());
+        let named = self.run.join(kernel_name);
+        match std::fs::read_to_string(&named) {
+            Ok(text) if text == imported(group, volume) => std::fs::remove_file(&named)?,
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
         }
-        absent_is_fine(std::fs::remove_file(self.dev.join("tidemark").join(group).join(volume)))
+        let link = self.dev.join("tidemark").join(group).join(volume);
+        match std::fs::read_link(&link) {
+            Ok(to) if !self.udev_runs() && to == link_to(kernel_name) => {
+                std::fs::remove_file(&link)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The links below `/dev` that name the device itself (`disk/by-id`, `disk/by-path`), relative
@@ -113,8 +121,17 @@ impl Names {
             std::fs::create_dir_all(directory)?;
         }
         absent_is_fine(std::fs::remove_file(link))?;
-        std::os::unix::fs::symlink(Path::new("../..").join(kernel_name), link)
+        std::os::unix::fs::symlink(link_to(kernel_name), link)
     }
+}
+
+/// What the rule imports.
+fn imported(group: &str, volume: &str) -> String {
+    format!("TIDEMARK_NAME={group}/{volume}\n")
+}
+
+fn link_to(kernel_name: &str) -> PathBuf {
+    Path::new("../..").join(kernel_name)
 }
 
 /// File name for [`hide_rule`]'s text in `/etc/udev/rules.d`. It sorts behind the rules that

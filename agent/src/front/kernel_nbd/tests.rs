@@ -170,12 +170,25 @@ async fn a_connection_that_the_kernel_gives_up_is_replaced_once_its_requests_hav
 }
 
 #[tokio::test]
-async fn a_device_that_is_gone_gets_no_connection() {
+async fn a_device_that_somebody_has_disconnected_gets_no_connection_and_is_not_taken_away() {
     let (kernel, mut given) = Played::new(vec![Attempt::NoDevice]);
-    let front = serve(kernel, &Arc::new(Semaphore::new(0)), "data");
+    let mut front = serve(kernel.clone(), &Arc::new(Semaphore::new(0)), NO_NAME);
+    assert!(front.node().is_some() && !front.is_lost());
     drop(End::of(&mut given).await);
-    timeout(SOON, front.serving.unwrap()).await.expect("the end").unwrap();
+    timeout(SOON, front.serving.as_mut().unwrap()).await.expect("the end").unwrap();
+    front.serving = None;
     assert!(given.try_recv().is_err());
+    // Its number may be another's.
+    assert!(front.node().is_none() && front.is_lost());
+    let _ = front.stop(Reserved::default()).await;
+    assert_eq!(kernel.disconnected.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn a_device_of_another_size_is_refused() {
+    has_size(7, 2048, 2048).unwrap();
+    let refused = has_size(7, 2040, 2048).unwrap_err().to_string();
+    assert!(refused.contains("has 2040 sectors, and the disk below it has 2048"), "{refused}");
 }
 
 #[tokio::test]

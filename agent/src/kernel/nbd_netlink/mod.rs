@@ -281,11 +281,23 @@ impl NbdControl {
     /// The netlink socket failed.
     pub fn find(&mut self, identifier: &str) -> Result<Option<u32>, NbdError> {
         let devices = self.status(None)?;
-        let named = |index: u32| {
-            let path = format!("/sys/block/nbd{index}/backend");
-            std::fs::read_to_string(path).is_ok_and(|name| name.trim_end() == identifier)
-        };
+        let named = |index: u32| self.identifier(index).is_some_and(|found| found == identifier);
         Ok(devices.iter().find(|d| d.connected && named(d.index)).map(|d| d.index))
+    }
+
+    /// The identifier that a device was given. None if it was given none, or the kernel keeps none.
+    pub fn identifier(&self, index: u32) -> Option<String> {
+        let text = std::fs::read_to_string(format!("/sys/block/nbd{index}/backend")).ok()?;
+        Some(text.trim_end().to_owned())
+    }
+
+    /// The size that a device shows.
+    ///
+    /// # Errors
+    /// There is no such device.
+    pub fn sectors(&self, index: u32) -> io::Result<u64> {
+        let text = std::fs::read_to_string(format!("/sys/block/nbd{index}/size"))?;
+        text.trim_end().parse().map_err(io::Error::other)
     }
 
     fn request(&mut self, command: u8, version: u8) -> Writer {

@@ -59,9 +59,23 @@ fn without_udev_the_link_is_made_and_moved_and_taken_away() {
     assert_eq!(std::fs::read_link(&link).unwrap(), Path::new("../../ublkb0"));
     names.publish("ublkb3", "db", "data").unwrap();
     assert_eq!(std::fs::read_link(&link).unwrap(), Path::new("../../ublkb3"));
+    names.withdraw("ublkb0", "db", "data").unwrap();
+    assert!(link.symlink_metadata().is_ok(), "it names another device by now");
     names.withdraw("ublkb3", "db", "data").unwrap();
     assert!(link.symlink_metadata().is_err());
     names.withdraw("ublkb3", "db", "data").unwrap();
+}
+
+#[test]
+fn a_device_that_bears_another_name_by_now_keeps_it() {
+    let root = tempfile::tempdir().unwrap();
+    let names = names(root.path());
+    names.publish("nbd0", "db", "data").unwrap();
+    let other = names.publish("nbd0", "shop", "log").unwrap();
+    names.withdraw("nbd0", "db", "data").unwrap();
+    let left = std::fs::read_to_string(root.path().join("run/devices/nbd0")).unwrap();
+    assert_eq!(left, "TIDEMARK_NAME=shop/log\n");
+    assert!(other.symlink_metadata().is_ok());
 }
 
 #[test]
