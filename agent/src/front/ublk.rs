@@ -239,6 +239,16 @@ impl Driver for Control {
     }
 }
 
+/// Whether a recovery is refused because it has been begun: the driver (6.12) does not begin one again of which no
+/// queue was fetched, and the queues can be fetched all the same.
+fn is_begun(device: &DeviceInfo, error: &ControlError) -> bool {
+    let refused = match error {
+        ControlError::Refused { source, .. } => source.raw_os_error() == Some(libc::EINVAL),
+        _ => false,
+    };
+    refused && device.state == DeviceState::Quiesced
+}
+
 /// A device whose queue may be fetched.
 struct Prepared {
     info: DeviceInfo,
@@ -249,8 +259,7 @@ struct Prepared {
 }
 
 /// Begins the recovery of the volume's device if the `known` one is it, or adds one. `publish` makes its number
-/// and name known. Where it fails, the device of an earlier agent still waits for the next attempt: a recovery
-/// that was begun cannot be begun again.
+/// and name known. Where it fails, the device of an earlier agent still waits for the next attempt.
 fn prepare(
     driver: &mut impl Driver,
     known: Option<u32>,
@@ -269,7 +278,8 @@ fn prepare(
                 "the ublk device whose number was remembered is not this volume's: it is left alone"
             );
         }
-        Some(DeviceInfo { dev_id, state: DeviceState::Quiesced | DeviceState::Live, .. }) => {
+        Some(found @ DeviceInfo { state: DeviceState::Quiesced | DeviceState::Live, .. }) => {
+            let dev_id = found.dev_id;
             let (shown, wanted) = (driver.sectors(dev_id)?, params.geometry.size_bytes / 512);
             ensure!(
                 shown == wanted,
@@ -278,7 +288,11 @@ fn prepare(
                  which the device goes"
             );
             let link = publish(dev_id)?;
-            return Ok(Prepared { info: driver.start_recovery(dev_id)?, recovering: true, link });
+            let info = match driver.start_recovery(dev_id) {
+                Err(error) if is_begun(&found, &error) => found,
+                begun => begun?,
+            };
+            return Ok(Prepared { info, recovering: true, link });
         }
         Some(DeviceInfo { dev_id, .. }) => driver.delete(dev_id)?,
         None => {}

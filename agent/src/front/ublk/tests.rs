@@ -16,6 +16,8 @@ const NEW: u32 = 9;
 struct Played {
     devices: BTreeMap<u32, (DeviceInfo, u64)>,
     done: Vec<&'static str>,
+    /// Why no recovery can be begun.
+    refusal: Option<i32>,
 }
 
 impl Played {
@@ -49,6 +51,10 @@ impl Driver for Played {
 
     fn start_recovery(&mut self, dev_id: u32) -> Result<DeviceInfo, ControlError> {
         self.done.push("recover");
+        if let Some(errno) = self.refusal {
+            let (command, source) = ("START_USER_RECOVERY", io::Error::from_raw_os_error(errno));
+            return Err(ControlError::Refused { command, dev_id, source });
+        }
         self.device(dev_id).map(|(info, _)| *info)
     }
 
@@ -126,6 +132,22 @@ fn the_volumes_own_device_is_taken_over_or_made_anew() {
         let mut driver = Played::default();
         assert_eq!(driver.prepare(known), Ok((NEW, false)));
         assert_eq!(driver.devices[&NEW].0.identity, ours());
+    }
+}
+
+/// By an agent that was killed, or an attempt that failed, before it had fetched the queue.
+#[test]
+fn a_recovery_that_was_begun_is_gone_on_with() {
+    for (state, errno, gone_on) in [
+        (DeviceState::Quiesced, libc::EINVAL, true),
+        (DeviceState::Quiesced, libc::EPERM, false),
+        (DeviceState::Live, libc::EINVAL, false),
+    ] {
+        let mut driver = Played::with(3, ours(), state, SECTORS);
+        driver.refusal = Some(errno);
+        let prepared = driver.prepare(Some(3));
+        assert_eq!(prepared.is_ok(), gone_on, "{state:?}, {errno}");
+        assert!(prepared.is_err() || prepared == Ok((3, true)));
     }
 }
 

@@ -165,12 +165,14 @@ impl Queue {
     ) -> Result<Self, QueueError> {
         let system = |what| move |source| QueueError::System { what, dev_id: info.dev_id, source };
         let device = Arc::new(open_node(info.dev_id, patience).map_err(system("open"))?);
-        let descriptors = Descriptors::map(device.as_raw_fd(), queue_id, info.queue_depth)
-            .map_err(system("map"))?;
         let stride = u64::from(info.max_io_bytes).next_multiple_of(4096);
         let buffers = Arc::new(Region::anonymous(stride * u64::from(info.queue_depth.max(1)))?);
         let buffers_id = ring.add_region(buffers.clone())?;
         let registered = ring.add_file(device.clone())?;
+        // The last that can fail: between this and the last fetch of a recovery, the driver (6.12) would let no
+        // other process go on with it.
+        let descriptors = Descriptors::map(device.as_raw_fd(), queue_id, info.queue_depth)
+            .map_err(system("map"))?;
         let transfer = if info.features.contains(Features::USER_COPY) {
             WriteTransfer::UserCopy
         } else {
