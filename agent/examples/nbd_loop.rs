@@ -12,10 +12,10 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use tidemark_agent::kernel::blockdev::{Backing, ZeroMode};
+use tidemark_agent::kernel::blockdev::{Backing, BackingError, ZeroMode};
 use tidemark_agent::kernel::memfd::Region;
 use tidemark_agent::kernel::nbd_netlink::{DeviceSettings, NbdControl};
 use tidemark_agent::kernel::uring::{Buf, Ring, Token};
@@ -42,7 +42,7 @@ fn main() -> Result<()> {
         [path, state, count] => (path, Path::new(state), count.parse()?),
         _ => bail!("nbd_loop BACKING STATE [CONNECTIONS]"),
     };
-    let backing = Backing::claim(Path::new(path), PATIENCE)?;
+    let backing = claim(Path::new(path))?;
     let mut transmission_flags = HAS_FLAGS | SEND_FLUSH | SEND_FUA | CAN_MULTI_CONN;
     if backing.abilities().unmap.is_some() {
         transmission_flags |= SEND_TRIM;
@@ -82,6 +82,19 @@ fn main() -> Result<()> {
         server.join().map_err(|_| anyhow::anyhow!("a connection panicked"))??;
     }
     Ok(())
+}
+
+/// A process that died may still have its last writes under way.
+fn claim(path: &Path) -> Result<Backing> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match Backing::claim(path) {
+            Err(BackingError::InUse { .. }) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            claimed => return Ok(claimed?),
+        }
+    }
 }
 
 struct Connection {

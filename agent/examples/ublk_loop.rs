@@ -16,10 +16,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use tidemark_agent::kernel::blockdev::{Backing, ZeroMode, inspect};
+use tidemark_agent::kernel::blockdev::{Backing, BackingError, ZeroMode, inspect};
 use tidemark_agent::kernel::memfd::Region;
 use tidemark_agent::kernel::ublk::abi::RES_ABORT;
 use tidemark_agent::kernel::ublk::{
@@ -61,7 +61,7 @@ fn main() -> Result<()> {
     }
     let options = parse(&arguments)?;
     println!("driver: {}", control.features()?);
-    let backing = Backing::claim(&options.backing, PATIENCE)?;
+    let backing = claim(&options.backing)?;
     println!(
         "backing: {:?} {:?} direct={}",
         backing.geometry(),
@@ -103,6 +103,19 @@ fn main() -> Result<()> {
         );
     }
     server.join().map_err(|_| anyhow::anyhow!("the server panicked"))?
+}
+
+/// A process that died may still have its last writes under way.
+fn claim(path: &Path) -> Result<Backing> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match Backing::claim(path) {
+            Err(BackingError::InUse { .. }) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            claimed => return Ok(claimed?),
+        }
+    }
 }
 
 fn parse(arguments: &[String]) -> Result<Options> {

@@ -452,12 +452,14 @@ pub(crate) async fn claim(config: &GroupConfig) -> anyhow::Result<Vec<EngineVolu
         let deadline = Instant::now() + CLAIM_PATIENCE;
         let claimed = loop {
             let path = volume.backing.clone();
-            let claim = move || Backing::claim(&path, Duration::ZERO);
+            let last = Instant::now() >= deadline;
+            let claim = move || match Backing::claim(&path) {
+                Err(error) if last => Err(error.with_users()),
+                claimed => claimed,
+            };
             let claimed = tokio::task::spawn_blocking(claim).await;
             match claimed.context("the thread that claims the disk")? {
-                Err(BackingError::InUse { .. }) if Instant::now() < deadline => {
-                    tokio::time::sleep(CLAIM_AGAIN).await;
-                }
+                Err(BackingError::InUse { .. }) if !last => tokio::time::sleep(CLAIM_AGAIN).await,
                 claimed => break claimed,
             }
         };

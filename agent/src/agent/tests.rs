@@ -160,7 +160,7 @@ async fn a_group_whose_device_is_in_use_is_not_stopped() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert!(running(&agent).await.is_empty());
-    Backing::claim(&machine.0.path().join("shop.img"), Duration::ZERO).expect("nobody has it");
+    Backing::claim(&machine.0.path().join("shop.img")).expect("nobody has it");
 }
 
 /// A directory that is out of sight for a moment says nothing of its groups.
@@ -192,7 +192,7 @@ async fn a_group_that_waits_for_its_disk_holds_up_no_other_and_no_stop() {
         machine.group(name);
         machine.image(name);
     }
-    let held = Backing::claim(&machine.0.path().join("busy.img"), Duration::ZERO).unwrap();
+    let held = Backing::claim(&machine.0.path().join("busy.img")).unwrap();
     let loaded = AgentConfig::load(machine.0.path()).unwrap();
     let agent = Agent::new(&loaded, Some(machine.0.path())).unwrap();
     let starting = tokio::spawn({

@@ -1,10 +1,6 @@
 //! The file's text, and what follows from each difference.
 
-use std::{
-    fs::File,
-    os::unix::fs::FileExt,
-    time::{Duration, SystemTime},
-};
+use std::{fs::File, os::unix::fs::FileExt, time::SystemTime};
 
 use super::*;
 use crate::kernel::blockdev::IoCounters;
@@ -105,7 +101,7 @@ impl Image {
     }
 
     fn claim(&self) -> Backing {
-        Backing::claim(&self.path(), Duration::ZERO).unwrap()
+        Backing::claim(&self.path()).unwrap()
     }
 
     fn check(&self) -> Result<Checked, DiskError> {

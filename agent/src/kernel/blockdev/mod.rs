@@ -16,7 +16,6 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 pub use below::{Disk, disks_below};
 pub use counters::IoCounters;
@@ -165,6 +164,19 @@ pub enum BackingError {
     },
 }
 
+impl BackingError {
+    /// The same; of a backing in use, with who uses it. That looks at every process.
+    #[must_use]
+    pub fn with_users(self) -> Self {
+        match self {
+            Self::InUse { path, .. } => {
+                Self::InUse { users: users(&path).unwrap_or_default(), path }
+            }
+            other => other,
+        }
+    }
+}
+
 /// Looks at a backing without claiming or changing it.
 ///
 /// # Errors
@@ -225,22 +237,38 @@ pub struct Backing {
 }
 
 impl Backing {
-    /// Opens `path` for reading and writing, for us alone, with `O_DIRECT` where possible. A
-    /// backing in use is tried again until `patience` has passed: a process that died may still
-    /// have its last writes under way.
+    /// Opens `path` for reading and writing, for us alone, with `O_DIRECT` where possible.
     ///
     /// # Errors
-    /// As [`inspect`], and when it is read-only or in use.
-    pub fn claim(path: &Path, patience: Duration) -> Result<Self, BackingError> {
-        let deadline = Instant::now() + patience;
-        loop {
-            match Self::claim_once(path) {
-                Err(BackingError::InUse { .. }) if Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_millis(20));
-                }
-                outcome => return outcome,
+    /// As [`inspect`], and when it is read-only or in use; [`BackingError::with_users`] then finds out by whom.
+    pub fn claim(path: &Path) -> Result<Self, BackingError> {
+        let mut inspection = inspect(path)?;
+        if inspection.abilities.read_only {
+            return Err(BackingError::ReadOnly { path: path.to_owned() });
+        }
+        let (file, direct) = match inspection.device {
+            Some(_) => (open_device(path)?, true),
+            None => open_image(path)?,
+        };
+        let io = |what| move |source| BackingError::Io { what, path: path.to_owned(), source };
+        // The path may have come to mean something else since the inspection.
+        let opened = file.metadata().map_err(io("look at"))?;
+        let device =
+            opened.file_type().is_block_device().then(|| DeviceNumber::from_rdev(opened.rdev()));
+        if device != inspection.device {
+            let source = io::Error::other("it was replaced meanwhile; try again");
+            return Err(io("claim")(source));
+        }
+        if device.is_none() {
+            inspection.abilities.unmap = image_unmap(&file, inspection.geometry.size_bytes);
+            // To have tried that changed nothing, and must not look as if it had. The times of a file that belongs to
+            // somebody else cannot be set: then a start that failed may cost a comparison.
+            if let Ok(modified) = opened.modified() {
+                let _ = file.set_times(FileTimes::new().set_modified(modified));
             }
         }
+        let file = Arc::new(file);
+        Ok(Self { path: path.to_owned(), file, inspection, found: opened, direct })
     }
 
     /// The path it was claimed by.
@@ -291,43 +319,13 @@ impl Backing {
     pub fn counters(&self) -> io::Result<Option<IoCounters>> {
         self.inspection.device.map(|number| Sysfs::system().counters(number)).transpose()
     }
-
-    fn claim_once(path: &Path) -> Result<Self, BackingError> {
-        let mut inspection = inspect(path)?;
-        if inspection.abilities.read_only {
-            return Err(BackingError::ReadOnly { path: path.to_owned() });
-        }
-        let (file, direct) = match inspection.device {
-            Some(_) => (open_device(path)?, true),
-            None => open_image(path)?,
-        };
-        let io = |what| move |source| BackingError::Io { what, path: path.to_owned(), source };
-        // The path may have come to mean something else since the inspection.
-        let opened = file.metadata().map_err(io("look at"))?;
-        let device =
-            opened.file_type().is_block_device().then(|| DeviceNumber::from_rdev(opened.rdev()));
-        if device != inspection.device {
-            let source = io::Error::other("it was replaced meanwhile; try again");
-            return Err(io("claim")(source));
-        }
-        if device.is_none() {
-            inspection.abilities.unmap = image_unmap(&file, inspection.geometry.size_bytes);
-            // To have tried that changed nothing, and must not look as if it had. The times of a file that belongs to
-            // somebody else cannot be set: then a start that failed may cost a comparison.
-            if let Ok(modified) = opened.modified() {
-                let _ = file.set_times(FileTimes::new().set_modified(modified));
-            }
-        }
-        let file = Arc::new(file);
-        Ok(Self { path: path.to_owned(), file, inspection, found: opened, direct })
-    }
 }
 
 fn open_device(path: &Path) -> Result<File, BackingError> {
     let flags = libc::O_DIRECT | libc::O_EXCL | libc::O_CLOEXEC;
     match OpenOptions::new().read(true).write(true).custom_flags(flags).open(path) {
         Ok(file) => Ok(file),
-        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => Err(in_use(path)),
+        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => Err(in_use(path, Vec::new())),
         Err(source) => Err(BackingError::Io { what: "open", path: path.to_owned(), source }),
     }
 }
@@ -354,15 +352,14 @@ fn open_image(path: &Path) -> Result<(File, bool), BackingError> {
     };
     match nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_OFD_SETLK(&whole)) {
         Ok(_) => {}
-        Err(nix::Error::EAGAIN | nix::Error::EACCES) => return Err(in_use(path)),
+        Err(nix::Error::EAGAIN | nix::Error::EACCES) => return Err(in_use(path, Vec::new())),
         Err(e) => return Err(io("lock")(e.into())),
     }
     // A loop device does not take the lock, but writes all the same.
-    match users(path) {
-        Ok(others) if others.iter().any(|user| matches!(user, Usage::Loop { .. })) => {
-            Err(BackingError::InUse { path: path.to_owned(), users: others })
-        }
-        _ => Ok((file, direct)),
+    let loops = usage::loops_over(path).map_err(io("find the loop devices over"))?;
+    match loops.is_empty() {
+        true => Ok((file, direct)),
+        false => Err(in_use(path, loops)),
     }
 }
 
@@ -378,7 +375,9 @@ pub fn reserve(path: &Path) -> Result<Option<File>, BackingError> {
     let flags = libc::O_EXCL | libc::O_CLOEXEC;
     let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
         Ok(file) => file,
-        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => return Err(in_use(path)),
+        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
+            return Err(in_use(path, Vec::new()).with_users());
+        }
         Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENXIO | libc::ENODEV)) => {
             return Ok(None);
         }
@@ -387,12 +386,12 @@ pub fn reserve(path: &Path) -> Result<Option<File>, BackingError> {
     let users = users(path).map_err(io("find the users of"))?;
     match users.is_empty() {
         true => Ok(Some(file)),
-        false => Err(BackingError::InUse { path: path.to_owned(), users }),
+        false => Err(in_use(path, users)),
     }
 }
 
-fn in_use(path: &Path) -> BackingError {
-    BackingError::InUse { path: path.to_owned(), users: users(path).unwrap_or_default() }
+fn in_use(path: &Path, users: Vec<Usage>) -> BackingError {
+    BackingError::InUse { path: path.to_owned(), users }
 }
 
 /// Whether the image's filesystem has holes, tried beyond its end where nothing is.

@@ -1,7 +1,9 @@
 //! Reading a block device's properties from sysfs (`Documentation/ABI/stable/sysfs-block`).
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::{Abilities, Geometry, Identity, Inspection, IoCounters, UnmapLimits};
@@ -138,6 +140,35 @@ pub(super) fn direct_io_alignment(file: &File) -> Option<u32> {
     };
     let known = answer.stx_mask & libc::STATX_DIOALIGN != 0 && answer.stx_dio_offset_align > 0;
     known.then_some(answer.stx_dio_offset_align)
+}
+
+/// Which file it is.
+pub(super) struct Seen {
+    /// The number of a block device.
+    pub(super) device: Option<DeviceNumber>,
+    /// The file system's number, and the file's in it.
+    pub(super) file: (DeviceNumber, u64),
+}
+
+/// Which file a path means, by what the kernel knows already: a server that does not answer is not waited for.
+pub(super) fn glance(path: &Path) -> Option<Seen> {
+    let path = CString::new(path.as_os_str().as_bytes()).ok()?;
+    let mut answer = std::mem::MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: the path ends with a zero; the buffer is a whole `statx` that the kernel fills.
+    let answer = unsafe {
+        let mask = libc::STATX_TYPE | libc::STATX_INO;
+        let flags = libc::AT_STATX_DONT_SYNC;
+        if libc::statx(libc::AT_FDCWD, path.as_ptr(), flags, mask, answer.as_mut_ptr()) != 0 {
+            return None;
+        }
+        answer.assume_init()
+    };
+    let is_device = u32::from(answer.stx_mode) & libc::S_IFMT == libc::S_IFBLK;
+    let number = |major, minor| DeviceNumber { major, minor };
+    Some(Seen {
+        device: is_device.then(|| number(answer.stx_rdev_major, answer.stx_rdev_minor)),
+        file: (number(answer.stx_dev_major, answer.stx_dev_minor), answer.stx_ino),
+    })
 }
 
 fn identity(own: &Path, disk: &Path, partition: Option<u32>) -> Identity {

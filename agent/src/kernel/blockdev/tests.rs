@@ -139,9 +139,9 @@ fn mounts_and_holders_of_partitions_count_for_the_disk() {
 fn a_claim_leaves_an_images_time_of_modification_alone() {
     let image = tempfile::NamedTempFile::new().unwrap();
     image.as_file().set_len(1 << 20).unwrap();
-    let before = std::time::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    let before = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
     image.as_file().set_times(FileTimes::new().set_modified(before)).unwrap();
-    let backing = Backing::claim(image.path(), Duration::ZERO).unwrap();
+    let backing = Backing::claim(image.path()).unwrap();
     assert_eq!(backing.found().modified().unwrap(), before);
     assert_eq!(backing.file().metadata().unwrap().modified().unwrap(), before);
 }
@@ -150,42 +150,30 @@ fn a_claim_leaves_an_images_time_of_modification_alone() {
 fn an_image_is_claimed_once() {
     let image = tempfile::NamedTempFile::new().unwrap();
     image.as_file().set_len(1 << 20).unwrap();
-    let first = Backing::claim(image.path(), Duration::ZERO).unwrap();
+    let first = Backing::claim(image.path()).unwrap();
     assert_eq!(first.geometry().size_bytes, 1 << 20);
     assert_eq!(first.geometry().logical_block_bytes, 512);
-    let second = Backing::claim(image.path(), Duration::from_millis(30)).unwrap_err();
-    assert!(matches!(second, BackingError::InUse { .. }), "{second}");
+    let second = Backing::claim(image.path()).unwrap_err();
+    let BackingError::InUse { users, .. } = second else { panic!("{second}") };
+    assert!(users.is_empty(), "nobody is looked for at each attempt");
     let file = first.file().clone();
     drop(first);
-    assert!(Backing::claim(image.path(), Duration::ZERO).is_err(), "a clone keeps the claim");
+    assert!(Backing::claim(image.path()).is_err(), "a clone keeps the claim");
     drop(file);
-    Backing::claim(image.path(), Duration::ZERO).unwrap();
-}
-
-#[test]
-fn a_claim_waits_for_the_one_before_it_to_end() {
-    let image = tempfile::NamedTempFile::new().unwrap();
-    image.as_file().set_len(4096).unwrap();
-    let first = Backing::claim(image.path(), Duration::ZERO).unwrap();
-    let path = image.path().to_owned();
-    let later =
-        std::thread::spawn(move || Backing::claim(&path, Duration::from_secs(30)).map(drop));
-    std::thread::sleep(Duration::from_millis(50));
-    drop(first);
-    later.join().unwrap().unwrap();
+    Backing::claim(image.path()).unwrap();
 }
 
 #[test]
 fn odd_backings_are_refused_with_a_sentence() {
     let empty = tempfile::NamedTempFile::new().unwrap();
-    let refused = Backing::claim(empty.path(), Duration::ZERO).unwrap_err();
+    let refused = Backing::claim(empty.path()).unwrap_err();
     assert!(refused.to_string().contains("is 0 bytes"), "{refused}");
     empty.as_file().set_len(1000).unwrap();
-    let refused = Backing::claim(empty.path(), Duration::ZERO).unwrap_err();
+    let refused = Backing::claim(empty.path()).unwrap_err();
     assert!(matches!(refused, BackingError::BadSize { size_bytes: 1000, .. }));
-    let refused = Backing::claim(Path::new("/dev/null"), Duration::ZERO).unwrap_err();
+    let refused = Backing::claim(Path::new("/dev/null")).unwrap_err();
     assert!(matches!(refused, BackingError::WrongKind { .. }));
-    let refused = Backing::claim(Path::new("/nonexistent"), Duration::ZERO).unwrap_err();
+    let refused = Backing::claim(Path::new("/nonexistent")).unwrap_err();
     assert!(refused.to_string().starts_with("cannot look at /nonexistent"), "{refused}");
 }
 
@@ -194,7 +182,7 @@ fn probing_an_image_for_holes_changes_nothing_of_it() {
     let image = tempfile::NamedTempFile::new().unwrap();
     let content: Vec<u8> = (0..10_240u32).map(|i| i as u8 | 1).collect();
     fs::write(image.path(), &content).unwrap();
-    let backing = Backing::claim(image.path(), Duration::ZERO).unwrap();
+    let backing = Backing::claim(image.path()).unwrap();
     assert_eq!(backing.geometry().size_bytes, 10_240);
     drop(backing);
     assert_eq!(fs::read(image.path()).unwrap(), content);
@@ -255,6 +243,8 @@ fn what_somebody_has_open_for_writing_is_not_reserved() {
         .spawn()
         .unwrap();
     let refused = reserve(&path).map(|_| ()).unwrap_err().to_string();
+    let in_use = || BackingError::InUse { path: path.clone(), users: Vec::new() };
+    assert_eq!(in_use().with_users().to_string(), refused);
     let user = format!("process {} (", writer.id());
     assert!(refused.contains("is in use") && refused.contains(&user), "{refused}");
     writer.kill().unwrap();

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use super::sysfs::{DeviceNumber, Sysfs, text};
+use super::sysfs::{DeviceNumber, Seen, Sysfs, glance, text};
 
 /// One user of a backing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,20 +102,22 @@ pub fn users(path: &Path) -> io::Result<Vec<Usage>> {
         let one_of_them = |number: DeviceNumber| parts.iter().any(|part| part.number == number);
         found.extend(loops(sysfs.root(), |file| number_of(file).is_some_and(one_of_them)));
         if found.is_empty() {
-            found.extend(processes(|seen| {
-                seen.file_type().is_block_device()
-                    && one_of_them(DeviceNumber::from_rdev(seen.rdev()))
-            }));
+            found.extend(processes(|seen| seen.device.is_some_and(one_of_them)));
         }
     } else {
-        let image = path.canonicalize()?;
-        found.extend(loops(sysfs.root(), |file| file == image));
+        found.extend(loops_over(path)?);
         if found.is_empty() {
-            let own = (metadata.dev(), metadata.ino());
-            found.extend(processes(|seen| (seen.dev(), seen.ino()) == own));
+            let own = (DeviceNumber::from_rdev(metadata.dev()), metadata.ino());
+            found.extend(processes(|seen| seen.file == own));
         }
     }
     Ok(found)
+}
+
+/// The loop devices over an image.
+pub(super) fn loops_over(image: &Path) -> io::Result<Vec<Usage>> {
+    let image = image.canonicalize()?;
+    Ok(loops(Sysfs::system().root(), |file| file == image))
 }
 
 /// A device and its partitions, with their sysfs directories.
@@ -211,14 +213,14 @@ fn loops(sysfs_root: &Path, is_it: impl Fn(&Path) -> bool) -> Vec<Usage> {
 }
 
 /// Other processes that hold it open for writing.
-fn processes(is_it: impl Fn(&fs::Metadata) -> bool) -> Vec<Usage> {
+fn processes(is_it: impl Fn(&Seen) -> bool) -> Vec<Usage> {
     let own = std::process::id();
     let holds = |pid: u32| -> bool {
         let Ok(fds) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
         fds.flatten().any(|fd| {
             // The link's own mode shows how the file was opened: 0o200 is for writing.
             let writable = fd.metadata().is_ok_and(|link| link.mode() & 0o200 != 0);
-            writable && fs::metadata(fd.path()).is_ok_and(|seen| is_it(&seen))
+            writable && glance(&fd.path()).is_some_and(|seen| is_it(&seen))
         })
     };
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
