@@ -34,7 +34,7 @@ pub trait Control: Send + Sync + 'static {
     ) -> impl Future<Output = Result<VerifyStarted, ApiError>> + Send;
 
     /// Looks at the configuration again: starts groups with a new file, stops those whose file is
-    /// gone, changes what may change while running.
+    /// gone.
     fn reload(self: &Arc<Self>) -> impl Future<Output = Result<Reloaded, ApiError>> + Send;
 
     /// Stops a group: sends what is on its way, as far as the link lets it, and takes its devices

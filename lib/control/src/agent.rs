@@ -321,8 +321,6 @@ pub struct Reloaded {
     pub started: Vec<String>,
     /// Groups that were stopped: their files are gone.
     pub stopped: Vec<String>,
-    /// Groups whose settings were changed while running.
-    pub changed: Vec<String>,
     /// What could not be done, and why.
     pub failed: Vec<GroupFailure>,
 }
