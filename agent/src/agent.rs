@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    error::Error,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -24,7 +25,8 @@ use tokio::{
 use crate::{
     api::Control,
     clock::wall_ns,
-    config::{AgentConfig, GROUP_DIRECTORY, GroupConfig, Loaded, NodeConfig},
+    config::{AgentConfig, Fault, GROUP_DIRECTORY, GroupConfig, Loaded, NodeConfig},
+    disks::DiskError,
     group::Group,
     kernel::blockdev::BackingError,
     rings::Rings,
@@ -35,7 +37,7 @@ mod late;
 
 pub(crate) use late::RETRY;
 
-use changes::{Change, Changes};
+use changes::Changes;
 use late::{Came, Late};
 
 /// How long a stop waits for the target to have everything.
@@ -90,30 +92,16 @@ impl Agent {
         Ok(agent)
     }
 
-    /// The same with its groups. One that does not start, or whose file cannot be used, is told in the
-    /// log and in the status, and tried again with each [`reload`](Control::reload) and, in time, by
+    /// Tries to start configured groups, side by side. One that does not start is told in the log and in the
+    /// status, and tried again with each [`reload`](Control::reload) and, in time, by
     /// [`start_late_groups`](Self::start_late_groups).
-    ///
-    /// # Errors
-    /// As [`new`](Self::new).
-    pub async fn start(
-        config: impl Into<Loaded>,
-        directory: Option<&Path>,
-    ) -> anyhow::Result<Arc<Agent>> {
-        let loaded: Loaded = config.into();
-        let agent = Agent::new(&loaded, directory)?;
-        agent.start_groups(loaded.config.groups).await;
-        Ok(agent)
-    }
-
-    /// Tries to start groups, side by side.
-    pub async fn start_groups(self: &Arc<Self>, groups: Vec<GroupConfig>) {
-        side_by_side(groups.into_iter().map(|group| {
+    pub async fn start_groups(self: &Arc<Self>, names: Vec<String>) {
+        side_by_side(names.into_iter().map(|name| {
             let agent = self.clone();
             async move {
-                let _change = agent.changes.begin(group.name.as_str()).await;
+                let _change = agent.changes.begin(&name).await;
                 // Told in the log and in the status.
-                let _ = agent.try_start(&group).await;
+                let _ = agent.start_configured(&name).await;
             }
         }))
         .await;
@@ -122,36 +110,44 @@ impl Agent {
     /// Tries to start the groups that could not be when the agent was started, as far as they are
     /// still configured and it is time for it: at a machine's start, disks may appear after it.
     pub async fn start_late_groups(self: &Arc<Self>) {
-        let Some(directory) = &self.directory else { return };
         let due = self.late.due(Instant::now()).into_iter();
         // Somebody else may be at it, or have ended it.
         let due = due.filter_map(|name| Some((self.changes.try_begin(&name)?, name)));
-        let due: Vec<(Change, String)> =
-            due.filter(|(_, name)| self.late.reason(name).is_some()).collect();
-        if due.is_empty() || self.is_ending() {
-            return;
-        }
-        // A node's file that became wrong meanwhile is told by a reload.
-        let Ok(loaded) = AgentConfig::load(directory) else { return };
-        if loaded.missing.is_some() {
-            return;
-        }
-        let mut attempts = Vec::new();
-        for (change, name) in due {
-            if let Some(group) = loaded.config.group(&name) {
-                let (agent, group) = (self.clone(), group.clone());
-                attempts.push(async move {
-                    let _change = change;
-                    // Told in the log and in the status.
-                    let _ = agent.try_start(&group).await;
-                });
-            } else if let Some(fault) = loaded.faults.iter().find(|fault| fault.group == name) {
-                self.put_off_file(&name, fault.error.to_string());
-            } else {
-                self.late.forget(&name);
+        let due = due.filter(|(_, name)| self.late.reason(name).is_some() && !self.is_ending());
+        side_by_side(due.map(|(change, name)| {
+            let agent = self.clone();
+            async move {
+                let _change = change;
+                // Told in the log and in the status.
+                let _ = agent.start_configured(&name).await;
+            }
+        }))
+        .await;
+    }
+
+    /// Tries to start a group whose change has been begun, as its file says now: somebody may have changed or
+    /// removed it since it was seen. None if the group is not to run any more.
+    async fn start_configured(&self, name: &str) -> Option<Result<(), String>> {
+        let loaded = AgentConfig::load(self.directory.as_ref()?).and_then(Loaded::whole);
+        let fault = match &loaded {
+            Ok(loaded) => match loaded.config.group(name) {
+                Some(group) => return Some(self.try_start(group).await),
+                None => {
+                    loaded.faults.iter().find(|fault| fault.group == name).map(Fault::to_string)
+                }
+            },
+            Err(error) => Some(error.to_string()),
+        };
+        match fault {
+            Some(fault) => {
+                self.put_off_file(name, fault.clone());
+                Some(Err(fault))
+            }
+            None => {
+                self.late.forget(name);
+                None
             }
         }
-        side_by_side(attempts).await;
     }
 
     /// Starts a group whose change has been begun, or remembers that it could not be.
@@ -164,8 +160,7 @@ impl Agent {
             }
             Err(error) => {
                 let reason = format!("{error:#}");
-                let no_disk = error.chain().any(|cause| cause.is::<BackingError>());
-                let came = if no_disk { Came::NotFar } else { Came::Far };
+                let came = if error.chain().any(is_of_the_disk) { Came::NotFar } else { Came::Far };
                 if !self.is_ending() {
                     self.late.put_off(name, reason.clone(), came, Instant::now());
                 }
@@ -176,6 +171,20 @@ impl Agent {
 
     fn put_off_file(&self, group: &str, reason: String) {
         self.late.put_off(group, reason, Came::NotFar, Instant::now());
+    }
+
+    /// Why nothing can be asked of a group that does not run.
+    fn absent(&self, group: &str) -> ApiError {
+        if self.is_ending() {
+            return ApiError::unavailable(STOPPING);
+        }
+        if let Some(reason) = self.late.reason(group) {
+            return ApiError::conflict(format!("group '{group}' is not protected: {reason}"));
+        }
+        match self.changes.under_way().iter().any(|changing| changing == group) {
+            true => ApiError::unavailable(format!("group '{group}': {BEING_CHANGED}")),
+            false => unknown(group),
+        }
     }
 
     fn is_ending(&self) -> bool {
@@ -271,9 +280,19 @@ impl Agent {
         true
     }
 
-    /// Has the service manager forget the rings of groups that are not among these.
-    pub fn forget_other_rings(&self, groups: &[GroupId]) {
-        self.rings.forget_others(groups);
+    /// Has the rings forgotten of groups that are neither configured nor running.
+    pub async fn forget_stale_rings(&self) {
+        let loaded =
+            self.directory.as_ref().and_then(|directory| AgentConfig::load(directory).ok());
+        // A group whose file is at fault, or out of sight, may need its ring once that is mended.
+        let Some(loaded) =
+            loaded.filter(|loaded| loaded.faults.is_empty() && loaded.missing.is_none())
+        else {
+            return;
+        };
+        let mut kept: Vec<GroupId> = loaded.config.groups.iter().map(|group| group.id).collect();
+        kept.extend(self.groups.lock().await.values().map(|group| group.config().id));
+        self.rings.forget_others(&kept);
     }
 
     /// How long records of a group took to become final-durable.
@@ -295,6 +314,15 @@ async fn side_by_side<T: Send + 'static>(
     outcomes
 }
 
+/// Whether an attempt has failed at a disk, before it had opened the group's state.
+fn is_of_the_disk(cause: &(dyn Error + 'static)) -> bool {
+    use DiskError::{Damaged, Other, Resized};
+    let judged = cause.downcast_ref::<DiskError>();
+    cause.is::<BackingError>()
+        || judged
+            .is_some_and(|error| matches!(error, Other { .. } | Resized { .. } | Damaged { .. }))
+}
+
 fn unknown(group: &str) -> ApiError {
     ApiError::not_found(format!("no group '{group}' is protected here"))
 }
@@ -313,14 +341,14 @@ impl Control for Agent {
 
     async fn mark(&self, group: &str, name: &str) -> Result<Marked, ApiError> {
         let groups = self.groups.lock().await;
-        let found = groups.get(group).ok_or_else(|| unknown(group))?;
+        let found = groups.get(group).ok_or_else(|| self.absent(group))?;
         let position = found.mark(name).await.map_err(ApiError::conflict)?;
         Ok(Marked { position, durable_seq: found.durable(), wall_ns: wall_ns() })
     }
 
     async fn verify(&self, group: &str, volume: Option<&str>) -> Result<VerifyStarted, ApiError> {
         let groups = self.groups.lock().await;
-        let found = groups.get(group).ok_or_else(|| unknown(group))?;
+        let found = groups.get(group).ok_or_else(|| self.absent(group))?;
         let all = &found.config().volumes;
         let chosen = match volume {
             None => None,
@@ -340,11 +368,9 @@ impl Control for Agent {
             return Err(ApiError::conflict("this agent has no configuration directory"));
         };
         let _reloading = self.reloading.lock().await;
+        let loaded = AgentConfig::load(directory).and_then(Loaded::whole);
         let loaded =
-            AgentConfig::load(directory).map_err(|error| ApiError::conflict(error.to_string()))?;
-        if let Some(error) = loaded.missing {
-            return Err(ApiError::conflict(format!("{error}; nothing was changed")));
-        }
+            loaded.map_err(|error| ApiError::conflict(format!("{error}; nothing was changed")))?;
         if self.is_ending() {
             return Err(ApiError::unavailable(STOPPING));
         }
@@ -384,7 +410,7 @@ impl Control for Agent {
                 let name = group.name.as_str().to_owned();
                 let _change = agent.changes.begin(&name).await;
                 let running = agent.groups.lock().await.contains_key(&name);
-                let started = if running { None } else { Some(agent.try_start(&group).await) };
+                let started = if running { None } else { agent.start_configured(&name).await };
                 (name, started)
             }
         });
@@ -395,6 +421,7 @@ impl Control for Agent {
                 None => {}
             }
         }
+        self.forget_stale_rings().await;
         Ok(reloaded)
     }
 
@@ -406,6 +433,7 @@ impl Control for Agent {
         let Some(reserving) = self.groups.lock().await.get(group).map(Group::reserve) else {
             // Nor is it tried again, before somebody asks for it.
             self.late.forget(group);
+            self.forget_stale_rings().await;
             return Err(unknown(group));
         };
         let conflict = |error: anyhow::Error| ApiError::conflict(format!("{error:#}"));

@@ -82,6 +82,16 @@ pub struct Fault {
     pub error: ConfigError,
 }
 
+impl Loaded {
+    /// The same, if it says something of groups.
+    ///
+    /// # Errors
+    /// What is [missing](Self::missing).
+    pub fn whole(mut self) -> Result<Loaded, ConfigError> {
+        self.missing.take().map_or(Ok(self), Err)
+    }
+}
+
 impl From<AgentConfig> for Loaded {
     /// A configuration in which nothing is wrong.
     fn from(config: AgentConfig) -> Loaded {
@@ -128,6 +138,11 @@ impl AgentConfig {
     /// It cannot be used, or does not go together with the groups that are there.
     pub fn add(&mut self, source: &Source) -> Result<(), ConfigError> {
         self.admit(source.path(), GroupConfig::parse(source)?)
+    }
+
+    /// The groups' names.
+    pub fn names(&self) -> Vec<String> {
+        self.groups.iter().map(|group| group.name.as_str().to_owned()).collect()
     }
 
     /// The group of this name.

@@ -7,7 +7,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use sd_notify::NotifyState;
 use tidemark_control::server::{Socket, serve};
-use tidemark_journal::GroupId;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
@@ -39,7 +38,7 @@ pub fn run(directory: &Path) -> Result<()> {
 /// # Errors
 /// A sentence that says what is in the way.
 pub fn run_passthrough(directory: &Path, group: Option<&str>, tracking_lost: bool) -> Result<()> {
-    let Loaded { config, faults, .. } = AgentConfig::load(directory)?;
+    let Loaded { config, faults, .. } = AgentConfig::load(directory)?.whole()?;
     let wanted = |name: &str| group.is_none_or(|group| group == name);
     for fault in faults.iter().filter(|fault| wanted(&fault.group)) {
         tracing::error!(group = fault.group, error = %fault.error, "the group's file cannot be used");
@@ -141,12 +140,8 @@ async fn work(directory: &Path, loaded: Loaded) -> Result<()> {
 /// disks appear after the agent, such as at the machine's start. Those who mount such a disk wait for its
 /// device, not for the agent. It never ends.
 async fn start_groups(agent: Arc<Agent>, loaded: Loaded) {
-    let groups: Vec<GroupId> = loaded.config.groups.iter().map(|group| group.id).collect();
-    agent.start_groups(loaded.config.groups).await;
-    // A group whose file is at fault, or out of sight, may need its ring once that is mended.
-    if loaded.faults.is_empty() && loaded.missing.is_none() {
-        agent.forget_other_rings(&groups);
-    }
+    agent.start_groups(loaded.config.names()).await;
+    agent.forget_stale_rings().await;
     // Without a service manager there is nobody to tell.
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     let node = &loaded.config.node.node;

@@ -315,7 +315,7 @@ impl Site {
     pub fn start_agent_as(&mut self, node: NodeConfig) -> Result<()> {
         let group = self.group_config()?;
         let agent = self.runtime.block_on(async {
-            let agent = Agent::start(AgentConfig { node, groups: Vec::new() }, None).await?;
+            let agent = Agent::new(&AgentConfig { node, groups: Vec::new() }.into(), None)?;
             agent.start_group(&group).await?;
             anyhow::Ok(agent)
         })?;

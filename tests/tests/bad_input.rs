@@ -138,7 +138,7 @@ fn a_disk_in_use_is_refused_and_its_user_not_disturbed() -> Result<()> {
     node.runtime_dir = site.dir().join("other-run");
     let group = site.group_config()?;
     let second = async {
-        let agent = Agent::start(AgentConfig { node, groups: Vec::new() }, None).await?;
+        let agent = Agent::new(&AgentConfig { node, groups: Vec::new() }.into(), None)?;
         agent.start_group(&group).await
     };
     let Err(error) = site.runtime().block_on(second) else { bail!("two agents have one disk") };

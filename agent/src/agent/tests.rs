@@ -6,7 +6,9 @@ use tidemark_link::pki::Authority;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
-use crate::{group::opening::regions, kernel::blockdev::Backing, state::files::StateFiles};
+use crate::{
+    front::Reserved, group::opening::regions, kernel::blockdev::Backing, state::files::StateFiles,
+};
 
 /// A node's configuration directory, with images, whose target does not answer.
 struct Machine(tempfile::TempDir);
@@ -53,8 +55,14 @@ impl Machine {
 
     async fn start(&self) -> Arc<Agent> {
         let loaded = AgentConfig::load(self.0.path()).unwrap();
-        Agent::start(loaded, Some(self.0.path())).await.unwrap()
+        let agent = Agent::new(&loaded, Some(self.0.path())).unwrap();
+        agent.start_groups(loaded.config.names()).await;
+        agent
     }
+}
+
+fn id_of(group: &str) -> GroupId {
+    GroupId(blake3::hash(group.as_bytes()).as_bytes()[..16].try_into().unwrap())
 }
 
 async fn running(agent: &Agent) -> Vec<String> {
@@ -127,7 +135,7 @@ async fn a_group_whose_front_cannot_be_made_is_started_when_it_can() {
     assert_eq!(unprotected(&agent).await, []);
     assert_eq!(running(&agent).await, ["shop"]);
     agent.stop_within(Duration::from_secs(1)).await;
-    let group = GroupId(blake3::hash(b"shop").as_bytes()[..16].try_into().unwrap());
+    let group = id_of("shop");
     let state = machine.0.path().join("state/shop");
     let (_, found) = StateFiles::open(&state, group, &regions(&[(VolumeId(1), 2048)])).unwrap();
     assert_eq!(found.ancestry.unwrap().terms().len(), 1);
@@ -197,7 +205,7 @@ async fn a_group_that_waits_for_its_disk_holds_up_no_other_and_no_stop() {
     let agent = Agent::new(&loaded, Some(machine.0.path())).unwrap();
     let starting = tokio::spawn({
         let agent = agent.clone();
-        async move { agent.start_groups(loaded.config.groups).await }
+        async move { agent.start_groups(loaded.config.names()).await }
     });
     let began = Instant::now();
     while running(&agent).await.is_empty() {
@@ -236,6 +244,124 @@ async fn a_stop_waits_for_the_changes_that_have_begun() {
     assert_eq!(refused.to_string(), STOPPING);
     assert!(stopping.await.unwrap());
     assert!(running(&agent).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_group_waits_for_the_claim_before_to_end() {
+    let machine = Machine::new();
+    machine.group("shop");
+    machine.image("shop");
+    let held = Backing::claim(&machine.0.path().join("shop.img")).unwrap();
+    let freeing = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        drop(held);
+    });
+    let agent = machine.start().await;
+    freeing.await.unwrap();
+    assert_eq!(running(&agent).await, ["shop"]);
+    agent.stop_within(Duration::from_secs(1)).await;
+}
+
+/// It had read the file, and waited for its turn; and the file had been removed before that came.
+#[tokio::test]
+async fn a_reload_does_not_start_a_group_that_has_been_unprotected_meanwhile() {
+    let machine = Machine::new();
+    machine.group("shop");
+    machine.image("shop");
+    let loaded = AgentConfig::load(machine.0.path()).unwrap();
+    let agent = Agent::new(&loaded, Some(machine.0.path())).unwrap();
+    let change = agent.changes.begin("shop").await;
+    let reloading = tokio::spawn({
+        let agent = agent.clone();
+        async move { agent.reload().await.unwrap() }
+    });
+    while agent.reloading.try_lock().is_ok() {
+        tokio::task::yield_now().await;
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!reloading.is_finished());
+    fs::remove_file(machine.0.path().join("agent.d/shop.toml")).unwrap();
+    drop(change);
+    assert_eq!(reloading.await.unwrap(), Reloaded::default());
+    assert!(running(&agent).await.is_empty());
+}
+
+#[tokio::test]
+async fn what_is_asked_of_a_group_that_does_not_run_is_refused_with_the_reason() {
+    let machine = Machine::new();
+    machine.group("late");
+    let agent = machine.start().await;
+    let refused = agent.mark("late", "m").await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::Conflict);
+    assert!(refused.error.contains("late.img"), "{refused}");
+    let change = agent.changes.begin("shop").await;
+    let refused = agent.verify("shop", None).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::Unavailable);
+    assert!(refused.error.contains(BEING_CHANGED), "{refused}");
+    drop(change);
+    assert_eq!(agent.mark("shop", "m").await.unwrap_err().code, ErrorCode::NotFound);
+    agent.stop().await;
+    assert_eq!(agent.mark("shop", "m").await.unwrap_err().code, ErrorCode::Unavailable);
+}
+
+/// A disk that is not the one is put back in a moment.
+#[tokio::test]
+async fn a_group_with_another_disk_is_tried_again_soon() {
+    let machine = Machine::new();
+    machine.group("shop");
+    machine.image("shop");
+    machine.start().await.stop_within(Duration::from_secs(1)).await;
+    machine.write("shop.img", &"x".repeat(2 << 20));
+    let agent = machine.start().await;
+    for _ in 0..4 {
+        let told = unprotected(&agent).await;
+        assert!(told[0].1.contains("had 1048576 when it was protected"), "{told:?}");
+        try_late(&agent).await;
+    }
+    let soon = Instant::now() + RETRY;
+    assert_eq!(agent.late.due(soon), ["shop"]);
+}
+
+/// It is as large as the ring of a group that runs.
+#[tokio::test]
+async fn the_ring_of_a_group_that_never_ran_goes_with_its_file() {
+    let machine = Machine::new();
+    for group in ["asked", "seen"] {
+        machine.group(group);
+        machine.image(group);
+        let socket = machine.0.path().join(format!("run/nbd/{group}/data.sock"));
+        fs::create_dir_all(socket.join("in-the-way")).unwrap();
+    }
+    let agent = machine.start().await;
+    let kept = |group| !agent.rings.left(id_of(group)).unwrap().is_empty();
+    assert!(running(&agent).await.is_empty() && kept("asked") && kept("seen"));
+    let remove = |file| fs::remove_file(machine.0.path().join("agent.d").join(file)).unwrap();
+    remove("asked.toml");
+    assert_eq!(agent.stop_group("asked").await.unwrap_err().code, ErrorCode::NotFound);
+    assert!(!kept("asked") && kept("seen"));
+    // Whose file is at fault may need its ring once that is mended.
+    remove("seen.toml");
+    machine.write("agent.d/broken.toml", "id = 5");
+    agent.reload().await.unwrap();
+    assert!(kept("seen"));
+    remove("broken.toml");
+    agent.reload().await.unwrap();
+    assert!(!kept("seen"));
+}
+
+#[tokio::test]
+async fn a_volume_without_a_device_is_told() {
+    let machine = Machine::new();
+    machine.group("shop");
+    machine.image("shop");
+    let agent = machine.start().await;
+    let mut groups = agent.groups.lock().await;
+    let shop = groups.get_mut("shop").unwrap();
+    shop.remove_devices(vec![Reserved::default()]).await.unwrap();
+    let problems = shop.status().await.problems;
+    assert!(problems.iter().any(|told| told.contains("volume data has no device")), "{problems:?}");
+    drop(groups);
+    agent.stop_within(Duration::from_secs(1)).await;
 }
 
 #[tokio::test]

@@ -41,7 +41,7 @@ fn agent(node: &Path, group: &Path) -> Result<bool> {
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let socket = Socket::bind(&node.api_socket)?;
     let agent = runtime.block_on(async {
-        let agent = Agent::start(AgentConfig { node, groups: Vec::new() }, None).await?;
+        let agent = Agent::new(&AgentConfig { node, groups: Vec::new() }.into(), None)?;
         agent.start_group(&group).await?;
         anyhow::Ok(agent)
     })?;

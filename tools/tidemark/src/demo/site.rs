@@ -71,7 +71,7 @@ impl Site {
         let node = NodeConfig::parse(&Source::new(&dir.join("agent.toml"), node))?;
         let group = GroupConfig::parse(&Source::new(&dir.join(format!("{GROUP}.toml")), group))?;
         let agent = runtime.block_on(async {
-            let agent = Agent::start(AgentConfig { node, groups: Vec::new() }, None).await?;
+            let agent = Agent::new(&AgentConfig { node, groups: Vec::new() }.into(), None)?;
             agent.start_group(&group).await.context("protect the disk")?;
             anyhow::Ok(agent)
         })?;
