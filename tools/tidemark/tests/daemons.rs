@@ -115,7 +115,9 @@ impl Control for Agent {
     }
 
     async fn stop_group(&self, group: &str) -> Result<(), ApiError> {
-        self.told.lock().unwrap().push(format!("stop {group}"));
+        let configured = self.directory.join(format!("agent.d/{group}.toml")).exists();
+        let still = if configured { ", which may be started again" } else { "" };
+        self.told.lock().unwrap().push(format!("stop {group}{still}"));
         match self.in_use {
             true => Err(ApiError::conflict("data is mounted on /srv")),
             false => Ok(()),
@@ -249,7 +251,19 @@ fn a_group_is_protected_shown_and_unprotected() {
     assert!(file.exists() && machine.told().is_empty());
     machine.good(&["unprotect", "shop"]);
     assert_eq!(machine.told(), ["stop shop"]);
-    assert!(!file.exists() && !machine.path().join("state/shop").exists());
+    assert!(!machine.path().join("state/shop").exists());
+    assert_eq!(fs::read_dir(machine.path().join("agent.d")).unwrap().count(), 0);
+}
+
+#[test]
+fn an_unprotect_that_was_cut_short_is_gone_on_with() {
+    let machine = Machine::new(false);
+    assert!(machine.protect("shop", "--volume=data=@/disk.img").status.success());
+    let directory = machine.path().join("agent.d");
+    fs::rename(directory.join("shop.toml"), directory.join("shop.unprotected")).unwrap();
+    machine.good(&["unprotect", "shop"]);
+    assert_eq!(machine.told(), ["stop shop"]);
+    assert_eq!(fs::read_dir(directory).unwrap().count(), 0);
 }
 
 #[test]
