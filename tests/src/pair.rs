@@ -437,6 +437,28 @@ impl Pair {
         Ok(())
     }
 
+    /// Ends protection. While a volume is mounted that is refused, also if no agent runs, for which its user would
+    /// wait; then its device and name go, and the disk is one like any other.
+    pub fn check_given_up(&self, volume: &str) -> Result<()> {
+        let (source, device, raw) = (&self.source, self.device(volume), self.raw_disk(volume));
+        let real = source.sh(&format!("readlink -f {device}"))?.trim().to_owned();
+        source.sh(&format!("mount {device} /srv/{volume}"))?;
+        for agent in ["start", "stop"] {
+            let ask = format!("systemctl {agent} tidemark-agent; tidemark unprotect {GROUP}");
+            let refused = source.run(&ask)?;
+            let said = refused.error_text();
+            let as_wanted = !refused.success() && said.contains(&format!("on /srv/{volume}"));
+            ensure!(as_wanted, "{ask}: {}{said}", refused.text());
+        }
+        source.sh(&format!("systemctl start tidemark-agent; umount /srv/{volume}"))?;
+        source.sh(&format!("tidemark unprotect {GROUP}; udevadm settle"))?;
+        let bytes = format!("test ! -e {real} || blockdev --getsize64 {real}");
+        let left = source.sh(&format!("ls -A /dev/tidemark/{GROUP} 2>/dev/null; {bytes}"))?;
+        ensure!(["", "0"].contains(&left.trim()), "{real} is left: {left}");
+        source.sh(&format!("mount {raw} /srv/{volume} && umount /srv/{volume}"))?;
+        Ok(())
+    }
+
     /// Proves that the agent has started and protects its group.
     pub fn check_protected(&self) -> Result<()> {
         let seen: Seen = tidemark(&self.source, "status")?;

@@ -30,7 +30,8 @@ fn a_disk_behind_the_kernels_nbd_client_is_captured_exactly_and_replicated() -> 
             let ended = load.wait()?;
             ensure!(ended.success(), "{}{}", ended.text(), ended.error_text());
             pair.source.sh("umount /srv/data")?;
-            pair.compare_latest("data")
+            pair.compare_latest("data")?;
+            pair.check_given_up("data")
         })
     })
 }

@@ -19,7 +19,8 @@ fn a_disk_behind_ublk_is_captured_exactly_and_replicated() -> Result<()> {
             pair.check_exactness("raw", 6_000, 90)?;
             a_filesystem_lives_on_it(pair)?;
             pair.compare_latest("raw")?;
-            pair.compare_latest("data")
+            pair.compare_latest("data")?;
+            pair.check_given_up("data")
         })
     })
 }
