@@ -222,6 +222,13 @@ impl Target for Real {
     }
 
     fn scrub(&mut self) -> bool {
-        !self.damaged || self.target().scrub(GROUP).expect("a disk that can be read")
+        if !self.damaged {
+            return true;
+        }
+        match self.target().scrub(GROUP) {
+            // The power that was to go has gone only now.
+            Err(_) if self.disk.is_off() => false,
+            scrubbed => scrubbed.expect("a disk that can be read"),
+        }
     }
 }
