@@ -333,16 +333,12 @@ impl Catalogue {
     /// When the catalogue cannot be read.
     pub fn branches(&self, group: &str) -> anyhow::Result<BTreeMap<String, BranchRow>> {
         let table = self.begin_read()?.open_table(BRANCHES)?;
-        let mut branches = BTreeMap::new();
-        for row in table.range((group, "")..)? {
-            let (key, value) = row?;
-            let (of, name) = key.value();
-            if of != group {
-                break;
-            }
-            branches.insert(name.to_owned(), branch_at(group, name).open(value.value())?);
-        }
-        Ok(branches)
+        let rows = branches_of(&table, group)?.into_iter();
+        let opened = rows.map(|(name, row)| {
+            let row = branch_at(group, &name).open(&row)?;
+            Ok((name, row))
+        });
+        opened.collect()
     }
 
     /// Keeps what has changed of a branch.
@@ -375,11 +371,7 @@ impl Catalogue {
     /// # Errors
     /// When the catalogue cannot be written.
     pub fn drop_branch(&self, group: &str, name: &str) -> anyhow::Result<()> {
-        let log = format!("{group}/{name}");
-        self.write(|tx| {
-            tx.open_table(BRANCHES)?.remove((group, name))?;
-            forget_log(tx, &log)
-        })
+        self.write(|tx| forget_branch(tx, group, name))
     }
 
     /// Forgets a group, its segments and its branches.
@@ -389,17 +381,9 @@ impl Catalogue {
     pub fn forget(&self, group: &str) -> anyhow::Result<()> {
         self.write(|tx| {
             // By their names alone: a row that cannot be read is forgotten like the others.
-            let mut branches = tx.open_table(BRANCHES)?;
-            let mut names = Vec::new();
-            for row in branches.range((group, "")..)? {
-                match row?.0.value() {
-                    (of, name) if of == group => names.push(name.to_owned()),
-                    _ => break,
-                }
-            }
-            for name in &names {
-                branches.remove((group, name.as_str()))?;
-                forget_log(tx, &format!("{group}/{name}"))?;
+            let branches = branches_of(&tx.open_table(BRANCHES)?, group)?;
+            for (name, _) in &branches {
+                forget_branch(tx, group, name)?;
             }
             tx.open_table(GROUPS)?.remove(group)?;
             tx.open_table(HISTORIES)?.remove(group)?;
@@ -514,6 +498,28 @@ impl Catalogue {
         // After a failure it is opened again, which may make one copy anew.
         self.reserve.with_room(|| self.pair.begin_read())
     }
+}
+
+/// The names of a group's branches, with their rows as they are kept.
+fn branches_of(
+    table: &impl ReadableTable<(&'static str, &'static str), &'static [u8]>,
+    group: &str,
+) -> Result<Vec<(String, Vec<u8>)>, redb::Error> {
+    let mut branches = Vec::new();
+    for row in table.range((group, "")..)? {
+        let (key, value) = row?;
+        let (of, name) = key.value();
+        if of != group {
+            break;
+        }
+        branches.push((name.to_owned(), value.value().to_vec()));
+    }
+    Ok(branches)
+}
+
+fn forget_branch(tx: &WriteTransaction, group: &str, name: &str) -> Result<(), redb::Error> {
+    tx.open_table(BRANCHES)?.remove((group, name))?;
+    forget_log(tx, &format!("{group}/{name}"))
 }
 
 /// Forgets what is known of a log (`GROUP` or `GROUP/BRANCH`).

@@ -7,7 +7,7 @@ use tidemark_journal::SECTOR_BYTES;
 use super::{ANSWER_MAX, NoContent, SimTarget};
 use crate::{
     branch::{
-        Change, WriteError,
+        Branch, Change, WriteError,
         registry::{self, BranchError, Branches, NewBranch},
     },
     points::Refusal,
@@ -54,12 +54,7 @@ impl SimTarget {
         change: Change,
         durable: bool,
     ) -> Result<(), WriteError> {
-        let closed = || WriteError::Closed("there is no such branch".to_owned());
-        let branch = self.branches.get(group, name).ok_or_else(closed)?;
-        let written =
-            async { tokio::time::timeout(WRITE_MAX, branch.change(change, durable)).await };
-        let written = self.local.block_on(&self.runtime, written);
-        written.map_err(|_| WriteError::Full("no answer in time".to_owned()))?
+        self.ask_branch(group, name, async |branch| branch.change(change, durable).await)
     }
 
     /// Flushes a branch, as a client of it would.
@@ -67,11 +62,20 @@ impl SimTarget {
     /// # Errors
     /// [`WriteError`]; also when it is not there, or is not answered in time.
     pub fn flush_branch(&self, group: &str, name: &str) -> Result<(), WriteError> {
+        self.ask_branch(group, name, async |branch| branch.sync().await)
+    }
+
+    fn ask_branch(
+        &self,
+        group: &str,
+        name: &str,
+        ask: impl AsyncFnOnce(&Branch) -> Result<(), WriteError>,
+    ) -> Result<(), WriteError> {
         let closed = || WriteError::Closed("there is no such branch".to_owned());
         let branch = self.branches.get(group, name).ok_or_else(closed)?;
-        let synced = async { tokio::time::timeout(WRITE_MAX, branch.sync()).await };
-        let synced = self.local.block_on(&self.runtime, synced);
-        synced.map_err(|_| WriteError::Full("no answer in time".to_owned()))?
+        let answer = async { tokio::time::timeout(WRITE_MAX, ask(&branch)).await };
+        let answer = self.local.block_on(&self.runtime, answer);
+        answer.map_err(|_| WriteError::Full("no answer in time".to_owned()))?
     }
 
     /// The names of the branches that can be used.
