@@ -8,19 +8,22 @@
 //! The device's index is kept in the file STATE, and the next run takes the device over: kill it
 //! with SIGKILL under load and start it again.
 
+mod common;
+
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use tidemark_agent::kernel::blockdev::{Backing, BackingError, ZeroMode};
+use tidemark_agent::kernel::blockdev::{Backing, ZeroMode};
 use tidemark_agent::kernel::memfd::Region;
 use tidemark_agent::kernel::nbd_netlink::{DeviceSettings, NbdControl};
 use tidemark_agent::kernel::uring::{Buf, Ring, Token};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+use common::{PATIENCE, claim};
+
 const REQUEST_MAX_BYTES: u32 = 32 << 20;
 
 // The transmission phase of the NBD protocol.
@@ -82,19 +85,6 @@ fn main() -> Result<()> {
         server.join().map_err(|_| anyhow::anyhow!("a connection panicked"))??;
     }
     Ok(())
-}
-
-/// A process that died may still have its last writes under way.
-fn claim(path: &Path) -> Result<Backing> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        match Backing::claim(path) {
-            Err(BackingError::InUse { .. }) if Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            claimed => return Ok(claimed?),
-        }
-    }
 }
 
 struct Connection {

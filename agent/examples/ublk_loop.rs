@@ -13,13 +13,14 @@
 //! number is kept in FILE, and the next run takes the device over: kill it with SIGKILL under load
 //! and start it again.
 
+mod common;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use tidemark_agent::kernel::blockdev::{Backing, BackingError, ZeroMode, inspect};
+use tidemark_agent::kernel::blockdev::{Backing, ZeroMode, inspect};
 use tidemark_agent::kernel::memfd::Region;
 use tidemark_agent::kernel::ublk::abi::RES_ABORT;
 use tidemark_agent::kernel::ublk::{
@@ -28,10 +29,11 @@ use tidemark_agent::kernel::ublk::{
 use tidemark_agent::kernel::udev::{Names, hide_rule};
 use tidemark_agent::kernel::uring::{Buf, Completion, FileId, RegionId, Ring, Token};
 
+use common::{PATIENCE, claim};
+
 const DEPTH: u16 = 128;
 const MAX_IO_BYTES: u32 = 1 << 20;
 const SLOTS_BYTES: u64 = 64 << 20;
-const PATIENCE: Duration = Duration::from_secs(30);
 
 struct Options {
     backing: PathBuf,
@@ -103,19 +105,6 @@ fn main() -> Result<()> {
         );
     }
     server.join().map_err(|_| anyhow::anyhow!("the server panicked"))?
-}
-
-/// A process that died may still have its last writes under way.
-fn claim(path: &Path) -> Result<Backing> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        match Backing::claim(path) {
-            Err(BackingError::InUse { .. }) if Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            claimed => return Ok(claimed?),
-        }
-    }
 }
 
 fn parse(arguments: &[String]) -> Result<Options> {
