@@ -66,6 +66,8 @@ pub struct Plan {
     pub target_group_lines: String,
     /// More tables for the target's file.
     pub target_tables: String,
+    /// Whether the link goes through [`Site::network`], which costs time.
+    pub through_network: bool,
 }
 
 impl Plan {
@@ -80,6 +82,7 @@ impl Plan {
             spool_bytes_max: None,
             target_group_lines: String::new(),
             target_tables: String::new(),
+            through_network: true,
         }
     }
 }
@@ -294,7 +297,7 @@ impl Site {
             self.plan.ring_bytes,
             if self.plan.compression == "off" { "\"off\"" } else { self.plan.compression },
             self.plan.group_lines,
-            self.proxy.address(),
+            if self.plan.through_network { self.proxy.address() } else { self.link },
         );
         for index in 0..self.plan.sizes_bytes.len() {
             let backing = self.image(index);

@@ -1,9 +1,11 @@
-//! The project's tasks: `cargo xtask setup`, `cargo xtask test [STAGE...]` and `cargo xtask fuzz [TARGET...]`.
+//! The project's tasks: `cargo xtask setup`, `cargo xtask test [STAGE...]`, `cargo xtask simulate`,
+//! `cargo xtask fuzz [TARGET...]` and `cargo xtask bench [NAME...]`.
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod deny;
 mod fuzz;
 mod process;
@@ -32,6 +34,8 @@ enum Task {
     },
     /// Play the agent and the target together on simulated disks, network and clocks.
     Simulate(simulate::Options),
+    /// Measure side by side with what people use today.
+    Bench(bench::Options),
     /// Build the fuzz targets with a sanitizer and run them; all if none is named.
     Fuzz {
         /// How long each target runs.
@@ -49,6 +53,7 @@ fn main() -> ExitCode {
         Task::Simulate(options) => {
             test::workspace_root().and_then(|root| simulate::run(&root, &options))
         }
+        Task::Bench(options) => bench::run(&options),
         Task::Fuzz { seconds, targets } => test::fuzz(seconds, &targets),
     };
     result.unwrap_or_else(|error| {

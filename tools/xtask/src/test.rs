@@ -171,7 +171,7 @@ fn cargo(root: &Path, arguments: &[&str]) -> Result<Count> {
 }
 
 /// Tests start programs of other packages by path, which building the tests alone would not make.
-fn build_programs(root: &Path) -> Result<Count> {
+pub fn build_programs(root: &Path) -> Result<Count> {
     cargo(root, &["build", "--release", "--workspace", "--bins", "--examples"])
 }
 

@@ -1,0 +1,185 @@
+//! Figures of several things that were measured in turn, round by round, and what they say.
+//!
+//! A machine that is shared and emulated gives no figure twice. So what counts is the ratio of two things within one
+//! round; and of the ratios the median, with the interval that holds the true one with 95 % confidence.
+
+use std::fmt;
+
+use serde::Serialize;
+
+/// What is asked of the ratio of two of the things.
+#[derive(Clone, Debug, Serialize)]
+pub struct Bar {
+    /// The number of the one, among [`Comparison::names`].
+    pub of: usize,
+    /// The number of what it is divided by.
+    pub to: usize,
+    /// The least ratio; none if it is only printed.
+    pub at_least: Option<f64>,
+}
+
+/// One comparison: figures of which more is better.
+#[derive(Clone, Debug, Serialize)]
+pub struct Comparison {
+    /// What was measured.
+    pub what: String,
+    /// The figures' unit.
+    pub unit: &'static str,
+    /// The things.
+    pub names: Vec<String>,
+    /// Of each round the figure of each thing.
+    pub rounds: Vec<Vec<f64>>,
+    /// What is asked.
+    pub bars: Vec<Bar>,
+}
+
+/// A median, and the order statistics around it that hold the true one with 95 % confidence: with fewer than six
+/// values there are none, and all there is is given.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Interval {
+    /// The lower end.
+    pub low: f64,
+    /// The median.
+    pub median: f64,
+    /// The upper end.
+    pub high: f64,
+}
+
+impl Interval {
+    /// Of these values.
+    ///
+    /// # Panics
+    /// When there are none.
+    pub fn of(values: &[f64]) -> Interval {
+        assert!(!values.is_empty(), "a median of nothing");
+        let mut sorted = values.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let count = sorted.len();
+        let middle = (sorted[(count - 1) / 2] + sorted[count / 2]) / 2.0;
+        // The number of values below the true median is binomial: each is, or is not, with even odds.
+        let (mut chance, mut term) = (0.0, 0.5f64.powi(i32::try_from(count).unwrap_or(i32::MAX)));
+        let mut outside = 0;
+        for below in 0..count / 2 {
+            chance += term;
+            if chance > 0.025 {
+                break;
+            }
+            outside = below + 1;
+            term *= (count - below) as f64 / (below + 1) as f64;
+        }
+        let at = outside.saturating_sub(1);
+        Interval { low: sorted[at], median: middle, high: sorted[count - 1 - at] }
+    }
+}
+
+impl Comparison {
+    /// The figures of one of the things.
+    pub fn figures(&self, of: usize) -> Interval {
+        Interval::of(&self.rounds.iter().map(|round| round[of]).collect::<Vec<_>>())
+    }
+
+    /// The ratio that a bar asks about.
+    pub fn ratio(&self, bar: &Bar) -> Interval {
+        let ratios = self.rounds.iter().map(|round| round[bar.of] / round[bar.to]);
+        Interval::of(&ratios.collect::<Vec<_>>())
+    }
+
+    /// Whether a bar holds: its interval reaches it. None if nothing is asked.
+    pub fn holds(&self, bar: &Bar) -> Option<bool> {
+        bar.at_least.map(|least| self.ratio(bar).high >= least)
+    }
+}
+
+impl fmt::Display for Comparison {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(out, "{} ({} rounds)", self.what, self.rounds.len())?;
+        for (number, name) in self.names.iter().enumerate() {
+            let Interval { low, median, high } = self.figures(number);
+            writeln!(out, "  {name:<34} {median:>12.1} {}   [{low:.1} to {high:.1}]", self.unit)?;
+        }
+        for bar in &self.bars {
+            let Interval { low, median, high } = self.ratio(bar);
+            let verdict = match (bar.at_least, self.holds(bar)) {
+                (Some(least), Some(true)) => format!("bar {least:.2}: holds"),
+                (Some(least), _) => format!("bar {least:.2}: DOES NOT HOLD"),
+                (None, _) => "no bar".to_owned(),
+            };
+            writeln!(
+                out,
+                "  {} / {}: {median:.2} [{low:.2} to {high:.2}]   {verdict}",
+                self.names[bar.of], self.names[bar.to]
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// Measures things in turn, so many rounds, each round beginning with another of them: what drifts does not favour
+/// one. `measure` is given the number of the thing.
+///
+/// # Errors
+/// The first that `measure` gives.
+pub fn in_turn(
+    things: usize,
+    rounds: usize,
+    mut measure: impl FnMut(usize) -> anyhow::Result<f64>,
+) -> anyhow::Result<Vec<Vec<f64>>> {
+    let mut all = Vec::with_capacity(rounds);
+    for round in 0..rounds {
+        let mut figures = vec![0.0; things];
+        for turn in 0..things {
+            let thing = (round + turn) % things;
+            figures[thing] = measure(thing)?;
+            anyhow::ensure!(figures[thing] > 0.0, "nothing was done in a measurement");
+        }
+        eprintln!("round {} of {rounds}: {figures:.1?}", round + 1);
+        all.push(figures);
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The ranks of tables of the sign test: of 11 values the second from either end, of 6 the outermost; of 5 none
+    /// would do.
+    #[test]
+    fn the_interval_has_the_ranks_of_the_sign_test() {
+        let of = |count: u32| {
+            let values: Vec<f64> = (1..=count).rev().map(f64::from).collect();
+            let Interval { low, median, high } = Interval::of(&values);
+            (low, median, high)
+        };
+        assert_eq!(of(11), (2.0, 6.0, 10.0));
+        assert_eq!(of(6), (1.0, 3.5, 6.0));
+        assert_eq!(of(20), (6.0, 10.5, 15.0));
+        assert_eq!(of(1), (1.0, 1.0, 1.0));
+    }
+
+    #[test]
+    fn a_bar_is_about_ratios_within_a_round() {
+        let rounds = vec![vec![10.0, 20.0], vec![1.0, 2.0], vec![100.0, 200.0]];
+        let names = vec!["one".to_owned(), "other".to_owned()];
+        let bar = |at_least| Bar { of: 0, to: 1, at_least };
+        let bars = vec![bar(Some(0.5)), bar(Some(0.51)), bar(None)];
+        let comparison = Comparison { what: "x".into(), unit: "1/s", names, rounds, bars };
+        let verdicts: Vec<_> = comparison.bars.iter().map(|bar| comparison.holds(bar)).collect();
+        assert_eq!(verdicts, [Some(true), Some(false), None]);
+        assert_eq!(comparison.figures(1).median, 20.0);
+        let text = comparison.to_string();
+        assert!(text.contains("bar 0.50: holds") && text.contains("bar 0.51: DOES NOT"), "{text}");
+    }
+
+    #[test]
+    fn each_round_begins_with_another_thing() {
+        let mut order = Vec::new();
+        let rounds = in_turn(3, 4, |thing| {
+            order.push(thing);
+            Ok(thing as f64 + 1.0)
+        });
+        assert_eq!(rounds.expect("no error"), vec![vec![1.0, 2.0, 3.0]; 4]);
+        assert_eq!(order, [0, 1, 2, 1, 2, 0, 2, 0, 1, 0, 1, 2]);
+        assert!(in_turn(1, 1, |_| Ok(0.0)).is_err(), "nothing was done");
+    }
+}

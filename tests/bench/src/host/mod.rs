@@ -1,0 +1,4 @@
+//! On this machine, everything native: sockets, files, TLS.
+
+mod peers;
+pub mod writes;

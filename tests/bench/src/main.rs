@@ -1,0 +1,69 @@
+//! What Tidemark costs, measured side by side with what people use today: `cargo xtask bench` calls this, after it has
+//! set up what is measured against.
+//!
+//! Each measurement prints a table and, if asked, writes the same as JSON. Nothing here fails for being slow; a bar that
+//! does not hold is said so in the table.
+
+mod figures;
+mod guest;
+mod host;
+
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context, Result};
+use clap::{Parser, ValueEnum};
+
+use figures::Comparison;
+
+/// What can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Name {
+    /// Writes through the agent's NBD socket with live replication, against nbdkit and qemu-nbd.
+    HostWrites,
+    /// A protected ublk device in a guest, with live replication to a second, against rublk's loop.
+    GuestSpeed,
+}
+
+/// Measures side by side.
+#[derive(Parser)]
+struct Arguments {
+    /// What to measure; everything if nothing is named.
+    names: Vec<Name>,
+    /// Rounds of each.
+    #[arg(long, default_value_t = 11)]
+    rounds: usize,
+    /// Smaller loads, to see that it works.
+    #[arg(long)]
+    short: bool,
+    /// A directory for NAME.json.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let names = match &arguments.names[..] {
+        [] => Name::value_variants(),
+        names => names,
+    };
+    for name in names {
+        let text = name.to_possible_value().context("every name has one")?.get_name().to_owned();
+        println!("=== {text}");
+        let Arguments { rounds, short, .. } = arguments;
+        let comparisons: Vec<Comparison> = match name {
+            Name::HostWrites => vec![host::writes::measure(rounds, short)?],
+            Name::GuestSpeed => guest::speed::measure(rounds, short)?,
+        };
+        for comparison in &comparisons {
+            println!("{comparison}");
+        }
+        if let Some(directory) = &arguments.json {
+            fs::create_dir_all(directory)
+                .with_context(|| format!("cannot make {}", directory.display()))?;
+            let path = directory.join(format!("{text}.json"));
+            fs::write(&path, serde_json::to_vec_pretty(&comparisons)?)
+                .with_context(|| format!("cannot write {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
