@@ -20,6 +20,8 @@ use figures::Comparison;
 enum Name {
     /// Writes through the agent's NBD socket with live replication, against nbdkit and qemu-nbd.
     HostWrites,
+    /// What a target takes in durably, against the same stream thrown away.
+    HostIngest,
     /// A protected ublk device in a guest, with live replication to a second, against rublk's loop.
     GuestSpeed,
 }
@@ -52,6 +54,7 @@ fn main() -> Result<()> {
         let Arguments { rounds, short, .. } = arguments;
         let comparisons: Vec<Comparison> = match name {
             Name::HostWrites => vec![host::writes::measure(rounds, short)?],
+            Name::HostIngest => vec![host::ingest::measure(rounds, short)?],
             Name::GuestSpeed => guest::speed::measure(rounds, short)?,
         };
         for comparison in &comparisons {

@@ -10,7 +10,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use bytes::Bytes;
 use tidemark_nbd::client::{Client, Options};
 use tidemark_tests::{
@@ -19,7 +19,7 @@ use tidemark_tests::{
 };
 use tokio::runtime::Runtime;
 
-use super::peers::Server;
+use super::{node, peers::Server};
 use crate::figures::{Bar, Comparison, in_turn};
 
 const BLOCK_BYTES: u64 = 4096;
@@ -80,12 +80,6 @@ pub fn measure(rounds: usize, short: bool) -> Result<Comparison> {
             Bar { of: 0, to: 2, at_least: Some(2.0) },
         ],
     })
-}
-
-/// The program of a side in a process of its own, which lies beside this one.
-fn node() -> Result<String> {
-    let path = std::env::current_exe()?.with_file_name("node");
-    path.to_str().map(str::to_owned).context("a path that is no text")
 }
 
 /// Gives a file all its blocks, as a disk has them.
