@@ -40,6 +40,7 @@ struct State {
     accepted: u64,
     remembered_from: u64,
     forwarded_bytes: u64,
+    returned_bytes: u64,
     ended: bool,
 }
 
@@ -123,6 +124,12 @@ impl Proxy {
     /// Bytes that the source has sent through it.
     pub fn forwarded_bytes(&self) -> u64 {
         self.shared.lock().forwarded_bytes
+    }
+
+    /// Bytes that went through it in both directions.
+    pub fn passed_bytes(&self) -> u64 {
+        let state = self.shared.lock();
+        state.forwarded_bytes + state.returned_bytes
     }
 }
 
@@ -221,6 +228,8 @@ fn copy(
                 }
                 state.corrupt_after = left.checked_sub(pass as u64).filter(|_| at.is_none());
             }
+        } else {
+            state.returned_bytes += pass as u64;
         }
         let rate = state.bytes_per_s;
         drop(state);

@@ -3,6 +3,7 @@
 //! What the guests do with services, this does with the same libraries, so that a test can stop, start and
 //! look at either side at will.
 
+mod config;
 mod manager;
 mod process;
 
@@ -20,12 +21,9 @@ use tidemark_agent::{
     Agent,
     agent::STOP_PATIENCE,
     api::Control,
-    config::{AgentConfig, GroupConfig, NodeConfig},
+    config::{AgentConfig, NodeConfig},
 };
-use tidemark_control::{
-    agent::{AgentClient, GroupStatus},
-    config::Source,
-};
+use tidemark_control::agent::{AgentClient, GroupStatus};
 use tidemark_journal::GroupId;
 use tidemark_link::pki::{Authority, NodeName};
 use tidemark_nbd::client::{Client, Options};
@@ -52,7 +50,9 @@ pub const TARGET: &str = "target";
 pub struct Plan {
     /// The volumes' sizes in bytes; their names are `v0`, `v1` and so on.
     pub sizes_bytes: Vec<u64>,
-    /// The agent's ring in bytes.
+    /// How many groups there are, each with such volumes of its own; the first is [`GROUP`].
+    pub groups: usize,
+    /// Each group's ring in bytes.
     pub ring_bytes: u64,
     /// `off`, or a zstd level.
     pub compression: &'static str,
@@ -75,6 +75,7 @@ impl Plan {
     pub fn new(sizes_bytes: &[u64]) -> Plan {
         Plan {
             sizes_bytes: sizes_bytes.to_vec(),
+            groups: 1,
             ring_bytes: 64 << 20,
             compression: "1",
             target_group: GROUP,
@@ -92,7 +93,7 @@ pub struct Site {
     runtime: Runtime,
     dir: TempDir,
     plan: Plan,
-    id: GroupId,
+    ids: Vec<GroupId>,
     target: Option<Side<Target>>,
     agent: Option<Side<Arc<Agent>>>,
     link: SocketAddr,
@@ -119,15 +120,19 @@ impl Site {
             std::fs::write(dir.path().join(format!("{node}.pem")), &issued.certificate_pem)?;
             std::fs::write(dir.path().join(format!("{node}.key")), &issued.key_pem)?;
         }
-        for (index, size) in plan.sizes_bytes.iter().enumerate() {
-            File::create(dir.path().join(format!("v{index}.img")))?.set_len(*size)?;
+        let mut ids = Vec::new();
+        for group in 0..plan.groups {
+            ids.push(GroupId::random()?);
+            for (index, size) in plan.sizes_bytes.iter().enumerate() {
+                let image = dir.path().join(config::image_name(group, index));
+                File::create(image)?.set_len(*size)?;
+            }
         }
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let link = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let proxy = Proxy::start(link)?;
-        let id = GroupId::random()?;
-        Ok(Site { runtime, dir, plan, id, target: None, agent: None, link, proxy, manager: None })
+        Ok(Site { runtime, dir, plan, ids, target: None, agent: None, link, proxy, manager: None })
     }
 
     /// A site on which both sides run.
@@ -148,14 +153,24 @@ impl Site {
         &self.runtime
     }
 
-    /// The image of a volume.
+    /// The image of a volume of the first group.
     pub fn image(&self, volume: usize) -> PathBuf {
-        self.dir().join(format!("v{volume}.img"))
+        self.image_of(0, volume)
+    }
+
+    /// The image of a volume.
+    pub fn image_of(&self, group: usize, volume: usize) -> PathBuf {
+        self.dir().join(config::image_name(group, volume))
+    }
+
+    /// Where the application finds a volume of the first group.
+    pub fn front(&self, volume: usize) -> PathBuf {
+        self.front_of(0, volume)
     }
 
     /// Where the application finds a volume.
-    pub fn front(&self, volume: usize) -> PathBuf {
-        self.dir().join(format!("run/nbd/{GROUP}/v{volume}.sock"))
+    pub fn front_of(&self, group: usize, volume: usize) -> PathBuf {
+        self.dir().join(format!("run/nbd/{}/v{volume}.sock", config::group_name(group)))
     }
 
     /// Where the target's exports are found.
@@ -166,23 +181,6 @@ impl Site {
     /// The directory of the segments of the target's log.
     pub fn log_dir(&self) -> PathBuf {
         self.dir().join(format!("target/groups/{GROUP}/log"))
-    }
-
-    /// The target's configuration.
-    pub fn target_config(&self) -> String {
-        let dir = self.dir().display();
-        format!(
-            "data_dir = \"{dir}/target\"\n\
-             [link]\nlisten = \"{}\"\nca = \"{dir}/ca.pem\"\ncertificate = \"{dir}/{TARGET}.pem\"\n\
-             key = \"{dir}/{TARGET}.key\"\n\
-             [nbd]\nunix = \"{dir}/exports.sock\"\nlisten = \"127.0.0.1:0\"\n\
-             [api]\nsocket = \"{dir}/target.sock\"\n{}\n\
-             [[group]]\nname = \"{}\"\nnode = \"{SOURCE}\"\n{}\n",
-            self.link,
-            self.plan.target_tables,
-            self.plan.target_group,
-            self.plan.target_group_lines
-        )
     }
 
     /// What the site is to look like; what is changed counts from the next start of a side.
@@ -211,7 +209,7 @@ impl Site {
     pub fn spawn_target(&mut self, program: &str) -> Result<()> {
         let path = self.dir().join("target.toml");
         std::fs::write(&path, self.target_config())?;
-        self.target = Some(Side::Elsewhere(Process::start(program, &[&path], "target")?));
+        self.target = Some(Side::Elsewhere(Process::start(program, &[path], "target")?));
         Ok(())
     }
 
@@ -243,9 +241,9 @@ impl Site {
         }
     }
 
-    /// The group's id.
+    /// The first group's id.
     pub fn group_id(&self) -> GroupId {
-        self.id
+        self.ids[0]
     }
 
     /// The process ids of the agent and of the target, where they run in processes of their own.
@@ -254,100 +252,41 @@ impl Site {
         (agent, self.target.as_ref().and_then(Side::process_id))
     }
 
-    /// The agent's configuration of its node, as another node's where `node` says so.
-    pub fn node_config(&self, node: &str) -> Result<NodeConfig> {
-        let source = Source::new(&self.dir().join("agent.toml"), self.node_text(node));
-        Ok(NodeConfig::parse(&source)?)
-    }
-
-    fn node_text(&self, node: &str) -> String {
-        let dir = self.dir().display();
-        format!(
-            "node = \"{node}\"\nstate_dir = \"{dir}/state\"\nruntime_dir = \"{dir}/run\"\n\
-             api_socket = \"{dir}/agent.sock\"\n\
-             [tls]\nca = \"{dir}/ca.pem\"\ncertificate = \"{dir}/{node}.pem\"\nkey = \"{dir}/{node}.key\"\n{}",
-            self.spool_text()
-        )
-    }
-
-    fn spool_text(&self) -> String {
-        let Some(bytes_max) = self.plan.spool_bytes_max else { return String::new() };
-        format!(
-            "[spool]\ndirectory = \"{}\"\nbytes_max = {bytes_max}\n",
-            self.spool_dir().display()
-        )
-    }
-
-    /// The directory of the agent's spools.
-    pub fn spool_dir(&self) -> PathBuf {
-        self.dir().join("spool")
-    }
-
-    /// The group's configuration at the source.
-    pub fn group_config(&self) -> Result<GroupConfig> {
-        let path = self.dir().join(format!("{GROUP}.toml"));
-        Ok(GroupConfig::parse(&Source::new(&path, self.group_text()))?)
-    }
-
-    fn group_text(&self) -> String {
-        let mut text = format!(
-            "id = \"{}\"\nring_bytes = {}\ncompression = {}\nfront = \"nbd-socket\"\n{}\n\
-             [target]\naddress = \"{}\"\nname = \"{TARGET}\"\n",
-            self.id,
-            self.plan.ring_bytes,
-            if self.plan.compression == "off" { "\"off\"" } else { self.plan.compression },
-            self.plan.group_lines,
-            if self.plan.through_network { self.proxy.address() } else { self.link },
-        );
-        for index in 0..self.plan.sizes_bytes.len() {
-            let backing = self.image(index);
-            text += &format!(
-                "[[volume]]\nid = {index}\nname = \"v{index}\"\nbacking = \"{}\"\n",
-                backing.display()
-            );
-        }
-        text
-    }
-
-    /// Starts the agent with its group, in this process.
+    /// Starts the agent with its groups, in this process.
     pub fn start_agent(&mut self) -> Result<()> {
         self.start_agent_as(self.node_config(SOURCE)?)
     }
 
-    /// Starts the agent with its group, in this process, on a node of this configuration.
+    /// Starts the agent with its groups, in this process, on a node of this configuration.
     pub fn start_agent_as(&mut self, node: NodeConfig) -> Result<()> {
-        let group = self.group_config()?;
+        let groups = self.group_configs()?;
         let agent = self.runtime.block_on(async {
             let agent = Agent::new(&AgentConfig { node, groups: Vec::new() }.into(), None)?;
-            agent.start_group(&group).await?;
+            for group in &groups {
+                agent.start_group(group).await?;
+            }
             anyhow::Ok(agent)
         })?;
         self.agent = Some(Side::Here(agent));
         Ok(())
     }
 
-    /// Starts the agent with its group in a process of its own: `program` is that of `bin/node.rs`.
+    /// Starts the agent with its groups in a process of its own: `program` is that of `bin/node.rs`.
     pub fn spawn_agent(&mut self, program: &str) -> Result<()> {
-        let (node, group) =
-            (self.dir().join("agent.toml"), self.dir().join(format!("{GROUP}.toml")));
-        std::fs::write(&node, self.node_text(SOURCE))?;
-        std::fs::write(&group, self.group_text())?;
+        let files = self.write_agent_files()?;
         let command = match &mut self.manager {
             Some(manager) => manager.command(program)?,
             None => std::process::Command::new(program),
         };
-        let process = Process::start_by(command, &[&node, &group], "agent")?;
+        let process = Process::start_by(command, &files, "agent")?;
         self.agent = Some(Side::Elsewhere(process));
         Ok(())
     }
 
-    /// Serves the group's devices without capture, in a process of its own in the agent's place.
+    /// Serves the first group's devices without capture, in a process of its own in the agent's place.
     pub fn spawn_passthrough(&mut self, program: &str) -> Result<()> {
-        let (node, group) =
-            (self.dir().join("agent.toml"), self.dir().join(format!("{GROUP}.toml")));
-        std::fs::write(&node, self.node_text(SOURCE))?;
-        std::fs::write(&group, self.group_text())?;
-        let process = Process::start(program, &[&node, &group], "passthrough")?;
+        let files = self.write_agent_files()?;
+        let process = Process::start(program, &files[..2], "passthrough")?;
         self.agent = Some(Side::Elsewhere(process));
         Ok(())
     }
@@ -388,28 +327,35 @@ impl Site {
         }
     }
 
-    fn agent_client(&self) -> AgentClient {
+    /// For what the agent, in a process of its own, can be asked.
+    pub fn agent_client(&self) -> AgentClient {
         AgentClient::new(&self.dir().join("agent.sock"))
     }
 
-    /// The group's status at the source.
+    /// The first group's status at the source.
     pub fn status(&self) -> Result<GroupStatus> {
+        self.statuses()?.into_iter().next().context("the agent has no group")
+    }
+
+    /// The status of every group at the source.
+    pub fn statuses(&self) -> Result<Vec<GroupStatus>> {
         let status = match &self.agent {
             Some(Side::Here(agent)) => self.runtime.block_on(agent.status()),
             Some(Side::Elsewhere(_)) => self.runtime.block_on(self.agent_client().status())?,
             None => bail!("the agent does not run"),
         };
-        status.groups.into_iter().next().context("the agent has no group")
+        Ok(status.groups)
     }
 
-    /// Waits until a look at the status says yes.
+    /// Waits until a look at the status of every group says yes.
     pub fn wait(&self, what: &str, mut until: impl FnMut(&GroupStatus) -> bool) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(120);
         loop {
-            let status = self.status()?;
-            if until(&status) {
+            let statuses = self.statuses()?;
+            ensure!(!statuses.is_empty(), "the agent has no group");
+            let Some(status) = statuses.iter().find(|status| !until(status)) else {
                 return Ok(());
-            }
+            };
             if Instant::now() > deadline {
                 bail!("waited in vain for {what}: {status:#?}");
             }

@@ -1,7 +1,7 @@
 //! An agent or a target in a process of its own, so that a test can kill it or look at its memory.
 //!
-//! `node agent NODE.toml GROUP.toml`, `node passthrough NODE.toml GROUP.toml` or `node target TARGET.toml`. It prints a line when it runs, and ends in
-//! order when its standard input does; its exit code then says whether it ended cleanly.
+//! `node agent NODE.toml GROUP.toml...`, `node passthrough NODE.toml GROUP.toml` or `node target TARGET.toml`. It prints
+//! a line when it runs, and ends in order when its standard input does; its exit code then says whether it ended cleanly.
 
 use std::io::{Read, Write};
 use std::path::Path;
@@ -21,7 +21,7 @@ fn main() -> Result<ExitCode> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     tidemark_tests::site::log();
     let clean = match arguments[..] {
-        ["agent", node, group] => agent(Path::new(node), Path::new(group))?,
+        ["agent", node, ref groups @ ..] => agent(Path::new(node), groups)?,
         ["passthrough", node, group] => passthrough(Path::new(node), Path::new(group))?,
         ["target", config] => {
             let target = Target::start(&Config::load(Path::new(config))?)?;
@@ -29,20 +29,28 @@ fn main() -> Result<ExitCode> {
             target.shutdown();
             true
         }
-        _ => bail!("usage: node agent|passthrough NODE.toml GROUP.toml | node target TARGET.toml"),
+        _ => bail!(
+            "usage: node agent NODE.toml GROUP.toml... | node passthrough NODE.toml GROUP.toml | \
+             node target TARGET.toml"
+        ),
     };
     Ok(ExitCode::from(u8::from(!clean)))
 }
 
-fn agent(node: &Path, group: &Path) -> Result<bool> {
+fn agent(node: &Path, groups: &[&str]) -> Result<bool> {
     let node = NodeConfig::parse(&Source::read(node)?)?;
-    let group = GroupConfig::parse(&Source::read(group)?)?;
+    let mut configs = Vec::new();
+    for group in groups {
+        configs.push(GroupConfig::parse(&Source::read(Path::new(group))?)?);
+    }
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let socket = Socket::bind(&node.api_socket)?;
     let agent = runtime.block_on(async {
         let agent = Agent::new(&AgentConfig { node, groups: Vec::new() }.into(), None)?;
-        agent.start_group(&group).await?;
+        for group in &configs {
+            agent.start_group(group).await?;
+        }
         anyhow::Ok(agent)
     })?;
     runtime.spawn(serve(socket, routes(agent.clone()), std::future::pending()));

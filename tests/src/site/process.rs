@@ -1,7 +1,7 @@
 //! Either side of a site in a process of its own.
 
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -13,12 +13,12 @@ pub struct Process {
 
 impl Process {
     /// Starts the program and waits until it says that it runs.
-    pub fn start(program: &str, arguments: &[&Path], role: &str) -> Result<Process> {
+    pub fn start(program: &str, arguments: &[PathBuf], role: &str) -> Result<Process> {
         Process::start_by(Command::new(program), arguments, role)
     }
 
     /// Like [`Process::start`], by a command that becomes the program.
-    pub fn start_by(mut command: Command, arguments: &[&Path], role: &str) -> Result<Process> {
+    pub fn start_by(mut command: Command, arguments: &[PathBuf], role: &str) -> Result<Process> {
         let mut child = command
             .arg(role)
             .args(arguments)
