@@ -7,18 +7,45 @@ use std::fmt;
 
 use serde::Serialize;
 
-/// What is asked of the ratio of two of the things.
+/// How much is asked.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bound {
+    /// No less.
+    AtLeast(f64),
+    /// No more.
+    AtMost(f64),
+}
+
+/// What is asked of one of the things, or of the ratio of two.
 #[derive(Clone, Debug, Serialize)]
 pub struct Bar {
     /// The number of the one, among [`Comparison::names`].
     pub of: usize,
-    /// The number of what it is divided by.
-    pub to: usize,
-    /// The least ratio; none if it is only printed.
-    pub at_least: Option<f64>,
+    /// The number of what it is divided by; none if its figure itself is meant.
+    pub to: Option<usize>,
+    /// How much; none if it is only printed.
+    pub bound: Option<Bound>,
 }
 
-/// One comparison: figures of which more is better.
+impl Bar {
+    /// Asks for a ratio.
+    pub fn ratio(of: usize, to: usize, bound: Bound) -> Bar {
+        Bar { of, to: Some(to), bound: Some(bound) }
+    }
+
+    /// Has a ratio printed.
+    pub fn printed(of: usize, to: usize) -> Bar {
+        Bar { of, to: Some(to), bound: None }
+    }
+
+    /// Asks for a figure.
+    pub fn figure(of: usize, bound: Bound) -> Bar {
+        Bar { of, to: None, bound: Some(bound) }
+    }
+}
+
+/// One comparison. Whether more or less is better, its bars say.
 #[derive(Clone, Debug, Serialize)]
 pub struct Comparison {
     /// What was measured.
@@ -78,15 +105,29 @@ impl Comparison {
         Interval::of(&self.rounds.iter().map(|round| round[of]).collect::<Vec<_>>())
     }
 
-    /// The ratio that a bar asks about.
-    pub fn ratio(&self, bar: &Bar) -> Interval {
-        let ratios = self.rounds.iter().map(|round| round[bar.of] / round[bar.to]);
-        Interval::of(&ratios.collect::<Vec<_>>())
+    /// The ratio or the figure that a bar is about.
+    pub fn value(&self, bar: &Bar) -> Interval {
+        let values =
+            self.rounds.iter().map(|round| round[bar.of] / bar.to.map_or(1.0, |to| round[to]));
+        Interval::of(&values.collect::<Vec<_>>())
     }
 
     /// Whether a bar holds: its interval reaches it. None if nothing is asked.
     pub fn holds(&self, bar: &Bar) -> Option<bool> {
-        bar.at_least.map(|least| self.ratio(bar).high >= least)
+        let Interval { low, high, .. } = self.value(bar);
+        bar.bound.map(|bound| match bound {
+            Bound::AtLeast(least) => high >= least,
+            Bound::AtMost(most) => low <= most,
+        })
+    }
+}
+
+impl fmt::Display for Bound {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Bound::AtLeast(least) => write!(out, "at least {least:.2}"),
+            Bound::AtMost(most) => write!(out, "at most {most:.2}"),
+        }
     }
 }
 
@@ -98,17 +139,15 @@ impl fmt::Display for Comparison {
             writeln!(out, "  {name:<34} {median:>12.1} {}   [{low:.1} to {high:.1}]", self.unit)?;
         }
         for bar in &self.bars {
-            let Interval { low, median, high } = self.ratio(bar);
-            let verdict = match (bar.at_least, self.holds(bar)) {
-                (Some(least), Some(true)) => format!("bar {least:.2}: holds"),
-                (Some(least), _) => format!("bar {least:.2}: DOES NOT HOLD"),
+            let Interval { low, median, high } = self.value(bar);
+            let verdict = match (bar.bound, self.holds(bar)) {
+                (Some(bound), Some(true)) => format!("bar {bound}: holds"),
+                (Some(bound), _) => format!("bar {bound}: DOES NOT HOLD"),
                 (None, _) => "no bar".to_owned(),
             };
-            writeln!(
-                out,
-                "  {} / {}: {median:.2} [{low:.2} to {high:.2}]   {verdict}",
-                self.names[bar.of], self.names[bar.to]
-            )?;
+            let to = bar.to.map(|to| format!(" / {}", self.names[to])).unwrap_or_default();
+            let name = &self.names[bar.of];
+            writeln!(out, "  {name}{to}: {median:.2} [{low:.2} to {high:.2}]   {verdict}")?;
         }
         Ok(())
     }
@@ -124,14 +163,29 @@ pub fn in_turn(
     rounds: usize,
     mut measure: impl FnMut(usize) -> anyhow::Result<f64>,
 ) -> anyhow::Result<Vec<Vec<f64>>> {
-    let mut all = Vec::with_capacity(rounds);
-    for round in 0..rounds {
+    in_rounds(rounds, |round| {
         let mut figures = vec![0.0; things];
         for turn in 0..things {
             let thing = (round + turn) % things;
             figures[thing] = measure(thing)?;
-            anyhow::ensure!(figures[thing] > 0.0, "nothing was done in a measurement");
         }
+        Ok(figures)
+    })
+}
+
+/// Measures so many rounds of what gives all its figures at once. `measure` is given the number of the round.
+///
+/// # Errors
+/// The first that `measure` gives.
+pub fn in_rounds(
+    rounds: usize,
+    mut measure: impl FnMut(usize) -> anyhow::Result<Vec<f64>>,
+) -> anyhow::Result<Vec<Vec<f64>>> {
+    let mut all = Vec::with_capacity(rounds);
+    for round in 0..rounds {
+        let figures = measure(round)?;
+        let done = figures.iter().all(|figure| *figure > 0.0);
+        anyhow::ensure!(done, "nothing was done in a measurement: {figures:?}");
         eprintln!("round {} of {rounds}: {figures:.1?}", round + 1);
         all.push(figures);
     }
@@ -161,14 +215,27 @@ mod tests {
     fn a_bar_is_about_ratios_within_a_round() {
         let rounds = vec![vec![10.0, 20.0], vec![1.0, 2.0], vec![100.0, 200.0]];
         let names = vec!["one".to_owned(), "other".to_owned()];
-        let bar = |at_least| Bar { of: 0, to: 1, at_least };
-        let bars = vec![bar(Some(0.5)), bar(Some(0.51)), bar(None)];
+        let bars = vec![
+            Bar::ratio(0, 1, Bound::AtLeast(0.5)),
+            Bar::ratio(0, 1, Bound::AtLeast(0.51)),
+            Bar::ratio(0, 1, Bound::AtMost(0.5)),
+            Bar::ratio(0, 1, Bound::AtMost(0.49)),
+            Bar::figure(1, Bound::AtMost(2.0)),
+            Bar::figure(1, Bound::AtMost(1.0)),
+            Bar::printed(0, 1),
+        ];
         let comparison = Comparison { what: "x".into(), unit: "1/s", names, rounds, bars };
         let verdicts: Vec<_> = comparison.bars.iter().map(|bar| comparison.holds(bar)).collect();
-        assert_eq!(verdicts, [Some(true), Some(false), None]);
+        let (yes, no) = (Some(true), Some(false));
+        assert_eq!(verdicts, [yes, no, yes, no, yes, no, None]);
         assert_eq!(comparison.figures(1).median, 20.0);
         let text = comparison.to_string();
-        assert!(text.contains("bar 0.50: holds") && text.contains("bar 0.51: DOES NOT"), "{text}");
+        assert!(text.contains("one / other: 0.50"), "{text}");
+        assert!(text.contains("bar at least 0.50: holds"), "{text}");
+        assert!(
+            text.contains("other: 20.00 [2.00 to 200.00]   bar at most 1.00: DOES NOT"),
+            "{text}"
+        );
     }
 
     #[test]

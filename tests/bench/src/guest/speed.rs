@@ -10,7 +10,7 @@ use tidemark_tests::{
     vm::Lab,
 };
 
-use crate::figures::{Bar, Comparison, in_turn};
+use crate::figures::{Bar, Bound, Comparison, in_turn};
 
 const SIZE_BYTES: u64 = 512 << 20;
 /// How long one measurement takes, after a second of warming up.
@@ -74,13 +74,12 @@ fn run(pair: &Pair, rounds: usize) -> Result<Vec<Comparison>> {
             pair.wait_in_sync()?;
             Ok(rate)
         })?;
-        let bar = |to, at_least| Bar { of: 0, to, at_least };
         comparisons.push(Comparison {
             what: format!("{what}, with live replication"),
             unit: "1/s",
             names: NAMES.map(str::to_owned).to_vec(),
             rounds,
-            bars: vec![bar(1, Some(at_least)), bar(2, None)],
+            bars: vec![Bar::ratio(0, 1, Bound::AtLeast(at_least)), Bar::printed(0, 2)],
         });
     }
     println!("gaps begun: {}", pair.status()?.gaps_total);

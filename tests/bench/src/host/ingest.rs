@@ -16,7 +16,7 @@ use tidemark_link::{
 use tidemark_tests::site::{GROUP, Plan, SOURCE, Site, TARGET};
 
 use super::node;
-use crate::figures::{Bar, Comparison, in_turn};
+use crate::figures::{Bar, Bound, Comparison, in_turn};
 
 const VOLUME: VolumeId = VolumeId(1);
 const VOLUME_BYTES: u64 = 64 << 30;
@@ -53,7 +53,7 @@ pub fn measure(rounds: usize, short: bool) -> Result<Comparison> {
         unit: "MB/s",
         names: ["durable at the target", "received and thrown away"].map(str::to_owned).to_vec(),
         rounds,
-        bars: vec![Bar { of: 0, to: 1, at_least: Some(0.7) }],
+        bars: vec![Bar::ratio(0, 1, Bound::AtLeast(0.7))],
     })
 }
 

@@ -1,7 +1,8 @@
 //! Other people's NBD servers.
 
 use std::{
-    path::{Path, PathBuf},
+    net::SocketAddr,
+    path::Path,
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -15,8 +16,6 @@ const START_MAX: Duration = Duration::from_secs(20);
 /// A server in a process of its own, which ends with this.
 pub struct Server {
     child: Child,
-    /// Where it listens.
-    pub socket: PathBuf,
 }
 
 impl Server {
@@ -31,6 +30,25 @@ impl Server {
         Server::start(command, socket)
     }
 
+    /// The same over TCP, for clients with a certificate only. `certificates` is a directory as nbdkit-tls(1) has it;
+    /// `ready` is a file that it makes once it listens.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn nbdkit_tls(
+        file: &Path,
+        address: SocketAddr,
+        certificates: &Path,
+        ready: &Path,
+    ) -> Result<Server> {
+        let mut command = Command::new("nbdkit");
+        command.args(["--foreground", "--exit-with-parent", "--tls=require", "--tls-verify-peer"]);
+        command.arg(format!("--tls-certificates={}", certificates.display()));
+        command.arg(format!("--ipaddr={}", address.ip())).arg(format!("--port={}", address.port()));
+        command.arg("--pidfile").arg(ready).arg("file").arg(file);
+        Server::start(command, ready)
+    }
+
     /// `qemu-nbd` with io_uring and direct I/O.
     ///
     /// # Errors
@@ -42,13 +60,14 @@ impl Server {
         Server::start(command, socket)
     }
 
-    fn start(mut command: Command, socket: &Path) -> Result<Server> {
+    /// Waits for `ready`, which it makes when it listens.
+    fn start(mut command: Command, ready: &Path) -> Result<Server> {
         let program = command.get_program().to_string_lossy().into_owned();
         let child = command.stdin(Stdio::null()).spawn();
         let child = child.with_context(|| format!("cannot start {program}"))?;
-        let mut server = Server { child, socket: socket.to_owned() };
+        let mut server = Server { child };
         let start = Instant::now();
-        while !socket.exists() {
+        while !ready.exists() {
             if let Some(status) = server.child.try_wait()? {
                 bail!("{program} has ended: {status}");
             }
