@@ -22,6 +22,8 @@ enum Name {
     HostWrites,
     /// What a target takes in durably, against the same stream thrown away.
     HostIngest,
+    /// The first sync of a half-empty disk, against nbdcopy from nbdkit.
+    HostInitialSync,
     /// A protected ublk device in a guest, with live replication to a second, against rublk's loop.
     GuestSpeed,
 }
@@ -55,6 +57,7 @@ fn main() -> Result<()> {
         let comparisons: Vec<Comparison> = match name {
             Name::HostWrites => vec![host::writes::measure(rounds, short)?],
             Name::HostIngest => vec![host::ingest::measure(rounds, short)?],
+            Name::HostInitialSync => host::initial_sync::measure(rounds, short)?,
             Name::GuestSpeed => guest::speed::measure(rounds, short)?,
         };
         for comparison in &comparisons {

@@ -1,6 +1,7 @@
 //! On this machine, everything native: sockets, files, TLS.
 
 pub mod ingest;
+pub mod initial_sync;
 mod load;
 mod peers;
 pub mod writes;
