@@ -24,6 +24,8 @@ enum Name {
     HostIngest,
     /// The first sync of a half-empty disk, against nbdcopy from nbdkit.
     HostInitialSync,
+    /// How far a target lags behind half of what can be sustained.
+    HostLag,
     /// A protected ublk device in a guest, with live replication to a second, against rublk's loop.
     GuestSpeed,
 }
@@ -58,6 +60,7 @@ fn main() -> Result<()> {
             Name::HostWrites => vec![host::writes::measure(rounds, short)?],
             Name::HostIngest => vec![host::ingest::measure(rounds, short)?],
             Name::HostInitialSync => host::initial_sync::measure(rounds, short)?,
+            Name::HostLag => host::lag::measure(rounds, short)?,
             Name::GuestSpeed => guest::speed::measure(rounds, short)?,
         };
         for comparison in &comparisons {

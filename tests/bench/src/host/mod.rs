@@ -2,6 +2,7 @@
 
 pub mod ingest;
 pub mod initial_sync;
+pub mod lag;
 mod load;
 mod peers;
 pub mod writes;
