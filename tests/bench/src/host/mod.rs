@@ -1,5 +1,6 @@
 //! On this machine, everything native: sockets, files, TLS.
 
+pub mod growth;
 pub mod ingest;
 pub mod initial_sync;
 pub mod lag;

@@ -1,0 +1,194 @@
+//! What becomes of the rate of random writes of 4 KiB when something is much larger: a volume, the number of groups, the
+//! number of points at the target. Until all is safe at the target, as [`super::writes`] measures it.
+//!
+//! **A vast volume**, 8 TiB against 16 GiB. What a write may cost more there is its place in the dirty map and in the
+//! index, and both go by regions; so the same number of regions is written to in both: in one place, and spread evenly
+//! over the whole volume. The bar is about the latter, which is the harder one, since neighbours on a page of the bitmap
+//! are no help there. Images are sparse, with all blocks of these regions there: what writes all over a sparse file
+//! cost is mostly what the file system takes to find blocks, on either volume. The first sync of the vast volume reads
+//! all of it, and takes most of the time of this measurement.
+//!
+//! **Many groups**, 64 against one, which write the same in sum, to areas that are as large in sum, through rings that are
+//! as large in sum. All groups are one agent's.
+//!
+//! **Many points**, 100,000 marks against none.
+
+use std::{path::PathBuf, sync::Arc, time::Instant};
+
+use anyhow::{Result, ensure};
+use tidemark_control::agent::AgentClient;
+use tidemark_tests::site::{GROUP, Plan, Site};
+use tokio::task::JoinSet;
+
+use super::{
+    load::{self, Area, BLOCK_BYTES},
+    node, wait_in_sync,
+};
+use crate::figures::{Bar, Bound, Comparison, in_turn};
+
+const GIB: u64 = 1 << 30;
+const MIB: u64 = 1 << 20;
+/// Writes at a time. Of 64 groups, each has two.
+const DEPTH: usize = 128;
+const GROUPS: usize = 64;
+/// Marks that are asked for at a time.
+const MARKS_AT_ONCE: usize = 32;
+
+/// Megabytes per second.
+///
+/// # Errors
+/// A side that cannot be started, a write that fails.
+pub fn measure(rounds: usize, short: bool) -> Result<Vec<Comparison>> {
+    Ok(vec![volumes(rounds, short)?, groups(rounds, short)?, points(rounds, short)?])
+}
+
+/// Agent and target in processes of their own, and where load goes.
+struct Measured {
+    site: Site,
+    seed: u64,
+}
+
+impl Measured {
+    /// Both sides, in sync; before they are started, images have all blocks of these areas.
+    fn start(what: &str, plan: Plan, areas: &[Area]) -> Result<Measured> {
+        let groups = plan.groups;
+        let mut site = Site::new(plan)?;
+        for group in 0..groups {
+            for area in areas {
+                area.fill(&site.image_of(group, 0))?;
+            }
+        }
+        site.spawn_target(&node()?)?;
+        let start = Instant::now();
+        site.spawn_agent(&node()?)?;
+        wait_in_sync(&site)?;
+        eprintln!("{what}: first sync in {:.1} s", start.elapsed().as_secs_f64());
+        Ok(Measured { site, seed: 0 })
+    }
+
+    /// The rate at which so many bytes are written to this area of each group, in sum.
+    fn rate(&mut self, area: Area, bytes: u64) -> Result<f64> {
+        self.seed += 1;
+        let groups = 0..self.site.statuses()?.len();
+        let to: Vec<(PathBuf, Area)> =
+            groups.map(|group| (self.site.front_of(group, 0), area)).collect();
+        let start = Instant::now();
+        load::write(self.site.runtime(), &to, (bytes / BLOCK_BYTES, DEPTH), self.seed)?;
+        wait_in_sync(&self.site)?;
+        Ok(bytes as f64 / 1e6 / start.elapsed().as_secs_f64())
+    }
+
+    fn stop(mut self) -> Result<()> {
+        for status in self.site.statuses()? {
+            if status.gaps_total > 0 {
+                println!("{}: {} gaps began", status.name, status.gaps_total);
+            }
+        }
+        ensure!(self.site.stop_agent()?, "the agent did not end cleanly");
+        self.site.stop_target()
+    }
+}
+
+fn plan(size_bytes: u64, groups: usize) -> Plan {
+    let mut plan = Plan::new(&[size_bytes]);
+    plan.groups = groups;
+    plan.ring_bytes = GIB / groups as u64;
+    plan.through_network = false;
+    plan
+}
+
+fn volumes(rounds: usize, short: bool) -> Result<Comparison> {
+    let (small, vast, area, written) = if short {
+        (GIB, 8 * GIB, 256 * MIB, 8 * MIB)
+    } else {
+        (16 * GIB, 8192 * GIB, 8 * GIB, 512 * MIB)
+    };
+    let areas = |size| [Area::spread(area, size), Area::at((size - area) / 2, area)];
+    let mut sites = [
+        Measured::start("small", plan(small, 1), &areas(small))?,
+        Measured::start("vast", plan(vast, 1), &areas(vast))?,
+    ];
+    let rounds = in_turn(4, rounds, |which| {
+        let (site, place) = (which % 2, which / 2);
+        sites[site].rate(areas([small, vast][site])[place], written)
+    })?;
+    for site in sites {
+        site.stop()?;
+    }
+    let name = |size: u64, place: &str| format!("{} GiB, {place}", size / GIB);
+    let names = ["spread", "in one place"].map(|place| [name(small, place), name(vast, place)]);
+    Ok(Comparison {
+        what: format!("the size of a volume, of which {} MiB are written to", area / MIB),
+        unit: "MB/s",
+        names: names.into_iter().flatten().collect(),
+        rounds,
+        bars: vec![Bar::ratio(1, 0, Bound::AtLeast(0.9)), Bar::printed(3, 2)],
+    })
+}
+
+fn groups(rounds: usize, short: bool) -> Result<Comparison> {
+    let (size, written) = if short { (GIB, 64 * MIB) } else { (16 * GIB, 512 * MIB) };
+    let many = GROUPS as u64;
+    let areas = [Area::whole(size), Area::whole(size / many)];
+    let mut sites = [
+        Measured::start("1 group", plan(size, 1), &areas[..1])?,
+        Measured::start("many groups", plan(size / many, GROUPS), &areas[1..])?,
+    ];
+    let rounds = in_turn(2, rounds, |which| sites[which].rate(areas[which], written))?;
+    for site in sites {
+        site.stop()?;
+    }
+    Ok(Comparison {
+        what: "the number of groups on one target".to_owned(),
+        unit: "MB/s",
+        names: vec!["1 group".to_owned(), format!("{GROUPS} groups, in sum")],
+        rounds,
+        bars: vec![Bar::ratio(1, 0, Bound::AtLeast(0.8))],
+    })
+}
+
+fn points(rounds: usize, short: bool) -> Result<Comparison> {
+    let (size, written, marks) =
+        if short { (256 * MIB, 8 * MIB, 1000) } else { (8 * GIB, 512 * MIB, 100_000) };
+    let area = Area::whole(size);
+    let mut sites = [
+        Measured::start("no mark", plan(size, 1), &[area])?,
+        Measured::start("marks", plan(size, 1), &[area])?,
+    ];
+    let start = Instant::now();
+    mark(&sites[1].site, marks)?;
+    println!("{marks} marks in {:.1} s", start.elapsed().as_secs_f64());
+    let rounds = in_turn(2, rounds, |which| sites[which].rate(area, written))?;
+    for site in sites {
+        site.stop()?;
+    }
+    Ok(Comparison {
+        what: "the number of points at the target".to_owned(),
+        unit: "MB/s",
+        names: vec!["no mark".to_owned(), format!("{marks} marks")],
+        rounds,
+        bars: vec![Bar::ratio(1, 0, Bound::AtLeast(0.9))],
+    })
+}
+
+/// Sets so many marks, and waits until the target has them.
+fn mark(site: &Site, count: usize) -> Result<()> {
+    let client: Arc<AgentClient> = Arc::new(site.agent_client());
+    site.runtime().block_on(async {
+        let mut marking = JoinSet::new();
+        for first in 0..MARKS_AT_ONCE {
+            let client = client.clone();
+            marking.spawn(async move {
+                for number in (first..count).step_by(MARKS_AT_ONCE) {
+                    client.mark(GROUP, &format!("mark {number}")).await?;
+                }
+                anyhow::Ok(())
+            });
+        }
+        while let Some(ended) = marking.join_next().await {
+            ended??;
+        }
+        anyhow::Ok(())
+    })?;
+    wait_in_sync(site)
+}
