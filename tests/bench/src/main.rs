@@ -26,6 +26,8 @@ enum Name {
     HostInitialSync,
     /// How far a target lags behind half of what can be sustained.
     HostLag,
+    /// Instructions per replicated write, by component.
+    HostInstructions,
     /// Writes to a vast volume, to many groups, to a target with many points; against few.
     HostGrowth,
     /// A protected ublk device in a guest, with live replication to a second, against rublk's loop.
@@ -63,6 +65,7 @@ fn main() -> Result<()> {
             Name::HostIngest => vec![host::ingest::measure(rounds, short)?],
             Name::HostInitialSync => host::initial_sync::measure(rounds, short)?,
             Name::HostLag => host::lag::measure(rounds, short)?,
+            Name::HostInstructions => host::instructions::measure(rounds, short)?,
             Name::HostGrowth => host::growth::measure(rounds, short)?,
             Name::GuestSpeed => guest::speed::measure(rounds, short)?,
         };

@@ -21,7 +21,7 @@ use crate::process::{capture, run};
 
 mod kernel;
 
-/// Packages that the build, the tests and this set-up use.
+/// Packages that the build, the tests, the measurements and this set-up use.
 const PACKAGES: &[&str] = &[
     "busybox-static",
     "ca-certificates",
@@ -41,6 +41,7 @@ const PACKAGES: &[&str] = &[
     "python3-libnbd",
     "sqlite3",
     "util-linux",
+    "valgrind",
     "xfsprogs",
     "xz-utils",
     "zstd",

@@ -3,6 +3,7 @@
 pub mod growth;
 pub mod ingest;
 pub mod initial_sync;
+pub mod instructions;
 pub mod lag;
 mod load;
 mod peers;
