@@ -42,7 +42,9 @@ fn frame(builder: &mut FrameBuilder, number: u64) -> Vec<u8> {
     }
     let before = Position { term: TERM, seq: Seq(first - 1) };
     let about = FrameMeta { group: GroupId([1; 16]), term: TERM, before, wall_ns: 1_800_000_000 };
-    builder.finish(&about).to_vec()
+    let frame = builder.finish(&about).to_vec();
+    builder.clear();
+    frame
 }
 
 /// Of 262,144 writes.

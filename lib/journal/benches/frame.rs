@@ -46,7 +46,9 @@ fn encode(builder: &mut FrameBuilder, blocks: &[Vec<u8>]) -> Vec<u8> {
     let term = TermId([7; 16]);
     let before = Position { term, seq: Seq(0) };
     let about = FrameMeta { group: GroupId([1; 16]), term, before, wall_ns: 1_800_000_000 };
-    builder.finish(&about).to_vec()
+    let frame = builder.finish(&about).to_vec();
+    builder.clear();
+    frame
 }
 
 fn frames(criterion: &mut Criterion) {

@@ -130,7 +130,10 @@ impl Source {
         }
         self.before.seq = seq;
         let wall_ns = 1_800_000_000_000_000_000;
-        builder.finish(&FrameMeta { group: self.group, term: TERM, before, wall_ns }).to_vec()
+        let about = FrameMeta { group: self.group, term: TERM, before, wall_ns };
+        let frame = builder.finish(&about).to_vec();
+        builder.clear();
+        frame
     }
 }
 
