@@ -5,7 +5,7 @@
 //! source's disks are files of this machine, so that a test can read them past all that it tests.
 
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
@@ -49,6 +49,10 @@ pub struct Plan {
     pub volumes: Vec<(&'static str, u64)>,
     /// What more the source has: serial numbers and sizes of disks that are not protected.
     pub spare_disks: Vec<(&'static str, u64)>,
+    /// The same of the target.
+    pub target_spare_disks: Vec<(&'static str, u64)>,
+    /// Whether the source's disks, and the spare ones, have all their blocks from the start, full of zeros.
+    pub filled: bool,
     /// The kind of the source's disks and cards.
     pub hardware: Hardware,
     /// How the volumes are presented.
@@ -74,6 +78,8 @@ impl Plan {
         Plan {
             volumes: volumes.to_vec(),
             spare_disks: Vec::new(),
+            target_spare_disks: Vec::new(),
+            filled: false,
             hardware: Hardware::Virtio,
             front: "ublk",
             ring: "256 MiB",
@@ -151,10 +157,21 @@ impl Pair {
             source = drives::SOURCE.iter().fold(source, add);
             target = drives::TARGET.iter().fold(target, add);
         } else {
+            let image = |name: String, bytes: u64| -> Result<PathBuf> {
+                let image = lab.disk_file(&name, bytes)?;
+                if plan.filled {
+                    fill(&image, bytes)?;
+                }
+                Ok(image)
+            };
             for (serial, bytes) in plan.volumes.iter().chain(&plan.spare_disks) {
-                let image = lab.disk_file(&format!("{serial}.img"), *bytes)?;
+                let image = image(format!("{serial}.img"), *bytes)?;
                 source = source.disk(Disk::file(&image, serial));
                 images.push(image);
+            }
+            for (serial, bytes) in &plan.target_spare_disks {
+                let image = image(format!("target-{serial}.img"), *bytes)?;
+                target = target.disk(Disk::file(&image, serial));
             }
             let store = lab.disk_file("store.img", plan.store_bytes)?;
             target = target.disk(Disk::file(&store, STORE));
@@ -550,6 +567,16 @@ fn unpack(guest: &Guest, hardware: Hardware) -> Result<()> {
          systemd-tmpfiles --create tidemark.conf && udevadm control --reload && \
          systemctl daemon-reload"
     ))?;
+    Ok(())
+}
+
+/// Writes zeros to all of a file.
+fn fill(path: &Path, bytes: u64) -> Result<()> {
+    let (mut file, piece) = (File::options().write(true).open(path)?, vec![0; 4 << 20]);
+    for at in (0..bytes).step_by(piece.len()) {
+        let rest = usize::try_from(bytes - at).unwrap_or(usize::MAX);
+        file.write_all(&piece[..rest.min(piece.len())])?;
+    }
     Ok(())
 }
 

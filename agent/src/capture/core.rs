@@ -14,6 +14,7 @@ use std::{
 
 use tidemark_journal::{GapReason, Seq, VolumeId};
 
+pub use self::writes::WIDE_REGIONS_MAX;
 use self::{
     answers::Answers,
     flushes::{Epoch, FlushBy, Flushing},

@@ -10,7 +10,9 @@ use tidemark_link::NodeName;
 use tidemark_link::throttle::Schedule;
 use toml::Spanned;
 
-use super::values::{CompressionSetting, FrontChoice, HostPort, RingBytes, SyncTimeout};
+use super::values::{
+    ActiveRegions, CompressionSetting, FrontChoice, HostPort, RingBytes, SyncTimeout,
+};
 
 /// The most volumes in a group, as the link has it.
 const VOLUMES_MAX: usize = crate::capture::ring::VOLUMES_MAX;
@@ -26,6 +28,8 @@ pub struct GroupConfig {
     pub target: TargetConfig,
     /// Memory for writes that are on their way.
     pub ring_bytes: RingBytes,
+    /// How many regions may be active at once: what is compared after a power cut.
+    pub active_regions: ActiveRegions,
     /// How hard frames are compressed.
     pub compression: CompressionSetting,
     /// The most that first sync, catch-up and verify read in a second; none means unlimited.
@@ -112,6 +116,7 @@ impl GroupConfig {
             id: file.id.into_inner(),
             target: file.target,
             ring_bytes: file.ring_bytes,
+            active_regions: file.active_regions,
             compression: file.compression,
             catch_up_bytes_per_s: file
                 .catch_up_bytes_per_s
@@ -148,6 +153,8 @@ struct GroupFile {
     target: TargetConfig,
     #[serde(default)]
     ring_bytes: RingBytes,
+    #[serde(default)]
+    active_regions: ActiveRegions,
     #[serde(default)]
     compression: CompressionSetting,
     catch_up_bytes_per_s: Option<Spanned<Bytes>>,

@@ -67,6 +67,7 @@ fn a_group_is_read_whole() {
     assert_eq!(group.name.as_str(), "shop");
     assert_eq!(group.target.address.to_string(), "192.0.2.7:7410");
     assert_eq!(group.ring_bytes.get(), 32 << 20);
+    assert_eq!(group.active_regions.get(), 4096);
     assert_eq!(group.compression.0, Compression::Zstd(3));
     assert_eq!(group.catch_up_bytes_per_s.unwrap().get(), 50 << 20);
     assert_eq!(group.rpo_target_s.unwrap().0, 60);
@@ -105,6 +106,12 @@ fn little_needs_to_be_said() {
 }
 
 #[test]
+fn fewer_regions_may_be_active() {
+    let text = GROUP.replace("compression = 3", "active_regions = 1024");
+    assert_eq!(group(&text).unwrap().active_regions.get(), 1024);
+}
+
+#[test]
 fn every_mistake_is_told_where_it_stands() {
     let cases = [
         (
@@ -116,6 +123,11 @@ fn every_mistake_is_told_where_it_stands() {
             "\"32 MiB\"",
             "\"15 MiB\"",
             "line 3: a ring of 15 MiB is not possible: 16 MiB to 64 GiB are",
+        ),
+        (
+            "compression = 3",
+            "active_regions = 1023",
+            "line 4: 1023 active regions are not possible: 1024 to 4096 are",
         ),
         ("compression = 3", "compression = 20", "line 4: 20 is not a compression"),
         ("compression = 3", "compression = \"of\"", "line 4: \"of\" is not a compression"),

@@ -9,6 +9,9 @@ use tidemark_control::agent::FrontKind;
 use tidemark_control::config::{Bytes, Seconds};
 use tidemark_journal::Compression;
 
+use crate::capture::core::WIDE_REGIONS_MAX;
+use crate::dirty::active::SLOTS;
+
 /// Size of a group's ring in memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
 #[serde(try_from = "Bytes")]
@@ -40,6 +43,42 @@ impl TryFrom<Bytes> for RingBytes {
             Ok(RingBytes(bytes.0))
         } else {
             Err(format!("a ring of {bytes} is not possible: 16 MiB to 64 GiB are"))
+        }
+    }
+}
+
+/// How many regions of a group may be active at once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(try_from = "usize")]
+pub struct ActiveRegions(usize);
+
+impl ActiveRegions {
+    /// The fewest: those of the widest requests that run at once.
+    pub const MIN: usize = WIDE_REGIONS_MAX;
+    /// The most, and the usual number.
+    pub const MAX: usize = SLOTS;
+
+    /// The number.
+    pub fn get(self) -> usize {
+        self.0
+    }
+}
+
+impl Default for ActiveRegions {
+    fn default() -> ActiveRegions {
+        ActiveRegions(ActiveRegions::MAX)
+    }
+}
+
+impl TryFrom<usize> for ActiveRegions {
+    type Error = String;
+
+    fn try_from(regions: usize) -> Result<ActiveRegions, String> {
+        if (ActiveRegions::MIN..=ActiveRegions::MAX).contains(&regions) {
+            Ok(ActiveRegions(regions))
+        } else {
+            let (min, max) = (ActiveRegions::MIN, ActiveRegions::MAX);
+            Err(format!("{regions} active regions are not possible: {min} to {max} are"))
         }
     }
 }

@@ -30,7 +30,9 @@ enum Name {
     HostInstructions,
     /// Writes to a vast volume, to many groups, to a target with many points; against few.
     HostGrowth,
-    /// A protected ublk device in a guest, with live replication to a second, against rublk's loop.
+    /// A protected ublk device in a guest whose link is held, against rublk's loop.
+    GuestCapture,
+    /// The same with live replication to a second guest, against rublk's loop and DRBD.
     GuestSpeed,
 }
 
@@ -67,6 +69,7 @@ fn main() -> Result<()> {
             Name::HostLag => host::lag::measure(rounds, short)?,
             Name::HostInstructions => host::instructions::measure(rounds, short)?,
             Name::HostGrowth => host::growth::measure(rounds, short)?,
+            Name::GuestCapture => guest::capture::measure(rounds, short)?,
             Name::GuestSpeed => guest::speed::measure(rounds, short)?,
         };
         for comparison in &comparisons {

@@ -31,7 +31,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let root = workspace_root()?;
     setup::ensure().context("set-up failed")?;
     if options.names.is_empty() || options.names.iter().any(|name| name.starts_with("guest")) {
-        install_rublk()?;
+        install_peers()?;
     }
     ensure!(build_programs(&root)?.failed == 0, "it does not build");
     let target = target_directory(&root)?;
@@ -48,15 +48,17 @@ fn program(target: &Path) -> PathBuf {
     target.join("release/tidemark-bench")
 }
 
-/// `rublk`, the ublk servers that people use today: it is in no package.
-fn install_rublk() -> Result<()> {
+/// What guests are measured against: DRBD's programs, and `rublk`, which is in no package.
+fn install_peers() -> Result<()> {
     let home = env::var_os("HOME").map(PathBuf::from).context("HOME is not set")?;
-    if fs::exists(home.join(".cargo/bin/rublk"))? {
+    let rublk = fs::exists(home.join(".cargo/bin/rublk"))?;
+    // rublk makes its bindings to the kernel's headers while it is built.
+    let packages: &[&str] = if rublk { &["drbd-utils"] } else { &["drbd-utils", "libclang-dev"] };
+    let mut apt = Command::new("apt-get");
+    apt.args(["install", "--yes", "--no-install-recommends"]).args(packages);
+    process::run(apt.env("DEBIAN_FRONTEND", "noninteractive"))?;
+    if rublk {
         return Ok(());
     }
-    // It makes its bindings to the kernel's headers while it is built.
-    let mut apt = Command::new("apt-get");
-    apt.args(["install", "--yes", "--no-install-recommends", "libclang-dev"]);
-    process::run(apt.env("DEBIAN_FRONTEND", "noninteractive"))?;
     process::run(Command::new("cargo").args(["install", "rublk", "--locked"]).current_dir(&home))
 }

@@ -11,9 +11,12 @@ use super::{
 use crate::dirty::{REGION_SECTORS, RegionId};
 
 /// The most regions that one part of a wide request covers, and the most such parts at once:
-/// together a quarter of the active set.
+/// together a quarter of the largest active set, and no more than the smallest.
 const WIDE_REGIONS: u64 = 64;
 const WIDE_AT_ONCE: usize = 16;
+
+/// The most regions that wide requests have active at once.
+pub const WIDE_REGIONS_MAX: usize = WIDE_REGIONS as usize * WIDE_AT_ONCE;
 
 pub(super) struct RequestState {
     pub request: Request,

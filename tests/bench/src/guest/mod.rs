@@ -1,4 +1,41 @@
 //! In emulated machines with real kernels: the ratios are of the path's length, since an emulated processor makes
 //! cryptography and compression tens of times dearer than they are.
 
+pub mod capture;
+mod devices;
+mod drbd;
+mod load;
 pub mod speed;
+
+use anyhow::Result;
+use tidemark_tests::{
+    pair::{Pair, Plan},
+    vm::Lab,
+};
+
+/// The size of each disk: four times what may be active at once.
+const SIZE_BYTES: u64 = 4 << 30;
+
+/// A source and a target, with a disk of the same kind for each thing that is measured.
+fn run(
+    name: &str,
+    ring: &'static str,
+    memory_mib: u32,
+    measure: impl FnOnce(&Pair) -> Result<()>,
+) -> Result<()> {
+    Lab::run(name, 2, |lab| {
+        let mut plan = Plan::new(&[("data", SIZE_BYTES)]);
+        plan.spare_disks =
+            ["plain", "loop", "bare", "drbd"].map(|serial| (serial, SIZE_BYTES)).to_vec();
+        plan.target_spare_disks = vec![("drbd", SIZE_BYTES)];
+        plan.filled = true;
+        plan.ring = ring;
+        plan.group_lines = "compression = \"off\"\nactive_regions = 1024".to_owned();
+        plan.memory_mib = memory_mib;
+        plan.store_bytes = 64 << 30;
+        Pair::run(lab, plan, |pair| {
+            pair.wait_in_sync()?;
+            measure(pair)
+        })
+    })
+}

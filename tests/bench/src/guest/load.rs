@@ -1,0 +1,89 @@
+//! Loads that fio puts on the devices in turn.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use tidemark_tests::pair::Pair;
+
+use super::{
+    devices::{Devices, Thing},
+    drbd,
+};
+use crate::figures::{Bar, Comparison, in_turn};
+
+/// A load of so many seconds.
+pub struct Load {
+    /// What it is, in a table.
+    pub what: &'static str,
+    /// What makes it so, as fio has it.
+    pub options: &'static str,
+    /// The devices that it is put on, the protected one first, and how far it is to come of each.
+    pub things: &'static [(Thing, Option<f64>)],
+}
+
+/// How long a load is put on a device.
+#[derive(Clone, Copy)]
+pub struct Spell {
+    /// Seconds that do not count.
+    pub warm_up_s: u64,
+    /// Seconds that count.
+    pub run_s: u64,
+}
+
+/// Requests per second. `hold` makes the target stop or go on; it holds while the protected device is measured, if it
+/// is given.
+///
+/// # Errors
+/// A guest that fails; writes that were not captured.
+pub fn measure(
+    pair: &Pair,
+    devices: &Devices,
+    load: &Load,
+    spell: Spell,
+    rounds: usize,
+    hold: Option<&dyn Fn(bool) -> Result<()>>,
+) -> Result<Comparison> {
+    let gaps_before = pair.status()?.gaps_total;
+    let rounds = in_turn(load.things.len(), rounds, |which| {
+        let (thing, _) = load.things[which];
+        let held = hold.filter(|_| thing == Thing::Protected);
+        held.map(|hold| hold(true)).transpose()?;
+        let rate = fio(pair, &devices.path(pair, thing), load.options, spell);
+        held.map(|hold| hold(false)).transpose()?;
+        // What is still on its way must not cost the next one.
+        match thing {
+            Thing::Protected => {
+                pair.wait_in_sync()?;
+            }
+            Thing::Drbd => drbd::wait_in_sync(pair)?,
+            _ => {}
+        }
+        rate
+    })?;
+    let gaps = pair.status()?.gaps_total - gaps_before;
+    let captured = if gaps == 0 { String::new() } else { format!(" ({gaps} GAPS)") };
+    let bars = load.things.iter().enumerate().skip(1);
+    Ok(Comparison {
+        what: format!("{}{captured}", load.what),
+        unit: "1/s",
+        names: load.things.iter().map(|(thing, _)| thing.name().to_owned()).collect(),
+        rounds,
+        bars: bars.map(|(to, (_, at_least))| Bar { of: 0, to, at_least: *at_least }).collect(),
+    })
+}
+
+fn fio(pair: &Pair, device: &str, options: &str, spell: Spell) -> Result<f64> {
+    let Spell { warm_up_s, run_s } = spell;
+    let command = format!(
+        "fio --name=load --filename={device} --direct=1 --ioengine=libaio {options} --norandommap \
+         --randrepeat=0 --time_based --ramp_time={warm_up_s} --runtime={run_s} --output-format=json"
+    );
+    let timeout = Duration::from_secs(warm_up_s + run_s + 60);
+    let output = pair.source.spawn_for(&command, timeout)?.wait()?;
+    let text = output.text();
+    let start = text.find('{').with_context(|| format!("fio: {}", output.error_text()))?;
+    let report: Value = serde_json::from_str(&text[start..])?;
+    let rate = |kind: &str| report["jobs"][0][kind]["iops"].as_f64().unwrap_or(0.0);
+    Ok(rate("write") + rate("read"))
+}
