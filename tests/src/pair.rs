@@ -65,6 +65,8 @@ pub struct Plan {
     pub target_tables: String,
     /// The disk that the target keeps its replicas on, in bytes.
     pub store_bytes: u64,
+    /// The source's processors.
+    pub processors: u32,
     /// The source's memory.
     pub memory_mib: u32,
     /// Whether all data is on disks with a volatile cache, which lose what was not flushed when the power is
@@ -86,6 +88,7 @@ impl Plan {
             group_lines: String::new(),
             target_tables: String::new(),
             store_bytes: 8 << 30,
+            processors: 1,
             memory_mib: 1280,
             volatile_seed: None,
         }
@@ -141,6 +144,7 @@ impl Pair {
             .guest("source")
             .debian()
             .hardware(plan.hardware)
+            .processors(plan.processors)
             .memory_mib(plan.memory_mib)
             .network(&source_end)
             .disk(Disk::file(&source_package, TRANSFER));

@@ -34,6 +34,8 @@ enum Name {
     GuestCapture,
     /// The same with live replication to a second guest, against rublk's loop and DRBD.
     GuestSpeed,
+    /// Sequential writes in a guest with two processors, on each rung of the ladder, against rublk's loop.
+    GuestSequential,
 }
 
 /// Measures side by side.
@@ -71,6 +73,7 @@ fn main() -> Result<()> {
             Name::HostGrowth => host::growth::measure(rounds, short)?,
             Name::GuestCapture => guest::capture::measure(rounds, short)?,
             Name::GuestSpeed => guest::speed::measure(rounds, short)?,
+            Name::GuestSequential => vec![guest::sequential::measure(rounds, short)?],
         };
         for comparison in &comparisons {
             println!("{comparison}");

@@ -1,6 +1,7 @@
 //! What capture alone costs: the link is held, and the ring takes everything; frames are built and checksummed.
 
 use anyhow::Result;
+use tidemark_tests::pair::Plan;
 
 use super::{
     devices::{
@@ -57,7 +58,11 @@ const LOADS: [Load; 6] = [
 /// There is no rublk; a guest that fails.
 pub fn measure(rounds: usize, short: bool) -> Result<Vec<Comparison>> {
     let mut comparisons = Vec::new();
-    super::run("bench-capture", "1 GiB", 2560, |pair| {
+    let room = |plan: &mut Plan| {
+        plan.ring = "1 GiB";
+        plan.memory_mib = 2560;
+    };
+    super::run("bench-capture", room, |pair| {
         let devices = Devices::start(pair, false)?;
         let hold = |hold: bool| -> Result<()> {
             let signal = if hold { "STOP" } else { "CONT" };

@@ -5,6 +5,7 @@ pub mod capture;
 mod devices;
 mod drbd;
 mod load;
+pub mod sequential;
 pub mod speed;
 
 use anyhow::Result;
@@ -16,23 +17,20 @@ use tidemark_tests::{
 /// The size of each disk: four times what may be active at once.
 const SIZE_BYTES: u64 = 4 << 30;
 
-/// A source and a target, with a disk of the same kind for each thing that is measured.
+/// A source and a target, with a disk of the same kind for each thing that is measured; `change` says what else is
+/// special.
 fn run(
     name: &str,
-    ring: &'static str,
-    memory_mib: u32,
+    change: impl FnOnce(&mut Plan),
     measure: impl FnOnce(&Pair) -> Result<()>,
 ) -> Result<()> {
     Lab::run(name, 2, |lab| {
         let mut plan = Plan::new(&[("data", SIZE_BYTES)]);
-        plan.spare_disks =
-            ["plain", "loop", "bare", "drbd"].map(|serial| (serial, SIZE_BYTES)).to_vec();
-        plan.target_spare_disks = vec![("drbd", SIZE_BYTES)];
+        plan.spare_disks = ["plain", "loop", "bare"].map(|serial| (serial, SIZE_BYTES)).to_vec();
         plan.filled = true;
-        plan.ring = ring;
         plan.group_lines = "compression = \"off\"\nactive_regions = 1024".to_owned();
-        plan.memory_mib = memory_mib;
         plan.store_bytes = 64 << 30;
+        change(&mut plan);
         Pair::run(lab, plan, |pair| {
             pair.wait_in_sync()?;
             measure(pair)

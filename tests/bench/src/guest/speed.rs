@@ -2,8 +2,10 @@
 //! between the same two guests.
 
 use anyhow::Result;
+use tidemark_tests::pair::Plan;
 
 use super::{
+    SIZE_BYTES,
     devices::{
         Devices, Thing,
         Thing::{Bare, Drbd, Plain, Protected, Rublk},
@@ -47,8 +49,13 @@ const LOADS: [Load; 4] = [
 /// There is no rublk or DRBD; a guest that fails.
 pub fn measure(rounds: usize, short: bool) -> Result<Vec<Comparison>> {
     let mut comparisons = Vec::new();
-    // The usual ring: with a larger one, more of what is measured would only wait in it.
-    super::run("bench-speed", "256 MiB", 2048, |pair| {
+    // The ring is the usual one: with a larger one, more of what is measured would only wait in it.
+    let disks = |plan: &mut Plan| {
+        plan.memory_mib = 2048;
+        plan.spare_disks.push(("drbd", SIZE_BYTES));
+        plan.target_spare_disks.push(("drbd", SIZE_BYTES));
+    };
+    super::run("bench-speed", disks, |pair| {
         let devices = Devices::start(pair, true)?;
         let spell =
             if short { Spell { warm_up_s: 1, run_s: 1 } } else { Spell { warm_up_s: 5, run_s: 5 } };

@@ -1,0 +1,150 @@
+//! Sequential writes of 1 MiB on two processors, faster than any link: with the target stopped, they go up the whole
+//! ladder, from the ring to the spool to the gap, and are measured on each rung.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tidemark_control::agent::Ladder;
+use tidemark_tests::pair::Pair;
+
+use super::{
+    SIZE_BYTES,
+    devices::{Devices, Thing},
+};
+use crate::figures::{Bar, Comparison};
+
+const OPTIONS: &str = "--rw=write --bs=1M --iodepth=4 --direct=1 --ioengine=libaio --time_based";
+const SPOOL_AT: &str = "/srv/spool";
+/// How long `rublk` is measured.
+const PLAIN_S: u64 = 8;
+/// The longest that the load takes to be on the last rung for as long as is asked for.
+const CLIMB_S_MAX: u64 = 120;
+/// The least time on each rung; the second in which one begins or ends does not count.
+const RUNG_S_MIN: u64 = 5;
+
+/// Megabytes per second on each rung, and of `rublk`'s loop.
+///
+/// # Errors
+/// There is no rublk; a guest that fails; a rung that is left too soon.
+pub fn measure(rounds: usize, short: bool) -> Result<Comparison> {
+    let mut all = Vec::new();
+    super::run(
+        "bench-sequential",
+        |plan| {
+            plan.processors = 2;
+            plan.ring = if short { "1 GiB" } else { "6 GiB" };
+            plan.memory_mib = if short { 3072 } else { 8192 };
+            plan.spare_disks.push(("spool", 10 << 30));
+        },
+        |pair| {
+            give_spool(pair)?;
+            let devices = Devices::start(pair, false)?;
+            for round in 0..rounds {
+                let rublk = |pair: &Pair| {
+                    run(pair, &devices.path(pair, Thing::Rublk), PLAIN_S)
+                        .map(|log| log.mean(1, PLAIN_S - 1))
+                };
+                // Each goes first in half of the rounds.
+                let before = (round % 2 == 0).then(|| rublk(pair)).transpose()?;
+                let mut figures = climb(pair, &devices, short)?;
+                figures.push(before.map_or_else(|| rublk(pair), Ok)?);
+                eprintln!("round {} of {rounds}: {figures:.1?}", round + 1);
+                all.push(figures);
+            }
+            Ok(())
+        },
+    )?;
+    let bar = |of, at_least| Bar { of, to: 3, at_least };
+    Ok(Comparison {
+        what: "sequential writes of 1 MiB on two processors, faster than the link".to_owned(),
+        unit: "MB/s",
+        names: ["on the ring", "in the spool", "in a gap", "rublk loop"]
+            .map(str::to_owned)
+            .to_vec(),
+        rounds: all,
+        bars: vec![bar(0, Some(0.7)), bar(1, None), bar(2, Some(0.7))],
+    })
+}
+
+/// A disk for the agent's spool.
+fn give_spool(pair: &Pair) -> Result<()> {
+    let disk = pair.raw_disk("spool");
+    pair.source.sh(&format!(
+        "mkfs.ext4 -q -E nodiscard {disk} && mkdir -p {SPOOL_AT} && mount {disk} {SPOOL_AT} && \
+         printf '[spool]\\ndirectory = \"{SPOOL_AT}\"\\nbytes_max = \"5 GiB\"\\n' >>/etc/tidemark/agent.toml && \
+         tidemark config check && systemctl restart tidemark-agent"
+    ))?;
+    pair.wait_in_sync()?;
+    Ok(())
+}
+
+/// One climb: what was written on the ring, in the spool and in the gap.
+fn climb(pair: &Pair, devices: &Devices, short: bool) -> Result<Vec<f64>> {
+    let least = if short { 1 } else { RUNG_S_MIN };
+    let signal =
+        |signal: &str| pair.target.sh(&format!("systemctl kill --signal={signal} tidemark-target"));
+    let before = pair.status()?.ladder;
+    signal("STOP")?;
+    let device = devices.path(pair, Thing::Protected);
+    let load =
+        pair.source.spawn_for(&fio(&device, CLIMB_S_MAX), Duration::from_secs(CLIMB_S_MAX + 60))?;
+    loop {
+        let gap_s = pair.status()?.ladder.gap_s_total - before.gap_s_total;
+        if gap_s > least + 2 {
+            break;
+        }
+    }
+    pair.source.sh("pkill -INT -x fio")?;
+    load.wait()?;
+    let after = pair.status()?.ladder;
+    signal("CONT")?;
+    let log = Log::read(pair)?;
+    let spent = |of: fn(&Ladder) -> u64| of(&after) - of(&before);
+    let (ring, spool) = (spent(|l| l.ring_s_total), spent(|l| l.spool_s_total));
+    ensure!(ring > least && spool > least, "only {ring} s on the ring and {spool} s in the spool");
+    let figures = vec![
+        log.mean(1, ring - 1),
+        log.mean(ring + 1, ring + spool - 1),
+        log.mean(ring + spool + 1, log.seconds() - 1),
+    ];
+    pair.wait_in_sync()?;
+    Ok(figures)
+}
+
+fn run(pair: &Pair, device: &str, seconds: u64) -> Result<Log> {
+    pair.source.spawn_for(&fio(device, seconds), Duration::from_secs(seconds + 60))?.wait()?;
+    Log::read(pair)
+}
+
+fn fio(device: &str, seconds: u64) -> String {
+    format!(
+        "cd /run && rm -f load_bw.1.log && fio --name=load --filename={device} {OPTIONS} --size={SIZE_BYTES} \
+         --runtime={seconds} --write_bw_log=load --log_avg_msec=1000 --output=/run/load.txt"
+    )
+}
+
+/// What fio wrote in each second.
+struct Log(Vec<f64>);
+
+impl Log {
+    fn read(pair: &Pair) -> Result<Log> {
+        let text = pair.source.sh("cat /run/load_bw.1.log")?;
+        // Time, KiB/s, direction, and more.
+        let rate = |line: &str| -> Option<f64> { line.split(',').nth(1)?.trim().parse().ok() };
+        let rates: Option<Vec<f64>> =
+            text.lines().map(|line| Some(rate(line)? * 1024.0 / 1e6)).collect();
+        Ok(Log(rates.with_context(|| format!("a log of another form: {text}"))?))
+    }
+
+    fn seconds(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    /// From one second to before another, one at least.
+    fn mean(&self, from: u64, to: u64) -> f64 {
+        let last = self.0.len().saturating_sub(1);
+        let from = (from as usize).min(last);
+        let part = &self.0[from..(to as usize).clamp(from + 1, last + 1)];
+        part.iter().sum::<f64>() / part.len() as f64
+    }
+}
