@@ -10,7 +10,7 @@ use super::{
     devices::{Devices, Thing},
     drbd,
 };
-use crate::figures::{Bar, Comparison, in_turn};
+use crate::figures::{Bar, Bound, Comparison, in_turn};
 
 /// A load of so many seconds.
 pub struct Load {
@@ -69,7 +69,13 @@ pub fn measure(
         unit: "1/s",
         names: load.things.iter().map(|(thing, _)| thing.name().to_owned()).collect(),
         rounds,
-        bars: bars.map(|(to, (_, at_least))| Bar { of: 0, to, at_least: *at_least }).collect(),
+        bars: bars
+            .map(|(to, (_, at_least))| Bar {
+                of: 0,
+                to: Some(to),
+                bound: at_least.map(Bound::AtLeast),
+            })
+            .collect(),
     })
 }
 

@@ -11,7 +11,7 @@ use super::{
     SIZE_BYTES,
     devices::{Devices, Thing},
 };
-use crate::figures::{Bar, Comparison};
+use crate::figures::{Bar, Bound, Comparison};
 
 const OPTIONS: &str = "--rw=write --bs=1M --iodepth=4 --direct=1 --ioengine=libaio --time_based";
 const SPOOL_AT: &str = "/srv/spool";
@@ -54,7 +54,7 @@ pub fn measure(rounds: usize, short: bool) -> Result<Comparison> {
             Ok(())
         },
     )?;
-    let bar = |of, at_least| Bar { of, to: 3, at_least };
+    let bar = |of| Bar::ratio(of, 3, Bound::AtLeast(0.7));
     Ok(Comparison {
         what: "sequential writes of 1 MiB on two processors, faster than the link".to_owned(),
         unit: "MB/s",
@@ -62,7 +62,7 @@ pub fn measure(rounds: usize, short: bool) -> Result<Comparison> {
             .map(str::to_owned)
             .to_vec(),
         rounds: all,
-        bars: vec![bar(0, Some(0.7)), bar(1, None), bar(2, Some(0.7))],
+        bars: vec![bar(0), Bar::printed(1, 3), bar(2)],
     })
 }
 
