@@ -1,6 +1,7 @@
-//! How fast a target takes history in, over TLS and durably, against the same TLS stream received and thrown away.
+//! How fast a target takes history in, over TLS and durably, against the same TLS stream received and thrown away; and
+//! against the same bytes written to a file in one go, which is what the disk can do.
 
-use std::{path::Path, sync::Arc, thread, time::Instant};
+use std::{fs::File, io::Write, path::Path, sync::Arc, thread, time::Instant};
 
 use anyhow::{Context, Result, bail};
 use tidemark_journal::{
@@ -35,25 +36,29 @@ pub fn measure(rounds: usize, short: bool) -> Result<Comparison> {
     let mut source = Source::new(site.group_id());
     let link = site.link().to_string();
     let trash = throw_away(site.dir(), frames_per_round)?;
-    let rounds = in_turn(2, rounds, |which| {
+    let rounds = in_turn(3, rounds, |which| {
         let frames = source.frames(frames_per_round);
         let bytes: usize = frames.iter().map(Vec::len).sum();
-        let seconds = if which == 0 {
-            seam::run(send(site.dir(), &link, source.hello(), &frames, Some(source.before.seq)))??
-        } else {
-            // It is no history for the target: it takes it up in the next round.
-            let seconds = seam::run(send(site.dir(), &trash, source.hello(), &frames, None))??;
-            source.forget();
-            seconds
+        let hello = source.hello();
+        let seconds = match which {
+            0 => seam::run(send(site.dir(), &link, hello, &frames, Some(source.before.seq)))??,
+            1 => seam::run(send(site.dir(), &trash, hello, &frames, None))??,
+            _ => to_file(&site.dir().join("raw"), &frames)?,
         };
+        if which > 0 {
+            // It is no history for the target: it takes it up in the next round.
+            source.forget();
+        }
         Ok(bytes as f64 / 1e6 / seconds)
     })?;
     Ok(Comparison {
         what: format!("history in frames of {WRITES_PER_FRAME} random writes of 4 KiB, over TLS"),
         unit: "MB/s",
-        names: ["durable at the target", "received and thrown away"].map(str::to_owned).to_vec(),
+        names: ["durable at the target", "received and thrown away", "written to a file, synced"]
+            .map(str::to_owned)
+            .to_vec(),
         rounds,
-        bars: vec![Bar::ratio(0, 1, Bound::AtLeast(0.7))],
+        bars: vec![Bar::ratio(0, 1, Bound::AtLeast(0.7)), Bar::printed(0, 2)],
     })
 }
 
@@ -202,6 +207,19 @@ fn throw_away(dir: &Path, messages: u64) -> Result<String> {
         }
     });
     Ok(address)
+}
+
+/// Writes the frames to a new file; the seconds until all of it is on the disk.
+fn to_file(path: &Path, frames: &[Vec<u8>]) -> Result<f64> {
+    let mut file = File::create(path)?;
+    let start = Instant::now();
+    for frame in frames {
+        file.write_all(frame)?;
+    }
+    file.sync_data()?;
+    let seconds = start.elapsed().as_secs_f64();
+    std::fs::remove_file(path)?;
+    Ok(seconds)
 }
 
 fn identity(dir: &Path, node: &str) -> Result<Identity> {
