@@ -28,8 +28,12 @@ enum Name {
     HostLag,
     /// Instructions per replicated write, by component.
     HostInstructions,
-    /// Writes to a vast volume, to many groups, to a target with many points; against few.
-    HostGrowth,
+    /// Writes to a vast volume, against a small one.
+    HostVolumes,
+    /// Writes to many groups, against one.
+    HostGroups,
+    /// Writes to a target with many points, against none.
+    HostPoints,
     /// A protected ublk device in a guest whose link is held, against rublk's loop.
     GuestCapture,
     /// The same with live replication to a second guest, against rublk's loop and DRBD.
@@ -70,7 +74,9 @@ fn main() -> Result<()> {
             Name::HostInitialSync => host::initial_sync::measure(rounds, short)?,
             Name::HostLag => host::lag::measure(rounds, short)?,
             Name::HostInstructions => host::instructions::measure(rounds, short)?,
-            Name::HostGrowth => host::growth::measure(rounds, short)?,
+            Name::HostVolumes => vec![host::growth::volumes(rounds, short)?],
+            Name::HostGroups => vec![host::growth::groups(rounds, short)?],
+            Name::HostPoints => vec![host::growth::points(rounds, short)?],
             Name::GuestCapture => guest::capture::measure(rounds, short)?,
             Name::GuestSpeed => guest::speed::measure(rounds, short)?,
             Name::GuestSequential => vec![guest::sequential::measure(rounds, short)?],

@@ -9,6 +9,7 @@ use tidemark_tests::pair::Pair;
 use super::{
     devices::{Devices, Thing},
     drbd,
+    profile::Profile,
 };
 use crate::figures::{Bar, Bound, Comparison, in_turn};
 
@@ -45,11 +46,17 @@ pub fn measure(
     hold: Option<&dyn Fn(bool) -> Result<()>>,
 ) -> Result<Comparison> {
     let gaps_before = pair.status()?.gaps_total;
+    let mut profile = Profile::default();
     let rounds = in_turn(load.things.len(), rounds, |which| {
         let (thing, _) = load.things[which];
         let held = hold.filter(|_| thing == Thing::Protected);
         held.map(|hold| hold(true)).transpose()?;
-        let rate = fio(pair, &devices.path(pair, thing), load.options, spell);
+        let run = || fio(pair, &devices.path(pair, thing), load.options, spell);
+        let rate = if thing == Thing::Protected {
+            profile.of(pair, spell.warm_up_s + spell.run_s, run)
+        } else {
+            run()
+        };
         held.map(|hold| hold(false)).transpose()?;
         // What is still on its way must not cost the next one.
         match thing {
@@ -61,6 +68,7 @@ pub fn measure(
         }
         rate
     })?;
+    eprintln!("{}, of each request:\n{profile}", load.what);
     let gaps = pair.status()?.gaps_total - gaps_before;
     let captured = if gaps == 0 { String::new() } else { format!(" ({gaps} GAPS)") };
     let bars = load.things.iter().enumerate().skip(1);
@@ -79,6 +87,7 @@ pub fn measure(
     })
 }
 
+/// fio's requests per second.
 fn fio(pair: &Pair, device: &str, options: &str, spell: Spell) -> Result<f64> {
     let Spell { warm_up_s, run_s } = spell;
     let command = format!(

@@ -5,6 +5,7 @@ pub mod capture;
 mod devices;
 mod drbd;
 mod load;
+mod profile;
 pub mod sequential;
 pub mod speed;
 

@@ -34,14 +34,6 @@ const GROUPS: usize = 64;
 /// Marks that are asked for at a time.
 const MARKS_AT_ONCE: usize = 32;
 
-/// Megabytes per second.
-///
-/// # Errors
-/// A side that cannot be started, a write that fails.
-pub fn measure(rounds: usize, short: bool) -> Result<Vec<Comparison>> {
-    Ok(vec![volumes(rounds, short)?, groups(rounds, short)?, points(rounds, short)?])
-}
-
 /// Agent and target in processes of their own, and where load goes.
 struct Measured {
     site: Site,
@@ -97,7 +89,11 @@ fn plan(size_bytes: u64, groups: usize) -> Plan {
     plan
 }
 
-fn volumes(rounds: usize, short: bool) -> Result<Comparison> {
+/// Megabytes per second to a small and a vast volume.
+///
+/// # Errors
+/// A side that cannot be started, a write that fails.
+pub fn volumes(rounds: usize, short: bool) -> Result<Comparison> {
     let (small, vast, area, written) = if short {
         (GIB, 8 * GIB, 256 * MIB, 8 * MIB)
     } else {
@@ -126,7 +122,11 @@ fn volumes(rounds: usize, short: bool) -> Result<Comparison> {
     })
 }
 
-fn groups(rounds: usize, short: bool) -> Result<Comparison> {
+/// Megabytes per second to one group and to many, in sum.
+///
+/// # Errors
+/// A side that cannot be started, a write that fails.
+pub fn groups(rounds: usize, short: bool) -> Result<Comparison> {
     let (size, written) = if short { (GIB, 64 * MIB) } else { (16 * GIB, 512 * MIB) };
     let many = GROUPS as u64;
     let areas = [Area::whole(size), Area::whole(size / many)];
@@ -147,7 +147,11 @@ fn groups(rounds: usize, short: bool) -> Result<Comparison> {
     })
 }
 
-fn points(rounds: usize, short: bool) -> Result<Comparison> {
+/// Megabytes per second with few and many points.
+///
+/// # Errors
+/// A side that cannot be started, a write that fails.
+pub fn points(rounds: usize, short: bool) -> Result<Comparison> {
     let (size, written, marks) =
         if short { (256 * MIB, 8 * MIB, 1000) } else { (8 * GIB, 512 * MIB, 100_000) };
     let area = Area::whole(size);
