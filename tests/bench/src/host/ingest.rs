@@ -14,7 +14,10 @@ use tidemark_link::{
     pki::{self, Identity, Trust},
     seam::{self, Listener},
 };
-use tidemark_tests::site::{GROUP, Plan, SOURCE, Site, TARGET};
+use tidemark_tests::{
+    site::{GROUP, Plan, SOURCE, Site, TARGET},
+    workload::rng::Rng,
+};
 
 use super::node;
 use crate::figures::{Bar, Bound, Comparison, in_turn};
@@ -72,14 +75,8 @@ struct Source {
 
 impl Source {
     fn new(group: GroupId) -> Source {
-        let mut state = 1u64;
-        let mut next = || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state
-        };
-        let noise = (0..1 << 17).flat_map(|_| next().to_le_bytes()).collect();
+        let mut rng = Rng::new(1);
+        let noise = (0..1 << 17).flat_map(|_| rng.draw().to_le_bytes()).collect();
         let before = Position { term: TERM, seq: Seq::ZERO };
         Source { group, before, kept: before, noise }
     }
