@@ -314,10 +314,7 @@ impl Pair {
 
     /// Waits until no volume is in a gap and everything is final-durable.
     pub fn wait_in_sync(&self) -> Result<GroupStatus> {
-        self.wait("the replica to be in sync", |status| {
-            status.durable_seq == status.position.seq
-                && status.volumes.iter().all(|v| v.gap.is_none() && v.uncaptured_regions == 0)
-        })
+        self.wait("the replica to be in sync", GroupStatus::is_in_sync)
     }
 
     /// Sets a mark; its sequence.

@@ -247,6 +247,14 @@ pub enum FrontKind {
     NbdSocket,
 }
 
+impl GroupStatus {
+    /// Whether everything is final-durable, and no volume is in a gap or has anything to be caught up.
+    pub fn is_in_sync(&self) -> bool {
+        self.durable_seq == self.position.seq
+            && self.volumes.iter().all(|at| at.gap.is_none() && at.uncaptured_regions == 0)
+    }
+}
+
 impl FrontKind {
     /// As it is written in configuration.
     pub fn as_str(self) -> &'static str {

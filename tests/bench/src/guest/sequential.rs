@@ -4,14 +4,14 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use tidemark_control::agent::{GroupStatus, Ladder};
+use tidemark_control::agent::Ladder;
 use tidemark_tests::pair::Pair;
 
 use super::{
     SIZE_BYTES,
     devices::{Devices, Thing},
 };
-use crate::figures::{Bar, Bound, Comparison};
+use crate::figures::{Bar, Bound, Comparison, in_rounds};
 
 const OPTIONS: &str = "--rw=write --bs=1M --iodepth=4 --direct=1 --ioengine=libaio --time_based";
 const SPOOL_AT: &str = "/srv/spool";
@@ -27,7 +27,7 @@ const RUNG_S_MIN: u64 = 5;
 /// # Errors
 /// There is no rublk; a guest that fails; a rung that is left too soon.
 pub fn measure(rounds: usize, short: bool) -> Result<Comparison> {
-    let mut all = Vec::new();
+    let mut figures = Vec::new();
     super::run(
         "bench-sequential",
         |plan| {
@@ -39,18 +39,17 @@ pub fn measure(rounds: usize, short: bool) -> Result<Comparison> {
         |pair| {
             give_spool(pair)?;
             let devices = Devices::start(pair, false)?;
-            for round in 0..rounds {
-                let rublk = |pair: &Pair| {
+            figures = in_rounds(rounds, |round| {
+                let rublk = || {
                     run(pair, &devices.path(pair, Thing::Rublk), PLAIN_S)
                         .map(|log| log.mean(1, PLAIN_S - 1))
                 };
                 // Each goes first in half of the rounds.
-                let before = (round % 2 == 0).then(|| rublk(pair)).transpose()?;
+                let before = (round % 2 == 0).then(rublk).transpose()?;
                 let mut figures = climb(pair, &devices, short)?;
-                figures.push(before.map_or_else(|| rublk(pair), Ok)?);
-                eprintln!("round {} of {rounds}: {figures:.1?}", round + 1);
-                all.push(figures);
-            }
+                figures.push(before.map_or_else(rublk, Ok)?);
+                Ok(figures)
+            })?;
             Ok(())
         },
     )?;
@@ -61,7 +60,7 @@ pub fn measure(rounds: usize, short: bool) -> Result<Comparison> {
         names: ["on the ring", "in the spool", "in a gap", "rublk loop"]
             .map(str::to_owned)
             .to_vec(),
-        rounds: all,
+        rounds: figures,
         bars: vec![bar(0), Bar::printed(1, 3), bar(2)],
     })
 }
@@ -88,12 +87,9 @@ fn climb(pair: &Pair, devices: &Devices, short: bool) -> Result<Vec<f64>> {
     let device = devices.path(pair, Thing::Protected);
     let load =
         pair.source.spawn_for(&fio(&device, CLIMB_S_MAX), Duration::from_secs(CLIMB_S_MAX + 60))?;
-    loop {
-        let gap_s = pair.status()?.ladder.gap_s_total - before.gap_s_total;
-        if gap_s > least + 2 {
-            break;
-        }
-    }
+    pair.wait("the last rung of the ladder", |status| {
+        status.ladder.gap_s_total - before.gap_s_total > least + 2
+    })?;
     pair.source.sh("pkill -INT -x fio")?;
     load.wait()?;
     let after = pair.status()?.ladder;
@@ -113,15 +109,11 @@ fn climb(pair: &Pair, devices: &Devices, short: bool) -> Result<Vec<f64>> {
 
 /// Waits for what has piled up, for as long as there is progress: emulated cryptography takes minutes for it.
 fn drain(pair: &Pair) -> Result<()> {
-    let in_sync = |status: &GroupStatus| {
-        status.durable_seq == status.position.seq
-            && status.volumes.iter().all(|v| v.gap.is_none() && v.uncaptured_regions == 0)
-    };
     let mut status = pair.status()?;
-    while !in_sync(&status) {
+    while !status.is_in_sync() {
         let before = status.durable_seq;
         status = pair.wait("progress towards being in sync", |status| {
-            in_sync(status) || status.durable_seq > before
+            status.is_in_sync() || status.durable_seq > before
         })?;
     }
     Ok(())

@@ -260,7 +260,7 @@ async fn sync(site: &Site, quiet: bool) -> Result<()> {
             bar.set_length(progress.total_regions);
             bar.set_position(progress.done_regions);
         }
-        in_sync(status)
+        status.is_in_sync()
     });
     done.await?;
     bar.finish_and_clear();
@@ -269,15 +269,7 @@ async fn sync(site: &Site, quiet: bool) -> Result<()> {
 
 /// Waits until the target has everything.
 async fn settle(site: &Site) -> Result<()> {
-    wait(site, "the target to have everything", in_sync).await
-}
-
-fn in_sync(status: &GroupStatus) -> bool {
-    status.durable_seq == status.position.seq
-        && status
-            .volumes
-            .iter()
-            .all(|volume| volume.gap.is_none() && volume.uncaptured_regions == 0)
+    wait(site, "the target to have everything", GroupStatus::is_in_sync).await
 }
 
 async fn wait(site: &Site, what: &str, mut done: impl FnMut(&GroupStatus) -> bool) -> Result<()> {
