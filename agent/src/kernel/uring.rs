@@ -359,10 +359,14 @@ impl Ring {
     /// The kernel refused.
     pub fn wait(&mut self, timeout: Option<Duration>) -> Result<(), RingError> {
         self.arm_wake();
-        self.submit()?;
-        if !self.ring().completion().is_empty() {
-            return Ok(());
+        self.fill();
+        if !self.backlog.is_empty() {
+            self.submit()?;
         }
+        if !self.ring().completion().is_empty() {
+            return self.submit();
+        }
+        // One call hands over and waits.
         let waited = match timeout {
             None => self.ring().submit_and_wait(1),
             Some(limit) => {
