@@ -1,9 +1,9 @@
 //! The encoder: takes captured records out of the ring, in order, and makes frames of them.
 //!
 //! Frames batch by themselves: while the sender is busy with a frame, the next one fills; when it
-//! has nothing to send, whatever is there goes, at once after a rest and else a little later, since
-//! a frame costs about as much as a hundred small writes; in sync mode always at once. Nor does one stay open for longer than a second while
-//! the sender is busy or the link is cut: only a frame can go to the spool.
+//! has nothing to send, what is there goes: at once after a rest, and else when it is worth a frame or a little
+//! later, since a frame costs about as much as a hundred small writes; in sync mode always at once. Nor does one
+//! stay open for longer than a second while the sender is busy or the link is cut: only a frame can go to the spool.
 
 use std::{
     sync::{
@@ -25,8 +25,12 @@ use crate::{
 
 /// Raw bytes at which a frame is closed though the sender is busy.
 const FRAME_RAW_BYTES: u64 = 1 << 20;
-/// The shortest time from one frame that is not full to the next.
-const PAUSE_NS: u64 = 4_000_000;
+/// Raw bytes that are worth a frame when the sender has nothing to send.
+const WORTH_RAW_BYTES: u64 = 128 << 10;
+/// The shortest time from one frame to a next that is not worth it.
+const PAUSE_NS: u64 = 16_000_000;
+/// How often it looks meanwhile whether it is.
+const LOOK_NS: u64 = 4_000_000;
 /// How long the first record of a frame may be in it before it is closed though the sender is busy.
 const OPEN_NS_MAX: u64 = 1_000_000_000;
 /// The outbox's fill, in thousandths, above which the fastest compression is used.
@@ -142,7 +146,7 @@ pub struct Encoder {
     compression: Compression,
     builder: FrameBuilder,
     first: Option<Record>,
-    /// Journal time at which the next frame that is not full may be closed.
+    /// Journal time at which the next frame may be closed that is not worth it.
     not_before_ns: u64,
     shared: Arc<Shared>,
 }
@@ -152,7 +156,7 @@ pub struct Encoder {
 pub enum Turn {
     /// A frame is made.
     Framed,
-    /// The next frame is to be closed after this time, unless it is full before.
+    /// The next frame is not worth it yet; after this time it is to be looked at again.
     Rest(Duration),
     /// There is nothing to do now.
     Idle,
@@ -217,8 +221,10 @@ impl Encoder {
         let ready = full || stopping || old || self.outbox.unsent() == 0;
         if !self.builder.is_empty() && ready {
             let hurry = stopping || self.shared.hurry.load(Ordering::Relaxed);
-            if !full && !hurry && now_ns < self.not_before_ns {
-                return Turn::Rest(Duration::from_nanos(self.not_before_ns - now_ns));
+            let worth = full || self.builder.raw_bytes() >= WORTH_RAW_BYTES;
+            if !worth && !hurry && now_ns < self.not_before_ns {
+                let rest_ns = (self.not_before_ns - now_ns).min(LOOK_NS);
+                return Turn::Rest(Duration::from_nanos(rest_ns));
             }
             self.not_before_ns = now_ns + PAUSE_NS;
             if self.finish() { Turn::Framed } else { Turn::Ended }
