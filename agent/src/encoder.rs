@@ -8,7 +8,7 @@
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering, fence},
     },
     thread::{JoinHandle, Thread},
     time::Duration,
@@ -46,8 +46,19 @@ pub struct Place {
     pub before: Position,
 }
 
+/// What an encoder that does nothing waits for.
+mod rest {
+    /// Nothing: it works, or looks again by itself.
+    pub const NONE: u8 = 0;
+    /// That a frame is asked for: it has records, which wait for the sender.
+    pub const SENDER: u8 = 1;
+    /// Anything.
+    pub const ANYTHING: u8 = 2;
+}
+
 struct Shared {
-    asleep: AtomicBool,
+    /// One of [`rest`].
+    waits_for: AtomicU8,
     stop: AtomicBool,
     hurry: AtomicBool,
     frames: AtomicU64,
@@ -81,9 +92,18 @@ pub struct Waker {
 }
 
 impl Waker {
-    /// Records were committed, or the sender has taken a frame.
+    /// Records were committed. That alone wakes no encoder that has some and waits for the sender.
+    pub fn committed(&self) {
+        // With the one in `sleep`: either the encoder sees the record, or it is seen to wait.
+        fence(Ordering::SeqCst);
+        if self.shared.waits_for.load(Ordering::Relaxed) == rest::ANYTHING {
+            self.wake();
+        }
+    }
+
+    /// The sender has taken a frame, or there is something else to look at.
     pub fn wake(&self) {
-        if self.shared.asleep.swap(false, Ordering::AcqRel) {
+        if self.shared.waits_for.swap(rest::NONE, Ordering::AcqRel) != rest::NONE {
             self.thread.unpark();
         }
     }
@@ -175,7 +195,7 @@ impl Encoder {
         compression: Compression,
     ) -> Encoder {
         let shared = Arc::new(Shared {
-            asleep: AtomicBool::new(false),
+            waits_for: AtomicU8::new(rest::NONE),
             stop: AtomicBool::new(false),
             hurry: AtomicBool::new(false),
             frames: AtomicU64::new(0),
@@ -311,12 +331,19 @@ impl Encoder {
     }
 
     fn sleep(&mut self) {
-        self.shared.asleep.store(true, Ordering::SeqCst);
-        let more = self.ring.has_more();
-        let go = more || (!self.builder.is_empty() && self.outbox.unsent() == 0);
+        let has_some = !self.builder.is_empty();
+        // Nobody has to wake it for each record that comes while the sender is busy.
+        let (waits_for, at_most) = if has_some {
+            (rest::SENDER, Duration::from_nanos(LOOK_NS))
+        } else {
+            (rest::ANYTHING, Duration::from_millis(100))
+        };
+        self.shared.waits_for.store(waits_for, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        let go = if has_some { self.outbox.unsent() == 0 } else { self.ring.has_more() };
         if !go && !self.shared.stop.load(Ordering::Acquire) {
-            std::thread::park_timeout(Duration::from_millis(100));
+            std::thread::park_timeout(at_most);
         }
-        self.shared.asleep.store(false, Ordering::Release);
+        self.shared.waits_for.store(rest::NONE, Ordering::Release);
     }
 }

@@ -196,6 +196,12 @@ impl ActiveSet {
         None
     }
 
+    /// The slots that [`Self::victim`] looks at next.
+    pub fn next_in_turn(&self, slots: usize) -> impl Iterator<Item = u16> + use<> {
+        let (hand, limit) = (self.hand, self.limit);
+        (0..slots.min(limit)).map(move |after| ((hand + after) % limit) as u16)
+    }
+
     /// Puts `region` (or nothing) into a slot, in memory; the log says so after the next
     /// transaction. Returns what the slot held.
     pub fn replace(&mut self, slot: u16, region: Option<RegionId>) -> Slot {

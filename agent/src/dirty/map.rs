@@ -42,6 +42,9 @@ pub struct Commit {
 /// Pages that a commit writes of a volume besides those that somebody waits for.
 const DUE_PAGES_MAX: usize = 64;
 
+/// Slots whose regions are marked before they are given up, where a page is written anyway.
+const AHEAD: usize = 256;
+
 /// Of [`Page::sound_with`]: no commit has been begun with it.
 const NOT_YET: u64 = u64::MAX;
 
@@ -159,6 +162,22 @@ impl DirtyMap {
             self.wanted.push_back(region);
         }
         false
+    }
+
+    /// Whether a captured write into the region may go on though it need not be active: its mark as dirty is on
+    /// stable storage already. It then stays until what is drawn from now on is final-durable and flushed,
+    /// so the write's sequence has to be drawn before the map is asked anything else.
+    pub fn mark_again(&mut self, region: RegionId) -> bool {
+        let marked = self.is_dirty(region) && !self.is_marking(region);
+        if marked {
+            self.volume(region.volume).current.set(region.index);
+        }
+        marked
+    }
+
+    fn is_dirty(&self, region: RegionId) -> bool {
+        let map = self.volumes.iter().find(|map| map.id == region.volume);
+        map.is_some_and(|map| map.current.get(region.index) || map.previous.get(region.index))
     }
 
     /// Whether a write into the region that will have no record may go on. If not, the next commit
@@ -364,6 +383,7 @@ impl DirtyMap {
             let old = self.active.replace(slot, Some(region));
             if let Some(old) = old.region
                 && !clean
+                && !self.mark_again(old)
             {
                 self.volume(old.volume).current.set(old.index);
                 urgent.insert((old.volume, old.index / PAGE_REGIONS));
@@ -373,6 +393,7 @@ impl DirtyMap {
         for region in &self.marking {
             urgent.insert((region.volume, region.index / PAGE_REGIONS));
         }
+        self.mark_ahead(&urgent, durable);
         let whole = self.active.is_unwritten();
         let due = self.volumes.iter().any(|map| !map.due.is_empty());
         if self.changed.is_empty() && urgent.is_empty() && !whole && !due {
@@ -404,6 +425,22 @@ impl DirtyMap {
             commit.log = Some(BlockWrite { volume: None, offset, block });
         }
         Some(commit)
+    }
+
+    /// Marks the regions that will be given up next, on pages that are written anyway: then giving them up
+    /// takes the log's block alone. As long as they are active, the marks cost nothing.
+    fn mark_ahead(&mut self, pages: &BTreeSet<(VolumeId, u32)>, durable: Seq) {
+        if pages.is_empty() {
+            return;
+        }
+        for slot in self.active.next_in_turn(AHEAD) {
+            let Slot { region: Some(region), .. } = *self.active.peek(slot) else { continue };
+            if pages.contains(&(region.volume, region.index / PAGE_REGIONS))
+                && !self.is_clean(slot, durable)
+            {
+                self.volume(region.volume).current.set(region.index);
+            }
+        }
     }
 
     /// The commit is on stable storage.

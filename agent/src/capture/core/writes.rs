@@ -176,6 +176,10 @@ impl Core {
             if u64::from(index - first) < op.held {
                 continue;
             }
+            // A wide part may wait for its other regions, and its sequence with it.
+            if first == last && self.map.mark_again(region) {
+                continue;
+            }
             ready &= self.map.ready(region);
             if ready {
                 self.map.hold(region);
