@@ -41,7 +41,7 @@ pub fn run(config: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Tells the service manager that the link's thread takes its turns, for as long as it does; never ends.
+/// Tells the service manager that the threads which take history in have their turns, for as long as they do; never ends.
 async fn feed_watchdog(target: &Target) {
     let Some(limit) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
     let period = limit.div_f64(3.0).max(Duration::from_millis(100));

@@ -29,7 +29,7 @@ pub struct Groups {
     dir: PathBuf,
     catalogue: Arc<Catalogue>,
     caches: Arc<Caches>,
-    /// Owners of logs, for the link's thread to run.
+    /// Owners of logs, for the logs' thread to run.
     owners: mpsc::UnboundedSender<Owner>,
     /// A window should be looked at.
     attention: Arc<Notify>,
@@ -144,7 +144,7 @@ impl Groups {
         self.attention.notified().await;
     }
 
-    /// Has a log's owner run on the link's thread.
+    /// Has a log's owner run on the logs' thread.
     ///
     /// # Errors
     /// When the target is ending.

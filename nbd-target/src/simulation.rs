@@ -414,7 +414,7 @@ impl SimTarget {
     }
 }
 
-/// Has the owners of logs run, as the link's thread does.
+/// Has the owners of logs run, as their thread does.
 async fn run_owners(mut new_owners: mpsc::UnboundedReceiver<Owner>) {
     while let Some(owner) = new_owners.recv().await {
         tokio::task::spawn_local(owner.run());

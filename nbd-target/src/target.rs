@@ -1,19 +1,17 @@
 //! The whole target in one process.
 
+mod threads;
+
 use std::{
     collections::HashMap,
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     thread::JoinHandle,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::Context;
-use tidemark_link::{conn::Timeouts, seam};
 use tidemark_nbd::{Limits, Listener, Server, Tls};
 use tokio::{
     runtime::Runtime,
@@ -28,13 +26,12 @@ use crate::{
     groups::Groups,
     machine::Machine,
     points::latest::LatestTable,
-    receiver::driver::Sessions,
     replica::Replica,
     reserve::Reserve,
     retention,
     scrub::Scrubs,
-    store::log::Owner,
 };
+use threads::{Threads, Work};
 
 /// How long clients get to have their requests answered when the target ends.
 const GRACE: Duration = Duration::from_secs(5);
@@ -52,28 +49,9 @@ pub struct Target {
     nbd_addr: Option<SocketAddr>,
     nbd_unix: Option<PathBuf>,
     end: watch::Sender<bool>,
-    link: Option<JoinHandle<()>>,
-    pulse: Arc<Pulse>,
+    threads: Option<Threads>,
     scrubs: Arc<Scrubs>,
     scrubbing: Option<JoinHandle<()>>,
-}
-
-/// When the link's thread last had its turn.
-struct Pulse {
-    start: Instant,
-    beat_ms: AtomicU64,
-}
-
-impl Pulse {
-    fn beat(&self) {
-        let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.beat_ms.store(now, Ordering::Relaxed);
-    }
-
-    fn age(&self) -> Duration {
-        let beat = Duration::from_millis(self.beat_ms.load(Ordering::Relaxed));
-        self.start.elapsed().saturating_sub(beat)
-    }
 }
 
 impl Target {
@@ -140,60 +118,32 @@ impl Target {
         };
         runtime.spawn(housekeeping(Arc::clone(&groups), every_tick, ending.clone()));
 
-        let (ready, started) = std::sync::mpsc::channel();
-        let pulse = Arc::new(Pulse { start: Instant::now(), beat_ms: AtomicU64::new(0) });
-        let own_pulse = Arc::clone(&pulse);
-        let (copy, own_branches) = (Arc::clone(&groups), Arc::clone(&branches));
-        let link =
-            std::thread::Builder::new().name("tidemark-link".to_owned()).spawn(move || {
-                let work = async {
-                    let sessions = Sessions::new(copy, Timeouts::default());
-                    let listener = seam::Listener::from_std(listener);
-                    let _ = ready.send(Ok(()));
-                    seam::spawn(async move {
-                        loop {
-                            own_pulse.beat();
-                            tokio::time::sleep(TICK).await;
-                        }
-                    });
-                    link_thread(sessions, own_branches, listener, link_tls, new_owners, ending)
-                        .await;
-                };
-                if let Err(error) = seam::run(work) {
-                    let _ = ready.send(Err(error));
-                }
-            })?;
-        let mut target = Target {
+        let work = Work {
+            groups: Arc::clone(&groups),
+            branches: Arc::clone(&branches),
+            listener,
+            tls: link_tls,
+            new_owners,
+            ending,
+        };
+        let threads = Threads::start(work)?;
+        let own_scrubs = Arc::clone(&scrubs);
+        let scrubbing = std::thread::Builder::new()
+            .name("tidemark-scrub".to_owned())
+            .spawn(move || own_scrubs.run())?;
+        Ok(Target {
             runtime: Some(runtime),
             groups,
-            branches: Arc::clone(&branches),
+            branches,
             server,
             link_addr,
             nbd_addr,
             nbd_unix: config.nbd.unix.clone(),
             end,
-            link: Some(link),
-            pulse,
+            threads: Some(threads),
             scrubs,
-            scrubbing: None,
-        };
-        match started.recv() {
-            Ok(Ok(())) => {
-                let scrubs = Arc::clone(&target.scrubs);
-                let work = move || scrubs.run();
-                let name = "tidemark-scrub".to_owned();
-                target.scrubbing = Some(std::thread::Builder::new().name(name).spawn(work)?);
-                Ok(target)
-            }
-            Ok(Err(error)) => {
-                target.stop();
-                Err(error.into())
-            }
-            Err(_) => {
-                target.stop();
-                anyhow::bail!("the link's thread has ended")
-            }
-        }
+            scrubbing: Some(scrubbing),
+        })
     }
 
     /// Where sources connect to.
@@ -211,9 +161,9 @@ impl Target {
         self.nbd_unix.as_deref()
     }
 
-    /// Whether the thread that receives and writes has had its turn lately: what a watchdog asks.
+    /// Whether the threads that receive and write have had their turns lately: what a watchdog asks.
     pub fn alive(&self, within: Duration) -> bool {
-        self.pulse.age() <= within
+        self.threads.as_ref().is_some_and(|threads| threads.age() <= within)
     }
 
     /// The groups.
@@ -245,8 +195,8 @@ impl Target {
             let _ = scrubbing.join();
         }
         self.end.send_replace(true);
-        if let Some(link) = self.link.take() {
-            let _ = link.join();
+        if let Some(threads) = self.threads.take() {
+            threads.join();
         }
         for replica in self.groups.replicas() {
             let kept =
@@ -272,38 +222,6 @@ impl Drop for Target {
             self.end.send_replace(true);
             runtime.shutdown_background();
         }
-    }
-}
-
-/// Everything on the link's thread: sessions, and the owners of all logs, which outlive them.
-async fn link_thread(
-    sessions: std::rc::Rc<Sessions>,
-    branches: Arc<Branches>,
-    listener: seam::Listener,
-    tls: Arc<rustls::ServerConfig>,
-    mut new_owners: mpsc::UnboundedReceiver<Owner>,
-    mut ending: watch::Receiver<bool>,
-) {
-    let accepting = seam::spawn(std::rc::Rc::clone(&sessions).accept(listener, tls));
-    let mut owners = Vec::new();
-    loop {
-        tokio::select! {
-            owner = new_owners.recv() => match owner {
-                Some(owner) => {
-                    owners.retain(|handle: &tokio::task::JoinHandle<()>| !handle.is_finished());
-                    owners.push(seam::spawn(owner.run()));
-                }
-                None => break,
-            },
-            _ = ending.wait_for(|ending| *ending) => break,
-        }
-    }
-    accepting.abort();
-    sessions.end().await;
-    sessions.groups().end_logs();
-    branches.end();
-    for owner in owners {
-        let _ = owner.await;
     }
 }
 
