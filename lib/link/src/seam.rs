@@ -48,5 +48,15 @@ pub fn spawn<F: Future + 'static>(future: F) -> tokio::task::JoinHandle<F::Outpu
     tokio_uring::spawn(future)
 }
 
+/// Hands over to the kernel what this thread has asked for so far, which else waits until all of its
+/// tasks have nothing to do. For a task that has much to do of its own while the kernel works.
+///
+/// # Errors
+/// The ring's.
+pub async fn submit() -> io::Result<()> {
+    // It is answered only after it has been handed over, and all that was asked for before it.
+    tokio_uring::no_op().await
+}
+
 #[cfg(test)]
 mod tests;

@@ -51,6 +51,21 @@ impl LogFile {
         }
     }
 
+    /// Has what was asked for so far be on its way: a caller that has work of its own meanwhile calls this first.
+    ///
+    /// # Errors
+    /// The io_uring's.
+    pub async fn submit(&self) -> io::Result<()> {
+        match self {
+            LogFile::Real(_) => seam::submit().await,
+            #[cfg(feature = "simulation")]
+            LogFile::Simulated(_, simulated) => {
+                simulated.dawdle().await;
+                Ok(())
+            }
+        }
+    }
+
     /// Makes what was written durable.
     ///
     /// # Errors

@@ -1,17 +1,18 @@
 //! The log's owner: the one task that writes a log's files.
 //!
 //! It is fed by a bounded queue and never cancelled, since a write that has been submitted lands in
-//! any case. What has queued up while the last batch was being synced becomes the next batch: one
-//! write, one fdatasync, then everything in it is acknowledged (invariant 4). Each batch begins at
-//! a multiple of 4096, and inside a batch no further frame does; so a frame that is found at such
-//! an offset *after* a damaged one proves that the damaged one had been synced before
+//! any case. What comes while a batch is on its way to the disk is gathered and hashed, and becomes the
+//! next one: one write, one fdatasync, then everything in it is acknowledged (invariant 4). Each batch
+//! begins at a multiple of 4096, and inside a batch no further frame does; so a frame that is found at
+//! such an offset *after* a damaged one proves that the damaged one had been synced before
 //! (see [`super::recover`]).
 
+mod batch;
 mod scarce;
 mod seal;
 mod writer;
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
 use tidemark_control::config::Bytes;
 use tidemark_journal::{
@@ -27,6 +28,7 @@ use super::{
     journal::{Follower, Journal},
     segment::{Segment, Summary, file_name},
 };
+use batch::{Batch, Content, Needs};
 
 use crate::machine::log::{LogFile, sync_dir};
 pub use scarce::no_room;
@@ -36,8 +38,6 @@ use seal::{Job, Sealing};
 pub use writer::{Closed, LogWriter, NoRoom, QUEUE_BYTES_MAX};
 use writer::{Request, Waiting};
 
-/// The most bytes in a batch; a longer frame is a batch by itself.
-const BATCH_BYTES_MAX: usize = 8 << 20;
 /// How long to wait before asking again for room.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -111,12 +111,8 @@ struct Active {
     segment: Arc<Segment>,
     end: u64,
     file_bytes: u64,
-    hasher: blake3::Hasher,
+    content: Content,
     chain_before: [u8; 32],
-    /// Upper bounds of what the index will hold.
-    entries: usize,
-    chunks: usize,
-    frames: usize,
     unsynced: bool,
 }
 
@@ -171,106 +167,81 @@ impl Owner {
             None => return Ok(()),
         };
         let mut spare = None;
-        let mut buffer = AlignedBuf::new(
-            tidemark_journal::frame::FRAME_BYTES_MAX + 2 * BLOCK_BYTES as usize + BATCH_BYTES_MAX,
-        );
         let mut carried = None;
+        // One is gathered while the other is on its way.
+        let (mut batch, mut gathered) = (Batch::new(), Batch::new());
         loop {
-            let request = match carried.take() {
-                Some(request) => request,
-                None => match self.next().await {
+            if batch.is_empty() {
+                let request = match carried.take() {
                     Some(request) => request,
-                    None => break,
-                },
-            };
-            let first = match request {
-                Request::Frame(waiting) => waiting,
-                Request::Sync(done) => {
-                    let outcome = self.sync(active.as_mut()).await;
-                    let told = outcome.as_ref().map_err(|e| Closed(e.to_string().into())).copied();
-                    let _ = done.send(told);
-                    outcome?;
-                    continue;
-                }
-            };
-            if first.asked.is_some() && !self.continues(&first.bytes)? {
-                first.tell(Err(NoRoom("there was no room for what came before".into())));
-                continue;
-            }
-            let needs = Needs::of(&first.bytes)?;
-            self.wait_for_size(&needs).await?;
-            let full = active.as_ref().is_none_or(|active| !self.fits(active, &needs, 0));
-            if full {
-                if let Some(old) = active.take() {
-                    self.sealed(sealing).await?;
-                    let number = old.segment.number() + 1;
-                    let (chain, begun) = self.roll(old).await?;
-                    *sealing = Some(begun);
-                    next = (number, chain);
-                }
-                let waits = first.asked.is_none();
-                match self.begin(next, needs, &mut spare, sealing, waits).await? {
-                    Ok(opened) => active = Some(opened),
-                    Err(no_room) => {
-                        first.tell(Err(no_room));
+                    None => match self.next().await {
+                        Some(request) => request,
+                        None => break,
+                    },
+                };
+                let first = match request {
+                    Request::Frame(waiting) => waiting,
+                    Request::Sync(done) => {
+                        let outcome = self.sync(active.as_mut()).await;
+                        let told = outcome.as_ref().map_err(|e| Closed(e.to_string().into()));
+                        let _ = done.send(told.copied());
+                        outcome?;
                         continue;
                     }
-                }
-            }
-            let Some(open) = active.as_mut() else { continue };
-            buffer.clear();
-            // The journal counts a segment's header from its beginning.
-            let header_bytes = if open.end == 0 { BLOCK_BYTES } else { 0 };
-            if open.end == 0 {
-                let start = SegmentStart {
-                    number: open.segment.number(),
-                    group: self.journal.group(),
-                    before: open.segment.summary().before,
-                    created_ns: self.journal.machine().wall_ns(),
-                    chain_before: open.chain_before,
                 };
-                buffer.extend(&start.encode()).map_err(io::Error::other)?;
-            }
-            let mut batch = Vec::new();
-            let mut candidate = Some((first, needs));
-            while let Some((waiting, needs)) = candidate.take() {
-                let at = open.end + buffer.len() as u64;
-                buffer.extend(&waiting.bytes).map_err(io::Error::other)?;
-                open.entries += needs.entries;
-                open.chunks += needs.chunks;
-                open.frames += 1;
-                batch.push((at, waiting));
-                // A further frame joins unless it would begin at a multiple of 4096 (see above).
-                let aligned = (buffer.len() as u64).is_multiple_of(BLOCK_BYTES);
-                if aligned || buffer.len() >= BATCH_BYTES_MAX {
-                    break;
+                if first.asked.is_some() && !self.continues(&first.bytes)? {
+                    first.tell(Err(NoRoom("there was no room for what came before".into())));
+                    continue;
                 }
-                match self.queue.try_recv() {
-                    Ok(Request::Frame(waiting)) => {
-                        let needs = Needs::of(&waiting.bytes)?;
-                        let buffered = buffer.len() as u64;
-                        if self.fits(open, &needs, buffered) && !self.exceeds(&needs, buffered) {
-                            candidate = Some((waiting, needs));
-                        } else {
-                            carried = Some(Request::Frame(waiting));
+                let needs = Needs::of(&first.bytes)?;
+                self.wait_for_size(&needs).await?;
+                let full = active.as_ref().is_none_or(|active| !self.fits(active, &needs));
+                if full {
+                    if let Some(old) = active.take() {
+                        self.sealed(sealing).await?;
+                        let number = old.segment.number() + 1;
+                        let (chain, begun) = self.roll(old).await?;
+                        *sealing = Some(begun);
+                        next = (number, chain);
+                    }
+                    let waits = first.asked.is_none();
+                    match self.begin(next, needs, &mut spare, sealing, waits).await? {
+                        Ok(opened) => active = Some(opened),
+                        Err(no_room) => {
+                            first.tell(Err(no_room));
+                            continue;
                         }
                     }
-                    Ok(sync) => carried = Some(sync),
-                    Err(_) => {}
                 }
+                let Some(open) = active.as_mut() else { continue };
+                batch.begin(open.end);
+                if open.end == 0 {
+                    // The journal counts a segment's header from its beginning.
+                    let start = SegmentStart {
+                        number: open.segment.number(),
+                        group: self.journal.group(),
+                        before: open.segment.summary().before,
+                        created_ns: self.journal.machine().wall_ns(),
+                        chain_before: open.chain_before,
+                    };
+                    batch.put_start(&start, &mut open.content)?;
+                }
+                batch.push(first, &needs, &mut open.content)?;
             }
-            buffer.pad_to_block();
-            buffer = self.write(open, buffer).await?;
-            open.hasher.update(buffer.as_slice());
-            open.end += buffer.len() as u64;
-            open.unsynced = true;
-            if self.options.sync_batches {
-                open.file.sync_data().await?;
-                open.unsynced = false;
+            let Some(open) = active.as_mut() else { continue };
+            while batch.is_open()
+                && carried.is_none()
+                && let Ok(request) = self.queue.try_recv()
+            {
+                carried = self.join(request, &mut batch, &mut open.content, open.file_bytes, 0)?;
             }
-            self.publish(open, &batch)?;
-            self.journal.grew(buffer.len() as u64 - header_bytes);
-            batch.into_iter().for_each(|(_, waiting)| waiting.tell(Ok(())));
+            batch.close(&mut open.content);
+            gathered.begin(batch.end());
+            self.land(open, &mut batch, &mut gathered, &mut carried).await?;
+            self.publish(open, &batch.frames)?;
+            self.journal.grew(batch.buffer.len() as u64 - batch.header_bytes);
+            batch.frames.drain(..).for_each(|(_, waiting)| waiting.tell(Ok(())));
+            std::mem::swap(&mut batch, &mut gathered);
             if spare.is_none() && open.end > open.file_bytes / 2 {
                 // Ahead of need, so that it is known early whether there is room.
                 match self.prepare(open.segment.number() + 1, self.options.segment_bytes).await {
@@ -313,7 +284,9 @@ impl Owner {
     /// Waits until a frame goes into the log without exceeding its size.
     async fn wait_for_size(&mut self, needs: &Needs) -> io::Result<()> {
         let mut bytes = self.journal.watch_bytes();
-        while let Some(max) = self.options.bytes_max.filter(|_| self.exceeds(needs, 0)) {
+        while let Some(max) =
+            self.options.bytes_max.filter(|_| needs.exceed(&self.journal, &self.options, 0))
+        {
             if self.journal.want(needs.room_bytes()) {
                 self.follower.pressed();
             }
@@ -333,22 +306,29 @@ impl Owner {
         Ok(())
     }
 
-    /// Whether a frame would make the log larger than it may be. One segment may always grow: only
-    /// what follows it lets it be sealed, and only what is sealed can leave.
-    fn exceeds(&self, needs: &Needs, buffered: u64) -> bool {
-        let after = self.journal.bytes() + buffered + needs.room_bytes();
-        self.options.bytes_max.is_some_and(|max| after > max && self.journal.segments().len() > 1)
+    fn fits(&self, active: &Active, needs: &Needs) -> bool {
+        active.content.fits(needs, active.end, active.file_bytes, &self.options)
     }
 
-    fn fits(&self, active: &Active, needs: &Needs, buffered: u64) -> bool {
-        let index = sealed::bytes_max(
-            active.entries + needs.entries,
-            active.chunks + needs.chunks,
-            active.frames + 1,
-        );
-        let data = (active.end + buffered + needs.bytes as u64).next_multiple_of(BLOCK_BYTES);
-        data + index + BLOCK_BYTES <= active.file_bytes
-            && active.entries + needs.entries <= self.options.entries_max
+    /// Has a frame join a batch, with so many bytes on their way before it; what may not is given back.
+    fn join(
+        &self,
+        request: Request,
+        batch: &mut Batch,
+        content: &mut Content,
+        file_bytes: u64,
+        under_way: u64,
+    ) -> io::Result<Option<Request>> {
+        let Request::Frame(waiting) = request else { return Ok(Some(request)) };
+        let needs = Needs::of(&waiting.bytes)?;
+        let under_way = under_way + batch.buffer.len() as u64;
+        if !content.fits(&needs, batch.end(), file_bytes, &self.options)
+            || needs.exceed(&self.journal, &self.options, under_way)
+        {
+            return Ok(Some(Request::Frame(waiting)));
+        }
+        batch.push(waiting, &needs, content)?;
+        Ok(None)
     }
 
     async fn reopen(&mut self, tail: Box<Tail>) -> io::Result<Active> {
@@ -374,11 +354,8 @@ impl Owner {
             segment: tail.segment,
             end: tail.end,
             file_bytes: tail.file_bytes,
-            hasher: tail.hasher,
+            content: Content { hasher: tail.hasher, entries, chunks, frames },
             chain_before: tail.chain_before,
-            entries,
-            chunks,
-            frames,
             unsynced: false,
         })
     }
@@ -466,41 +443,63 @@ impl Owner {
             segment,
             end: 0,
             file_bytes: spare.bytes,
-            hasher: blake3::Hasher::new(),
+            content: Content::default(),
             chain_before,
-            entries: 0,
-            chunks: 0,
-            frames: 0,
             unsynced: false,
         }))
     }
 
-    /// Writes a batch, waiting for room where the file system gives less than it had promised.
-    async fn write(&mut self, open: &Active, mut buffer: AlignedBuf) -> io::Result<AlignedBuf> {
-        loop {
-            let (result, back) = open.file.write_all_at(buffer, open.end).await;
-            buffer = back;
-            match result {
-                Ok(()) => break,
-                Err(error) if passing(&error) => self.stall(&error.to_string()).await?,
-                Err(error) => return Err(error),
+    /// Writes a batch, and syncs it if each one is, waiting for room where the file system gives less than it
+    /// had promised. Meanwhile the next one is gathered.
+    async fn land(
+        &mut self,
+        open: &mut Active,
+        batch: &mut Batch,
+        gathered: &mut Batch,
+        carried: &mut Option<Request>,
+    ) -> io::Result<()> {
+        let (at, bytes) = (open.end, batch.buffer.len() as u64);
+        let file = &open.file;
+        let buffer = std::mem::replace(&mut batch.buffer, AlignedBuf::new(0));
+        let (journal, mut ending) = (Arc::clone(&self.journal), self.ending.clone());
+        let sync = self.options.sync_batches;
+        let landing = async {
+            let buffer = write(file, buffer, at, &journal, &mut ending).await?;
+            if sync {
+                file.sync_data().await?;
             }
-        }
-        self.journal.advance(|progress| progress.stalled = None);
-        Ok(buffer)
+            Ok::<_, io::Error>(buffer)
+        };
+        let mut landing = pin!(landing);
+        let mut over = false;
+        batch.buffer = loop {
+            tokio::select! {
+                biased;
+                landed = &mut landing => break landed?,
+                request = self.queue.recv(), if !over && carried.is_none() && gathered.is_open() => {
+                    let Some(request) = request else {
+                        over = true;
+                        continue;
+                    };
+                    // What was asked of the disk so far is to be on its way while this is worked on.
+                    file.submit().await?;
+                    let refusable =
+                        matches!(&request, Request::Frame(waiting) if waiting.asked.is_some());
+                    *carried = if refusable {
+                        Some(request)
+                    } else {
+                        self.join(request, gathered, &mut open.content, open.file_bytes, bytes)?
+                    };
+                }
+            }
+        };
+        open.end += bytes;
+        open.unsynced = !sync;
+        Ok(())
     }
 
     async fn stall(&mut self, text: &str) -> io::Result<()> {
-        let stalled: Arc<str> = text.into();
-        if self.journal.progress().stalled.as_ref() != Some(&stalled) {
-            tracing::warn!(log = %self.journal.dir().display(), "not accepting: {text}");
-        }
-        self.journal.advance(|progress| progress.stalled = Some(stalled));
-        tokio::select! {
-            biased;
-            () = ended(&mut self.ending) => Err(io::Error::other(Ended)),
-            () = tokio::time::sleep(RETRY) => Ok(()),
-        }
+        stall(&self.journal, &mut self.ending, text).await
     }
 
     fn publish(&self, open: &Active, batch: &[(u64, Waiting)]) -> io::Result<()> {
@@ -539,10 +538,49 @@ impl Owner {
     /// Ends a segment and has it sealed in the background; its chain hash.
     async fn roll(&self, mut old: Active) -> io::Result<([u8; 32], Sealing)> {
         self.sync(Some(&mut old)).await?;
-        let data_hash = *old.hasher.finalize().as_bytes();
+        let data_hash = *old.content.hasher.finalize().as_bytes();
         let chain = SegmentEnd::chain_hash(&old.chain_before, &data_hash);
         let (segment, follower) = (old.segment, Arc::clone(&self.follower));
         Ok((chain, Job { segment, end: old.end, data_hash, chain, follower }.begin()))
+    }
+}
+
+/// Writes the whole buffer, waiting for room if there is none, and gives it back.
+async fn write(
+    file: &LogFile,
+    mut buffer: AlignedBuf,
+    at: u64,
+    journal: &Journal,
+    ending: &mut watch::Receiver<bool>,
+) -> io::Result<AlignedBuf> {
+    loop {
+        let (result, back) = file.write_all_at(buffer, at).await;
+        buffer = back;
+        match result {
+            Ok(()) => break,
+            Err(error) if passing(&error) => stall(journal, ending, &error.to_string()).await?,
+            Err(error) => return Err(error),
+        }
+    }
+    journal.advance(|progress| progress.stalled = None);
+    Ok(buffer)
+}
+
+/// Says why nothing is accepted at present, and waits before it is tried again.
+async fn stall(
+    journal: &Journal,
+    ending: &mut watch::Receiver<bool>,
+    text: &str,
+) -> io::Result<()> {
+    let stalled: Arc<str> = text.into();
+    if journal.progress().stalled.as_ref() != Some(&stalled) {
+        tracing::warn!(log = %journal.dir().display(), "not accepting: {text}");
+    }
+    journal.advance(|progress| progress.stalled = Some(stalled));
+    tokio::select! {
+        biased;
+        () = ended(ending) => Err(io::Error::other(Ended)),
+        () = tokio::time::sleep(RETRY) => Ok(()),
     }
 }
 
@@ -557,26 +595,3 @@ async fn ended(ending: &mut watch::Receiver<bool>) {
 #[derive(Debug, thiserror::Error)]
 #[error("the log was ended while it waited for room")]
 struct Ended;
-
-/// What a frame takes.
-#[derive(Clone, Copy)]
-struct Needs {
-    bytes: usize,
-    entries: usize,
-    chunks: usize,
-}
-
-impl Needs {
-    /// The most bytes by which the log grows: with padding, and the header of a segment.
-    fn room_bytes(&self) -> u64 {
-        (self.bytes as u64).next_multiple_of(BLOCK_BYTES) + BLOCK_BYTES
-    }
-
-    fn of(frame: &[u8]) -> io::Result<Needs> {
-        let header = FrameHeader::peek(frame).map_err(io::Error::other)?;
-        let chunks = header.chunks.get() as usize;
-        // A record has an entry for each chunk it lies in; only its last one is shared.
-        let entries = header.records.get() as usize + chunks;
-        Ok(Needs { bytes: frame.len(), entries, chunks })
-    }
-}
