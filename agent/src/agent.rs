@@ -27,6 +27,7 @@ use crate::{
     clock::wall_ns,
     config::{AgentConfig, Fault, GROUP_DIRECTORY, GroupConfig, Loaded, NodeConfig},
     disks::DiskError,
+    encoder::Pace,
     group::Group,
     kernel::blockdev::BackingError,
     rings::Rings,
@@ -55,6 +56,7 @@ pub struct Agent {
     node: NodeConfig,
     tls: Arc<ClientConfig>,
     rings: Arc<Rings>,
+    pace: Arc<Pace>,
     groups: Mutex<BTreeMap<String, Group>>,
     /// Groups that could not be started.
     late: Late,
@@ -80,6 +82,7 @@ impl Agent {
             node: node.clone(),
             tls,
             rings: Arc::new(Rings::from_environment()),
+            pace: Arc::default(),
             groups: Mutex::default(),
             late: Late::default(),
             changes: Changes::default(),
@@ -237,7 +240,8 @@ impl Agent {
             // Cannot fail: the sender lives in `self`.
             let _ = ending.wait_for(|ending| *ending).await;
         };
-        let group = Group::start(&self.node, config, self.tls.clone(), &self.rings, ended).await?;
+        let (tls, rings, pace) = (self.tls.clone(), &self.rings, &self.pace);
+        let group = Group::start(&self.node, config, tls, rings, pace, ended).await?;
         self.groups.lock().await.insert(name.to_owned(), group);
         Ok(())
     }

@@ -5,9 +5,12 @@
 //! paid for in lag, up to half of the ring, and never in a gap. In sync mode an application waits for them
 //! too, and they have their usual share all the time.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::kernel::process::priority::{self, ThreadId};
+use crate::{
+    encoder::Pace,
+    kernel::process::priority::{self, ThreadId},
+};
 
 /// The ring's fill, in thousandths, above which they get their usual share, and below which they
 /// let others go first again.
@@ -18,6 +21,7 @@ const REST_BELOW_PERMILLE: u64 = 250;
 #[derive(Debug)]
 pub struct Carriers {
     state: Mutex<State>,
+    pace: Arc<Pace>,
 }
 
 #[derive(Debug)]
@@ -31,8 +35,9 @@ struct State {
     may_return: bool,
 }
 
-impl Default for Carriers {
-    fn default() -> Carriers {
+impl Carriers {
+    /// None yet, of a group that shares its pace with others.
+    pub fn new(pace: Arc<Pace>) -> Carriers {
         let state = State {
             threads: Vec::new(),
             behind: true,
@@ -40,11 +45,14 @@ impl Default for Carriers {
             ring_permille: 0,
             may_return: priority::may_return(),
         };
-        Carriers { state: Mutex::new(state) }
+        Carriers { state: Mutex::new(state), pace }
     }
-}
 
-impl Carriers {
+    /// How close frames follow each other.
+    pub fn pace(&self) -> &Arc<Pace> {
+        &self.pace
+    }
+
     /// Makes the calling thread one of them.
     pub fn join(&self) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);

@@ -5,6 +5,8 @@
 //! later, since a frame costs about as much as a hundred small writes; in sync mode always at once. Nor does one
 //! stay open for longer than a second while the sender is busy or the link is cut: only a frame can go to the spool.
 
+mod pace;
+
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
@@ -19,7 +21,7 @@ use tidemark_journal::{Compression, FrameBuilder, FrameMeta, GroupId, Position, 
 use crate::{
     capture::ring::RingReader,
     carriers::Carriers,
-    clock::{JournalClock, wall_ns},
+    clock::{JournalClock, since_boot, wall_ns},
     outbox::{FrameFacts, Outbox},
 };
 
@@ -27,15 +29,16 @@ use crate::{
 const FRAME_RAW_BYTES: u64 = 1 << 20;
 /// Raw bytes that are worth a frame when the sender has nothing to send.
 const WORTH_RAW_BYTES: u64 = 128 << 10;
-/// The shortest time from one frame to a next that is not worth it.
-const PAUSE_NS: u64 = 16_000_000;
-/// How often it looks meanwhile whether it is.
+/// How often it looks, before a small frame may be made, whether a frame is worth it: four times at least.
 const LOOK_NS: u64 = 4_000_000;
+const LOOKS: u64 = 4;
 /// How long the first record of a frame may be in it before it is closed though the sender is busy.
 const OPEN_NS_MAX: u64 = 1_000_000_000;
 /// The outbox's fill, in thousandths, above which the fastest compression is used.
 const HURRY_ABOVE_PERMILLE: u64 = 500;
 const FASTEST: i32 = -5;
+
+pub use pace::Pace;
 
 /// Where encoded history goes on.
 #[derive(Clone, Copy, Debug)]
@@ -148,6 +151,7 @@ pub fn start(
     carriers: Arc<Carriers>,
 ) -> std::io::Result<(Waker, JoinHandle<()>)> {
     let mut encoder = Encoder::new(group, place, ring, outbox, clock, compression);
+    encoder.pace = carriers.pace().clone();
     let shared = encoder.shared.clone();
     let handle = std::thread::Builder::new().name("tm-encoder".into()).spawn(move || {
         carriers.join();
@@ -166,7 +170,8 @@ pub struct Encoder {
     compression: Compression,
     builder: FrameBuilder,
     first: Option<Record>,
-    /// Journal time at which the next frame may be closed that is not worth it.
+    pace: Arc<Pace>,
+    /// Time on the boot clock at which the next frame may be closed that is not worth it.
     not_before_ns: u64,
     shared: Arc<Shared>,
 }
@@ -213,6 +218,7 @@ impl Encoder {
             compression,
             builder,
             first: None,
+            pace: Arc::default(),
             not_before_ns: 0,
             shared,
         }
@@ -242,11 +248,14 @@ impl Encoder {
         if !self.builder.is_empty() && ready {
             let hurry = stopping || self.shared.hurry.load(Ordering::Relaxed);
             let worth = full || self.builder.raw_bytes() >= WORTH_RAW_BYTES;
+            // The clock that all groups have in common.
+            let now_ns = since_boot().as_nanos() as u64;
             if !worth && !hurry && now_ns < self.not_before_ns {
-                let rest_ns = (self.not_before_ns - now_ns).min(LOOK_NS);
+                let left_ns = self.not_before_ns - now_ns;
+                let rest_ns = left_ns.min(LOOK_NS.max(left_ns / LOOKS));
                 return Turn::Rest(Duration::from_nanos(rest_ns));
             }
-            self.not_before_ns = now_ns + PAUSE_NS;
+            self.not_before_ns = self.pace.next_ns(now_ns);
             if self.finish() { Turn::Framed } else { Turn::Ended }
         } else if stopping {
             Turn::Ended

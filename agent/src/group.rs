@@ -92,6 +92,7 @@ impl Group {
         config: &GroupConfig,
         tls: Arc<ClientConfig>,
         rings: &Arc<Rings>,
+        pace: &Arc<encoder::Pace>,
         give_up: impl Future<Output = ()>,
     ) -> anyhow::Result<Group> {
         own_disk::check(node, [config])?;
@@ -104,8 +105,9 @@ impl Group {
             volumes.iter().map(|volume| volume.backing.clone()).collect();
         let sectors: Vec<u64> = volumes.iter().map(|volume| volume.sectors).collect();
         let run = {
-            let (node, config, rings) = (node.clone(), config.clone(), rings.clone());
-            move || Group::run(&node, &config, volumes, tls, &rings)
+            let (node, config) = (node.clone(), config.clone());
+            let (rings, pace) = (rings.clone(), pace.clone());
+            move || Group::run(&node, &config, volumes, tls, &rings, pace)
         };
         let mut group = tokio::task::spawn_blocking(run)
             .await
@@ -153,6 +155,7 @@ impl Group {
         volumes: Vec<EngineVolume>,
         tls: Arc<ClientConfig>,
         rings: &Rings,
+        pace: Arc<encoder::Pace>,
     ) -> anyhow::Result<Group> {
         let sizes: Vec<(VolumeId, u64)> =
             volumes.iter().map(|volume| (volume.id, volume.sectors)).collect();
@@ -209,7 +212,7 @@ impl Group {
         if let Err(error) = core.ring_region().lock_in_memory() {
             tracing::warn!(group = %config.name, %error, "the ring cannot be kept in memory");
         }
-        let carriers = Arc::new(Carriers::default());
+        let carriers = Arc::new(Carriers::new(pace));
         if let Some(spool) = &spool {
             outbox.use_spool(spool.index().clone(), with_spool);
         }

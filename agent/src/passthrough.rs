@@ -109,7 +109,7 @@ impl Passthrough {
         let ring = RingMemory::create(&about, Layout::of(RING_BYTES)).context("memory")?;
         let outbox = Outbox::new(ring.clone());
         let ancestry = Ancestry::root(TermId::random()?);
-        let carriers = Arc::new(Carriers::default());
+        let carriers = Arc::new(Carriers::new(Arc::default()));
         let (encoder, encoder_thread) = encoder::start(
             config.id,
             opening(&ancestry),

@@ -26,7 +26,7 @@ use crate::{
 fn begun() -> (Threads, Parts, Weak<RingMemory>) {
     let ring = RingMemory::plain(Layout::of(16 << 20), &[]);
     let left = Arc::downgrade(&ring);
-    let (outbox, carriers) = (Outbox::new(ring.clone()), Arc::new(Carriers::default()));
+    let (outbox, carriers) = (Outbox::new(ring.clone()), Arc::new(Carriers::new(Arc::default())));
     let (ancestry, clock) = (Ancestry::root(TermId([1; 16])), JournalClock::after(0));
     let (encoder, thread) = encoder::start(
         GroupId([1; 16]),
