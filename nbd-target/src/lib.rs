@@ -31,6 +31,7 @@ pub mod scrub;
 pub mod simulation;
 pub mod store;
 mod target;
+mod threads;
 
 pub use config::Config;
 pub use target::Target;

@@ -1,7 +1,5 @@
 //! The whole target in one process.
 
-mod threads;
-
 use std::{
     collections::HashMap,
     net::SocketAddr,
@@ -30,8 +28,8 @@ use crate::{
     reserve::Reserve,
     retention,
     scrub::Scrubs,
+    threads::{Threads, Work},
 };
-use threads::{Threads, Work};
 
 /// How long clients get to have their requests answered when the target ends.
 const GRACE: Duration = Duration::from_secs(5);
