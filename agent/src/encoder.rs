@@ -29,9 +29,10 @@ use crate::{
 const FRAME_RAW_BYTES: u64 = 1 << 20;
 /// Raw bytes that are worth a frame when the sender has nothing to send.
 const WORTH_RAW_BYTES: u64 = 128 << 10;
-/// How often it looks, before a small frame may be made, whether a frame is worth it: four times at least.
+/// The shortest time after which it looks again by itself whether a frame is worth it.
 const LOOK_NS: u64 = 4_000_000;
-const LOOKS: u64 = 4;
+/// The ring's fill, in thousandths, at which it is woken to look.
+const LOOK_ABOVE_PERMILLE: u64 = 30;
 /// How long the first record of a frame may be in it before it is closed though the sender is busy.
 const OPEN_NS_MAX: u64 = 1_000_000_000;
 /// The outbox's fill, in thousandths, above which the fastest compression is used.
@@ -51,12 +52,14 @@ pub struct Place {
 
 /// What an encoder that does nothing waits for.
 mod rest {
-    /// Nothing: it works, or looks again by itself.
+    /// Nothing: it works.
     pub const NONE: u8 = 0;
-    /// That a frame is asked for: it has records, which wait for the sender.
-    pub const SENDER: u8 = 1;
+    /// That some time goes by, or that the ring fills.
+    pub const TIME: u8 = 1;
+    /// The same, or that a frame is asked for: it has records, which wait for the sender.
+    pub const SENDER: u8 = 2;
     /// Anything.
-    pub const ANYTHING: u8 = 2;
+    pub const ANYTHING: u8 = 3;
 }
 
 struct Shared {
@@ -95,25 +98,32 @@ pub struct Waker {
 }
 
 impl Waker {
-    /// Records were committed. That alone wakes no encoder that has some and waits for the sender.
-    pub fn committed(&self) {
-        // With the one in `sleep`: either the encoder sees the record, or it is seen to wait.
-        fence(Ordering::SeqCst);
-        if self.shared.waits_for.load(Ordering::Relaxed) == rest::ANYTHING {
-            self.wake();
-        }
+    /// Records were committed, and the ring is so full. An encoder that has some already need not know of each.
+    pub fn committed(&self, ring_permille: u64) {
+        let least = if ring_permille > LOOK_ABOVE_PERMILLE { rest::TIME } else { rest::ANYTHING };
+        self.wake_if(least);
     }
 
     /// The sender has taken a frame, or there is something else to look at.
     pub fn wake(&self) {
-        if self.shared.waits_for.swap(rest::NONE, Ordering::AcqRel) != rest::NONE {
-            self.thread.unpark();
-        }
+        self.wake_if(rest::SENDER);
     }
 
     /// Answers wait for what it makes, or no longer: then small frames follow each other at once.
     pub fn hurry(&self, hurry: bool) {
         self.shared.hurry.store(hurry, Ordering::Relaxed);
+        self.wake_if(rest::TIME);
+    }
+
+    /// Wakes it if it waits for so much, or for less.
+    fn wake_if(&self, least: u8) {
+        // With the one in `wait`: either the encoder sees what has changed, or it is seen to wait.
+        fence(Ordering::SeqCst);
+        if self.shared.waits_for.load(Ordering::Relaxed) >= least
+            && self.shared.waits_for.swap(rest::NONE, Ordering::AcqRel) != rest::NONE
+        {
+            self.thread.unpark();
+        }
     }
 
     /// Asks the encoder to end when the ring is drained.
@@ -171,6 +181,8 @@ pub struct Encoder {
     builder: FrameBuilder,
     first: Option<Record>,
     pace: Arc<Pace>,
+    /// Time on the boot clock of the last frame.
+    framed_ns: u64,
     /// Time on the boot clock at which the next frame may be closed that is not worth it.
     not_before_ns: u64,
     shared: Arc<Shared>,
@@ -219,6 +231,7 @@ impl Encoder {
             builder,
             first: None,
             pace: Arc::default(),
+            framed_ns: 0,
             not_before_ns: 0,
             shared,
         }
@@ -228,9 +241,11 @@ impl Encoder {
         loop {
             match self.turn() {
                 Turn::Framed => {}
-                // Nobody has to wake it for what comes meanwhile.
-                Turn::Rest(rest) => std::thread::sleep(rest),
-                Turn::Idle => self.sleep(),
+                Turn::Rest(rest) => self.wait(rest::TIME, rest),
+                Turn::Idle if self.builder.is_empty() => {
+                    self.wait(rest::ANYTHING, Duration::from_millis(100));
+                }
+                Turn::Idle => self.wait(rest::SENDER, Duration::from_nanos(LOOK_NS)),
                 Turn::Ended => return,
             }
         }
@@ -251,10 +266,11 @@ impl Encoder {
             // The clock that all groups have in common.
             let now_ns = since_boot().as_nanos() as u64;
             if !worth && !hurry && now_ns < self.not_before_ns {
+                let rest_ns = self.worth_in_ns(now_ns).max(LOOK_NS);
                 let left_ns = self.not_before_ns - now_ns;
-                let rest_ns = left_ns.min(LOOK_NS.max(left_ns / LOOKS));
-                return Turn::Rest(Duration::from_nanos(rest_ns));
+                return Turn::Rest(Duration::from_nanos(rest_ns.min(left_ns)));
             }
+            self.framed_ns = now_ns;
             self.not_before_ns = self.pace.next_ns(now_ns);
             if self.finish() { Turn::Framed } else { Turn::Ended }
         } else if stopping {
@@ -268,6 +284,14 @@ impl Encoder {
     #[cfg(feature = "simulation")]
     pub fn set_place(&self, place: Place) {
         self.shared.set_place(place);
+    }
+
+    /// Half of the time after which the frame will be worth it, at the rate at which records have come since the last.
+    fn worth_in_ns(&self, now_ns: u64) -> u64 {
+        let raw_bytes = self.builder.raw_bytes();
+        let missing = u128::from(WORTH_RAW_BYTES.saturating_sub(raw_bytes));
+        let since_ns = u128::from(now_ns.saturating_sub(self.framed_ns));
+        u64::try_from(since_ns * missing / u128::from(raw_bytes.max(1)) / 2).unwrap_or(u64::MAX)
     }
 
     /// Moves committed records into the builder. True when it is as full as it should get.
@@ -339,17 +363,15 @@ impl Encoder {
         }
     }
 
-    fn sleep(&mut self) {
-        let has_some = !self.builder.is_empty();
-        // Nobody has to wake it for each record that comes while the sender is busy.
-        let (waits_for, at_most) = if has_some {
-            (rest::SENDER, Duration::from_nanos(LOOK_NS))
-        } else {
-            (rest::ANYTHING, Duration::from_millis(100))
-        };
+    /// Waits for something, for so long at most.
+    fn wait(&mut self, waits_for: u8, at_most: Duration) {
         self.shared.waits_for.store(waits_for, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        let go = if has_some { self.outbox.unsent() == 0 } else { self.ring.has_more() };
+        let go = match waits_for {
+            rest::ANYTHING => self.ring.has_more(),
+            rest::SENDER => self.outbox.unsent() == 0,
+            _ => self.shared.hurry.load(Ordering::Relaxed),
+        };
         if !go && !self.shared.stop.load(Ordering::Acquire) {
             std::thread::park_timeout(at_most);
         }

@@ -133,7 +133,7 @@ impl Loop {
             // What is carried out may give the core more to think about.
             self.core.poll();
             while self.carry_out() {
-                self.encoder.committed();
+                self.encoder.committed(self.core.ring_fill_permille());
                 self.core.poll();
             }
             self.hurry();
