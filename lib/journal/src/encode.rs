@@ -64,6 +64,13 @@ impl EncodedFrame<'_> {
     }
 }
 
+/// After a chunk that did not shrink, so many pieces of the next one are tried first, of so many bytes each: most of what
+/// does not shrink comes in long runs, and trying it is the dearest thing that is done to it.
+const SAMPLE_PIECES: usize = 8;
+const SAMPLE_PIECE_BYTES: usize = 1 << 10;
+/// The shortest chunk of which that is less than all.
+const SAMPLED_BYTES_MIN: usize = 8 * SAMPLE_PIECES * SAMPLE_PIECE_BYTES;
+
 /// Collects records and encodes them together.
 pub struct FrameBuilder {
     compression: Compression,
@@ -74,6 +81,9 @@ pub struct FrameBuilder {
     /// Where in `payload` the raw bytes of the open chunk begin.
     open_at: usize,
     scratch: Vec<u8>,
+    sample: Vec<u8>,
+    /// The last chunk that was tried did not shrink.
+    shrank_not: bool,
     meta: Vec<u8>,
     first: Option<Record>,
     last_seq: Seq,
@@ -91,6 +101,8 @@ impl FrameBuilder {
             payload: Vec::new(),
             open_at: 0,
             scratch: Vec::new(),
+            sample: Vec::new(),
+            shrank_not: false,
             meta: Vec::new(),
             first: None,
             last_seq: Seq::ZERO,
@@ -259,11 +271,15 @@ impl FrameBuilder {
         let raw_bytes = self.payload.len() - self.open_at;
         let mut codec = Codec::Raw;
         if let Some(compressor) = &mut self.compressor {
-            let limit = raw_bytes - raw_bytes.div_ceil(16);
-            self.scratch.resize(limit, 0);
             let raw = &self.payload[self.open_at..];
-            // An error means that the result is longer than the limit: the chunk stays raw.
-            if let Ok(bytes) = compressor.compress_to_buffer(raw, self.scratch.as_mut_slice()) {
+            let sampled = self.shrank_not && raw_bytes >= SAMPLED_BYTES_MIN;
+            let worth = !sampled || {
+                take_sample(raw, &mut self.sample);
+                shrink(compressor, &self.sample, &mut self.scratch).is_some()
+            };
+            let shrunk = worth.then(|| shrink(compressor, raw, &mut self.scratch)).flatten();
+            self.shrank_not = shrunk.is_none();
+            if let Some(bytes) = shrunk {
                 self.payload.truncate(self.open_at);
                 self.payload.extend_from_slice(&self.scratch[..bytes]);
                 codec = Codec::Zstd;
@@ -279,5 +295,26 @@ impl FrameBuilder {
             tag: [0; 16],
         });
         self.open_at = self.payload.len();
+    }
+}
+
+/// Compresses into `scratch`; the number of bytes, if they are fewer by a sixteenth at least.
+fn shrink(
+    compressor: &mut zstd::bulk::Compressor<'static>,
+    raw: &[u8],
+    scratch: &mut Vec<u8>,
+) -> Option<usize> {
+    scratch.resize(raw.len() - raw.len().div_ceil(16), 0);
+    // An error means that the result is longer than that.
+    compressor.compress_to_buffer(raw, scratch.as_mut_slice()).ok()
+}
+
+/// Takes pieces of a chunk at equal distances, in turn from the four quarters of a block of 4 KiB: records' blocks often
+/// begin alike.
+fn take_sample(raw: &[u8], sample: &mut Vec<u8>) {
+    sample.clear();
+    for piece in 0..SAMPLE_PIECES {
+        let at = raw.len() / SAMPLE_PIECES * piece + piece % 4 * SAMPLE_PIECE_BYTES;
+        sample.extend_from_slice(&raw[at..at + SAMPLE_PIECE_BYTES]);
     }
 }

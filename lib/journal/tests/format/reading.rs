@@ -148,6 +148,26 @@ fn a_chunk_is_stored_raw_unless_it_shrinks_by_a_sixteenth() {
 }
 
 #[test]
+fn what_shrinks_is_noticed_after_what_did_not() {
+    let mut builder = FrameBuilder::new(Compression::Zstd(1));
+    let noise = payload(128 << 10, 1);
+    // Blocks of which the second half is empty, or the first.
+    let emptied = |empty: &dyn Fn(usize) -> bool| -> Vec<u8> {
+        let byte = |(at, byte): (usize, &u8)| if empty(at) { 0 } else { *byte };
+        noise.iter().enumerate().map(byte).collect()
+    };
+    let ends = emptied(&|at| at % 4096 >= 2048);
+    let begins = emptied(&|at| at % 4096 < 2048);
+    let parts = [&noise, &noise, &ends, &noise, &begins, &noise, &noise];
+    for (seq, part) in (1..).zip(parts) {
+        builder.push(&write(seq, 256), [&part[..]]);
+    }
+    let shrunk: Vec<bool> =
+        table_of(&builder.finish(&ABOUT)).iter().map(|(_, shrunk)| *shrunk).collect();
+    assert_eq!(shrunk, [false, false, true, false, true, false, false]);
+}
+
+#[test]
 fn a_builder_is_used_again() {
     let mut builder = FrameBuilder::new(Compression::Zstd(1));
     let mut frames = Vec::new();
