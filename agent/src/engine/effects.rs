@@ -283,9 +283,9 @@ impl Loop {
                 }
                 Effect::Local { .. } => self.submit_local(effect),
                 Effect::Complete { request, result } => self.complete(request, result),
-                Effect::CommitMap(commit) => self.keeper.ask(Job::Commit(commit)),
-                Effect::Reserve(seq) => self.keeper.ask(Job::Reserve(seq)),
-                Effect::NoteLease(lease) => self.keeper.ask(Job::NoteLease(lease)),
+                Effect::CommitMap(commit) => self.keep(Job::Commit(commit)),
+                Effect::Reserve(seq) => self.keep(Job::Reserve(seq)),
+                Effect::NoteLease(lease) => self.keep(Job::NoteLease(lease)),
             }
         }
         any

@@ -36,6 +36,8 @@ use crate::{
 const TICK: Duration = Duration::from_millis(200);
 /// How often epochs of dirty bits are closed.
 const MAINTAIN: Duration = Duration::from_secs(5);
+/// How long the keeper is not told of what it writes when there is time.
+const NOTES: Duration = Duration::from_millis(500);
 
 pub(super) struct Loop {
     pub core: Core,
@@ -44,7 +46,11 @@ pub(super) struct Loop {
     clock: JournalClock,
     encoder: encoder::Waker,
     carriers: Arc<Carriers>,
-    pub keeper: Keeper,
+    keeper: Keeper,
+    /// What it writes when there is time, the newest of each kind. To wake it for every acknowledgement would cost
+    /// more than the acknowledgement.
+    notes: [Option<Job>; 2],
+    notes_at: Instant,
     course: Course,
     on_term: Box<dyn Fn(Ancestry, Seq) + Send>,
     inbox: mpsc::Receiver<Command>,
@@ -94,6 +100,8 @@ impl Loop {
             encoder: parts.encoder,
             carriers: parts.carriers,
             keeper,
+            notes: [const { None }; 2],
+            notes_at: now,
             course: Course::new(parts.ancestry, parts.outbox),
             on_term: parts.on_term,
             inbox,
@@ -148,6 +156,10 @@ impl Loop {
             self.maintain_at = now + MAINTAIN;
             self.core.maintain();
         }
+        if now >= self.notes_at {
+            self.notes_at = now + NOTES;
+            self.tell_notes();
+        }
         self.core.hold_catch_up(self.course.is_backlogged());
         let since = now.duration_since(self.catch_up_at);
         match self.catch_up_bytes_per_s {
@@ -164,6 +176,16 @@ impl Loop {
         self.advance_doubt();
     }
 
+    /// Has the keeper write something, after all that it was to be told of before.
+    pub(super) fn keep(&mut self, job: Job) {
+        self.tell_notes();
+        self.keeper.ask(job);
+    }
+
+    fn tell_notes(&mut self) {
+        self.notes.iter_mut().filter_map(Option::take).for_each(|note| self.keeper.ask(note));
+    }
+
     fn command(&mut self, command: Command) {
         match command {
             Command::Request(request) => self.front_request(request),
@@ -174,16 +196,12 @@ impl Loop {
                 self.disk.catch_up_read_ended(op);
             }
             Command::Durable(seq) => {
-                if let Some(job) = self.course.durable(&mut self.core, seq) {
-                    self.keeper.ask(job);
-                }
+                self.notes[0] = self.course.durable(&mut self.core, seq).or(self.notes[0].take());
             }
             Command::Spooled(position, epoch) => {
-                if let Some(job) = self.course.spooled(position, epoch) {
-                    self.keeper.ask(job);
-                }
+                self.notes[1] = self.course.spooled(position, epoch).or(self.notes[1].take());
             }
-            Command::Settle => self.keeper.ask(Job::Settle),
+            Command::Settle => self.keep(Job::Settle),
             Command::Peer(peer) => self.core.peer(peer),
             Command::LeaseAsk(grant) => {
                 // The time at the turn's beginning may be before the question.
@@ -269,30 +287,30 @@ impl Loop {
         match self.course.advance(&mut self.core, || TermId::random().ok()) {
             Advance::Nothing => {}
             Advance::Waits => self.encoder.wake(),
-            Advance::Write(job) => self.keeper.ask(job),
+            Advance::Write(job) => self.keep(job),
         }
     }
 
     /// True when the engine is to end.
     fn advance_stop(&mut self) -> bool {
-        let Some((at_once, _)) = &self.stop else { return false };
+        let Some((at_once, _)) = self.stop else { return false };
         let sent = self.disk.is_idle() && self.core.last_seq() == self.core.durable();
         // Catch-up goes on after the next start; there is nothing to wait for but what has been caught up.
         let settled = if sent { self.core.settle_for_stop() } else { None };
         if sent && self.core.awaits_note() && !std::mem::replace(&mut self.stop_noted, true) {
-            self.keeper.ask(Job::Settle);
+            self.keep(Job::Settle);
         }
         let in_gap = self.disk.volume_ids().iter().any(|id| self.core.gap(*id).is_some());
         let clean = settled == Some(true) && !in_gap && self.course.tracking_lost().is_none();
         // Who stops it may write to the disks next.
-        let through = settled.is_some() && !self.core.has_granted() || *at_once;
+        let through = settled.is_some() && !self.core.has_granted() || at_once;
         if !through {
             return false;
         }
         if self.carry_out() {
             self.encoder.wake();
         }
-        self.keeper.ask(Job::Stop(clean.then_some(self.core.last_seq())));
+        self.keep(Job::Stop(clean.then_some(self.core.last_seq())));
         if let Some((_, done)) = self.stop.take() {
             let _ = done.send(clean);
         }
