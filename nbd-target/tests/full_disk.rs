@@ -84,11 +84,8 @@ fn history_leaves_a_full_disk_and_the_log_goes_on() {
                 lab.replica().ledger().history(|history| history.oldest) > first
             })
             .await;
-            eventually("the reserve is whole again", || {
-                lab.target().groups().catalogue().reserve().is_whole()
-            })
-            .await;
-            assert!(is_reserved(&lab));
+            // Each fold may need it once more, as long as the log takes what the last one gave.
+            eventually("the reserve is whole again", || is_reserved(&lab)).await;
             let going_on = || lab.replica().journal().progress().stalled.is_none();
             eventually("the log goes on", going_on).await;
             source.acknowledged().await;
