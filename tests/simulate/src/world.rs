@@ -488,17 +488,22 @@ impl World {
         let stretch = self.warm[self.rng.below(self.warm.len() as u64) as usize];
         let (volume, first, length) = self.hot[stretch];
         let id = VolumeId(volume as u16 + 1);
+        let in_gap = agent.core.gap(id).is_some();
         let offset = self.rng.below(length);
         let sectors = 1 + self.rng.below((length - offset).min(12));
         let fua = self.flushing && self.rng.below(30) == 0;
         match self.rng.below(100) {
             0..10 if self.flushing => self.ask(id, Ask::Flush, 0, 0),
-            10..16 => self.ask(id, Ask::Zero { unmap: true, fua }, first + offset, sectors),
-            16..19 => self.ask(id, Ask::Discard, first + offset, sectors),
+            // Or makes all of it again what it was once, in a gap above all: content that has come back is told
+            // from content that never went by its position alone.
+            10..16 => self.ask(id, Ask::Zero { unmap: true, fua }, first, length),
+            16..22 => self.ask(id, Ask::Zero { unmap: true, fua }, first + offset, sectors),
+            22..25 => self.ask(id, Ask::Discard, first + offset, sectors),
             // All of the volume, unless some of it is to be left alone.
-            19..21 if self.warm.len() == self.hot.len() => {
+            25..27 if self.warm.len() == self.hot.len() => {
                 self.ask(id, Ask::Discard, 0, self.site.sizes[volume]);
             }
+            27..50 if in_gap => self.ask(id, Ask::Zero { unmap: true, fua }, first, length),
             // A file system writes the same place again and again.
             _ if self.rng.below(3) == 0 => self.ask(id, Ask::Write { fua }, first, 4.min(length)),
             _ => self.ask(id, Ask::Write { fua }, first + offset, sectors),
