@@ -1,15 +1,14 @@
-//! A plain loop device over ublk, without capture: shows the kernel modules at work, and measures
-//! the ways a payload can travel.
+//! A plain loop device over ublk, without capture: shows the kernel modules at work, and what a copy of each
+//! write costs.
 //!
 //! ```text
-//! ublk_loop BACKING [--transfer user-copy|buffers] [--slots] [--state FILE]
-//!           [--name GROUP/VOLUME]
+//! ublk_loop BACKING [--slots] [--state FILE] [--name GROUP/VOLUME]
 //! ublk_loop --delete N
 //! ublk_loop --hide-rule BACKING
 //! ```
 //!
 //! With `--slots` every write's payload passes through a ring of slots in a memfd, as capture has
-//! it: user copy puts it there directly, buffers need one more copy. With `--state` the device's
+//! it. With `--state` the device's
 //! number is kept in FILE, and the next run takes the device over: kill it with SIGKILL under load
 //! and start it again.
 
@@ -24,7 +23,7 @@ use tidemark_agent::kernel::blockdev::{Backing, ZeroMode, inspect};
 use tidemark_agent::kernel::memfd::Region;
 use tidemark_agent::kernel::ublk::abi::RES_ABORT;
 use tidemark_agent::kernel::ublk::{
-    Control, DeviceInfo, DeviceParams, Features, IoDesc, IoOp, NewDevice, Queue, WriteTransfer,
+    Control, DeviceInfo, DeviceParams, Features, IoDesc, IoOp, NewDevice, Queue,
 };
 use tidemark_agent::kernel::udev::{Names, hide_rule};
 use tidemark_agent::kernel::uring::{Buf, Completion, FileId, RegionId, Ring, Token};
@@ -37,7 +36,6 @@ const SLOTS_BYTES: u64 = 64 << 20;
 
 struct Options {
     backing: PathBuf,
-    transfer: WriteTransfer,
     slots: bool,
     state: Option<PathBuf>,
     name: Option<(String, String)>,
@@ -108,13 +106,7 @@ fn main() -> Result<()> {
 }
 
 fn parse(arguments: &[String]) -> Result<Options> {
-    let mut options = Options {
-        backing: PathBuf::new(),
-        transfer: WriteTransfer::UserCopy,
-        slots: false,
-        state: None,
-        name: None,
-    };
+    let mut options = Options { backing: PathBuf::new(), slots: false, state: None, name: None };
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {
         match argument.as_str() {
@@ -125,13 +117,6 @@ fn parse(arguments: &[String]) -> Result<Options> {
                 let (group, volume) = name.context("--name GROUP/VOLUME")?;
                 options.name = Some((group.to_owned(), volume.to_owned()));
             }
-            "--transfer" => {
-                options.transfer = match rest.next().map(String::as_str) {
-                    Some("user-copy") => WriteTransfer::UserCopy,
-                    Some("buffers") => WriteTransfer::Buffers,
-                    _ => bail!("--transfer user-copy|buffers"),
-                }
-            }
             path => options.backing = path.into(),
         }
     }
@@ -139,16 +124,12 @@ fn parse(arguments: &[String]) -> Result<Options> {
 }
 
 fn add(control: &mut Control, options: &Options, backing: &Backing) -> Result<DeviceInfo> {
-    let features = match options.transfer {
-        WriteTransfer::UserCopy => Features::USER_COPY,
-        WriteTransfer::Buffers => Features::default(),
-    };
     let info = control.add(&NewDevice {
         dev_id: None,
         queues: 1,
         queue_depth: DEPTH,
         max_io_bytes: MAX_IO_BYTES,
-        features: features | Features::required(),
+        features: Features::required(),
         identity: 0,
     })?;
     let params =
@@ -226,7 +207,7 @@ impl Server {
             (REQUEST, RES_ABORT) => self.live_tags -= 1,
             (REQUEST, 0) => self.begin(tag)?,
             (REQUEST, other) => bail!("tag {tag}: fetch failed: {other}"),
-            _ => self.finish(tag, done.result)?,
+            _ => self.commit(tag, done.result)?,
         }
         Ok(())
     }
@@ -256,15 +237,6 @@ impl Server {
         Ok(())
     }
 
-    fn finish(&mut self, tag: u16, result: i32) -> Result<()> {
-        let desc = self.queue.desc(tag)?;
-        if desc.op == IoOp::Read && result > 0 && self.queue.transfer() == WriteTransfer::UserCopy {
-            let offset = self.queue.buffer_offset(tag);
-            self.queue.write_payload(tag, 0, self.queue.buffers(), offset, result as u64)?;
-        }
-        self.commit(tag, result)
-    }
-
     fn commit(&mut self, tag: u16, result: i32) -> Result<()> {
         let token = Token::new(REQUEST, 0, u32::from(tag));
         Ok(self.queue.commit(&mut self.ring, tag, result, token)?)
@@ -274,18 +246,9 @@ impl Server {
     fn payload(&mut self, tag: u16, desc: &IoDesc) -> Result<Buf> {
         let len = desc.len_bytes();
         let place = self.place(tag, len as u32);
-        let offset = self.queue.buffer_offset(tag);
-        match (self.queue.transfer(), &self.slots) {
-            (WriteTransfer::UserCopy, Some(slots)) => {
-                self.queue.read_payload(tag, 0, &slots.region, place.offset, len)?;
-            }
-            (WriteTransfer::UserCopy, None) => {
-                self.queue.read_payload(tag, 0, self.queue.buffers(), offset, len)?;
-            }
-            (_, Some(slots)) => {
-                slots.region.copy_from(place.offset, self.queue.buffers(), offset, len)?;
-            }
-            (_, None) => {}
+        if let Some(slots) = &self.slots {
+            let offset = self.queue.buffer_offset(tag);
+            slots.region.copy_from(place.offset, self.queue.buffers(), offset, len)?;
         }
         Ok(place)
     }

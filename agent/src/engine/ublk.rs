@@ -10,7 +10,7 @@ use crate::{
     capture::{Ask, Request},
     kernel::{
         memfd::Region,
-        ublk::{DeviceInfo, IoOp, Queue, WriteTransfer},
+        ublk::{DeviceInfo, IoOp, Queue},
         uring::{Buf, RegionId, Ring, Token},
     },
 };
@@ -87,26 +87,14 @@ impl Devices {
         bytes: u64,
     ) -> Result<(), i32> {
         let device = self.device(unit).ok_or(libc::ENODEV)?;
-        let queue = &device.queue;
-        match queue.transfer() {
-            WriteTransfer::UserCopy => {
-                queue.read_payload(tag, from, to, at, bytes).map_err(|_| libc::EIO)
-            }
-            _ => to
-                .copy_from(at, queue.buffers(), queue.buffer_offset(tag) + from, bytes)
-                .map_err(|_| libc::EIO),
-        }
+        let (buffers, offset) = (device.queue.buffers(), device.queue.buffer_offset(tag) + from);
+        to.copy_from(at, buffers, offset, bytes).map_err(|_| libc::EIO)
     }
 
     /// The tag's own buffer, holding part of a write's payload.
     pub fn own_buffer(&self, unit: u16, tag: u16, from: u64, bytes: u64) -> Result<Buf, i32> {
         let device = self.device(unit).ok_or(libc::ENODEV)?;
         let offset = device.queue.buffer_offset(tag) + from;
-        if device.queue.transfer() == WriteTransfer::UserCopy {
-            let buffers = device.queue.buffers().clone();
-            let fetched = device.queue.read_payload(tag, from, &buffers, offset, bytes);
-            fetched.map_err(|_| libc::EIO)?;
-        }
         Ok(Buf { region: device.buffers, offset, len: bytes as u32 })
     }
 
@@ -124,17 +112,10 @@ impl Devices {
     }
 
     /// Answers a read, whose content lies in the tag's buffer.
-    pub fn answer_read(&mut self, unit: u16, tag: u16, mut result: i32, ring: &mut Ring) {
-        let Some(device) = self.device(unit) else { return };
-        let queue = &device.queue;
-        if result > 0 && queue.transfer() == WriteTransfer::UserCopy {
-            let at = queue.buffer_offset(tag);
-            let given = queue.write_payload(tag, 0, queue.buffers(), at, result as u64);
-            if given.is_err() {
-                result = -libc::EIO;
-            }
+    pub fn answer_read(&mut self, unit: u16, tag: u16, result: i32, ring: &mut Ring) {
+        if let Some(device) = self.device(unit) {
+            commit(device, unit, tag, result, ring);
         }
-        commit(device, unit, tag, result, ring);
     }
 }
 

@@ -217,8 +217,7 @@ impl Driver for Control {
     }
 
     fn add(&mut self, identity: u64, params: &DeviceParams) -> Result<DeviceInfo, ControlError> {
-        let wanted =
-            Features::USER_RECOVERY | Features::USER_RECOVERY_REISSUE | Features::USER_COPY;
+        let wanted = Features::USER_RECOVERY | Features::USER_RECOVERY_REISSUE;
         let features = wanted.common(self.features()?);
         let info = Control::add(
             self,

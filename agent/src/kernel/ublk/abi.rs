@@ -175,18 +175,7 @@ pub const NO_QUEUE: u16 = u16::MAX;
 /// Most requests per queue; also the stride of the queues' descriptor arrays.
 pub const MAX_QUEUE_DEPTH: u16 = 4096;
 /// Largest payload of one request.
-pub const MAX_IO_BYTES: u32 = 1 << IO_BUF_BITS;
-
-/// Where requests' payloads begin in `/dev/ublkcN` with user copy.
-pub const IO_BUF_OFFSET: u64 = 0x8000_0000;
-const IO_BUF_BITS: u32 = 25;
-const TAG_BITS: u32 = 16;
-
-/// Position in `/dev/ublkcN` of the payload of a request, with user copy
-/// (`UBLKSRV_IO_BUF_OFFSET + (queue << 41 | tag << 25)`).
-pub const fn payload_position(queue: u16, tag: u16) -> u64 {
-    IO_BUF_OFFSET + ((queue as u64) << (IO_BUF_BITS + TAG_BITS) | (tag as u64) << IO_BUF_BITS)
-}
+pub const MAX_IO_BYTES: u32 = 1 << 25;
 
 /// Position in `/dev/ublkcN` of a queue's descriptor array.
 pub const fn descriptors_position(queue: u16) -> u64 {
@@ -299,9 +288,6 @@ mod tests {
 
     #[test]
     fn positions_in_the_character_device() {
-        assert_eq!(payload_position(0, 0), 0x8000_0000);
-        assert_eq!(payload_position(0, 1), 0x8200_0000);
-        assert_eq!(payload_position(2, 127), 0x8000_0000 + (2 << 41) + (127 << 25));
         assert_eq!(descriptors_position(0), 0);
         assert_eq!(descriptors_position(1), 98_304);
     }

@@ -19,7 +19,7 @@ impl Features {
     pub const UNPRIVILEGED: Self = Self(1 << 5);
     /// Commands encoded as ioctl numbers, the only way this module speaks.
     pub const CMD_IOCTL_ENCODE: Self = Self(1 << 6);
-    /// Payloads are read and written in `/dev/ublkcN`, at the place the server chooses.
+    /// Payloads are read and written in `/dev/ublkcN`, at the place the server chooses. Not used.
     pub const USER_COPY: Self = Self(1 << 7);
     /// Requests fail while there is no server.
     pub const USER_RECOVERY_FAIL_IO: Self = Self(1 << 9);

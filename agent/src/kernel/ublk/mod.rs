@@ -25,4 +25,4 @@ mod queue;
 pub use control::{Control, ControlError, DeviceInfo, DeviceState, NewDevice};
 pub use features::Features;
 pub use params::DeviceParams;
-pub use queue::{IoDesc, IoOp, Queue, QueueError, WriteTransfer};
+pub use queue::{IoDesc, IoOp, Queue, QueueError};

@@ -5,7 +5,8 @@
 //! offers the tag again. All of it happens on one thread and one [`Ring`], which may carry the
 //! queues of many devices.
 //!
-//! How a write's payload gets to us is chosen with the device ([`WriteTransfer`]).
+//! The driver copies payloads between a request and a buffer of its tag ([`Queue::buffer_offset`]): a write's is
+//! there when it is handed out, a read's must be there when it is answered.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -17,22 +18,10 @@ use std::time::{Duration, Instant};
 use io_uring::{opcode, squeue, types};
 use zerocopy::IntoBytes;
 
+use super::DeviceInfo;
 use super::abi::{self, IoCmd, RawIoDesc};
-use super::{DeviceInfo, Features};
 use crate::kernel::memfd::{Region, RegionError};
 use crate::kernel::uring::{FileId, RegionId, Ring, RingError, Token};
-
-/// How payloads travel between requests and our memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WriteTransfer {
-    /// [`Features::USER_COPY`]: [`Queue::read_payload`] and [`Queue::write_payload`], a system call
-    /// each, to any place in any region.
-    UserCopy,
-    /// The driver copies between the request and a buffer of the tag ([`Queue::buffer_offset`]) by
-    /// itself: a write's payload is there when it is handed out, a read's must be there when it is
-    /// answered.
-    Buffers,
-}
 
 /// A request's operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,16 +107,6 @@ pub enum QueueError {
         /// The depth.
         depth: u16,
     },
-    /// A payload was cut short, which the driver does only when the request is gone.
-    #[error("ublk tag {tag}: {done} of {wanted} payload bytes copied")]
-    Short {
-        /// The tag.
-        tag: u16,
-        /// Bytes copied.
-        done: u64,
-        /// Bytes wanted.
-        wanted: u64,
-    },
     /// Memory.
     #[error(transparent)]
     Region(#[from] RegionError),
@@ -140,7 +119,6 @@ pub enum QueueError {
 pub struct Queue {
     info: DeviceInfo,
     queue_id: u16,
-    transfer: WriteTransfer,
     device: Arc<File>,
     registered: FileId,
     descriptors: Descriptors,
@@ -152,8 +130,7 @@ impl Queue {
     /// Opens queue `queue_id` of a device that was added or is being recovered, for use with `ring`.
     /// The device's node appears a moment after the device; this waits for it up to `patience`.
     ///
-    /// Every tag gets a buffer of the device's largest request, whatever the transfer: reads need
-    /// one.
+    /// Every tag gets a buffer of the device's largest request.
     ///
     /// # Errors
     /// No node, another server has it open, or no memory.
@@ -173,31 +150,12 @@ impl Queue {
         // other process go on with it.
         let descriptors = Descriptors::map(device.as_raw_fd(), queue_id, info.queue_depth)
             .map_err(system("map"))?;
-        let transfer = if info.features.contains(Features::USER_COPY) {
-            WriteTransfer::UserCopy
-        } else {
-            WriteTransfer::Buffers
-        };
-        Ok(Self {
-            info: *info,
-            queue_id,
-            transfer,
-            device,
-            registered,
-            descriptors,
-            buffers,
-            buffers_id,
-        })
+        Ok(Self { info: *info, queue_id, device, registered, descriptors, buffers, buffers_id })
     }
 
     /// The device.
     pub fn info(&self) -> &DeviceInfo {
         &self.info
-    }
-
-    /// How payloads travel.
-    pub fn transfer(&self) -> WriteTransfer {
-        self.transfer
     }
 
     /// The tags' buffers; see [`Queue::buffer_offset`].
@@ -254,50 +212,6 @@ impl Queue {
         self.command(ring, abi::IO_COMMIT_AND_FETCH_REQ, tag, result, self.buffer(tag)?, token)
     }
 
-    /// With [`WriteTransfer::UserCopy`]: copies `len` bytes of a write's payload, from its byte
-    /// `from`, to `offset` of `region`.
-    ///
-    /// # Errors
-    /// Out of bounds, or the request is gone.
-    pub fn read_payload(
-        &self,
-        tag: u16,
-        from: u64,
-        region: &Region,
-        offset: u64,
-        len: u64,
-    ) -> Result<(), QueueError> {
-        let to = region.pointer(offset, len)?;
-        let fd = self.device.as_raw_fd();
-        // SAFETY: `to` has room for `len` bytes in a live mapping.
-        let step = |done: u64, at| unsafe {
-            libc::pread(fd, to.as_ptr().add(done as usize).cast(), (len - done) as usize, at)
-        };
-        self.copy_all(tag, from, len, step)
-    }
-
-    /// With [`WriteTransfer::UserCopy`]: gives a read its bytes `from..from + len`, from `offset` of
-    /// `region`.
-    ///
-    /// # Errors
-    /// Out of bounds, or the request is gone.
-    pub fn write_payload(
-        &self,
-        tag: u16,
-        from: u64,
-        region: &Region,
-        offset: u64,
-        len: u64,
-    ) -> Result<(), QueueError> {
-        let source = region.pointer(offset, len)?;
-        let fd = self.device.as_raw_fd();
-        // SAFETY: `source` has `len` readable bytes in a live mapping.
-        let step = |done: u64, at| unsafe {
-            libc::pwrite(fd, source.as_ptr().add(done as usize).cast(), (len - done) as usize, at)
-        };
-        self.copy_all(tag, from, len, step)
-    }
-
     /// Lets go of the device's entry in the ring's table, when all fetches have been aborted. The
     /// buffers' addresses stay reserved while the ring lives; their memory is given back.
     ///
@@ -308,40 +222,10 @@ impl Queue {
         Ok(ring.remove_file(self.registered)?)
     }
 
-    fn copy_all(
-        &self,
-        tag: u16,
-        from: u64,
-        len: u64,
-        step: impl Fn(u64, i64) -> isize,
-    ) -> Result<(), QueueError> {
-        self.check(tag)?;
-        let start = abi::payload_position(self.queue_id, tag) + from;
-        let mut done = 0;
-        while done < len {
-            match step(done, (start + done) as i64) {
-                count @ 1.. => done += count as u64,
-                0 => return Err(QueueError::Short { tag, done, wanted: len }),
-                _ => {
-                    let source = io::Error::last_os_error();
-                    if source.kind() != io::ErrorKind::Interrupted {
-                        let dev_id = self.info.dev_id;
-                        let what = "copy a payload of";
-                        return Err(QueueError::System { what, dev_id, source });
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The address for the driver's own copying; none with user copy.
-    fn buffer(&self, tag: u16) -> Result<Option<NonNull<u8>>, QueueError> {
-        if self.transfer == WriteTransfer::UserCopy {
-            return Ok(None);
-        }
+    /// The address for the driver's copying.
+    fn buffer(&self, tag: u16) -> Result<NonNull<u8>, QueueError> {
         let len = u64::from(self.info.max_io_bytes);
-        Ok(Some(self.buffers.pointer(self.buffer_offset(tag), len)?))
+        Ok(self.buffers.pointer(self.buffer_offset(tag), len)?)
     }
 
     fn command(
@@ -350,11 +234,11 @@ impl Queue {
         number: u32,
         tag: u16,
         result: i32,
-        address: Option<NonNull<u8>>,
+        address: NonNull<u8>,
         token: Token,
     ) -> Result<(), QueueError> {
         self.check(tag)?;
-        let address = address.map_or(0, |at| at.as_ptr() as usize as u64);
+        let address = address.as_ptr() as usize as u64;
         let entry = entry(self.device.as_raw_fd(), number, self.queue_id, tag, result, address);
         // SAFETY: the ring holds the device open (`add_file`) and the buffers mapped (`add_region`).
         Ok(unsafe { ring.push(entry, token) }?)
