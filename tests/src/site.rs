@@ -183,6 +183,11 @@ impl Site {
         self.dir().join(format!("target/groups/{GROUP}/log"))
     }
 
+    /// What the site looks like.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
     /// What the site is to look like; what is changed counts from the next start of a side.
     pub fn plan_mut(&mut self) -> &mut Plan {
         &mut self.plan
@@ -283,10 +288,10 @@ impl Site {
         Ok(())
     }
 
-    /// Serves the first group's devices without capture, in a process of its own in the agent's place.
+    /// Serves the groups' devices without capture, in a process of its own in the agent's place.
     pub fn spawn_passthrough(&mut self, program: &str) -> Result<()> {
         let files = self.write_agent_files()?;
-        let process = Process::start(program, &files[..2], "passthrough")?;
+        let process = Process::start(program, &files, "passthrough")?;
         self.agent = Some(Side::Elsewhere(process));
         Ok(())
     }

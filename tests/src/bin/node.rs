@@ -1,6 +1,6 @@
 //! An agent or a target in a process of its own, so that a test can kill it or look at its memory.
 //!
-//! `node agent NODE.toml GROUP.toml...`, `node passthrough NODE.toml GROUP.toml` or `node target TARGET.toml`. It prints
+//! `node agent NODE.toml GROUP.toml...`, `node passthrough NODE.toml GROUP.toml...` or `node target TARGET.toml`. It prints
 //! a line when it runs, and ends in order when its standard input does; its exit code then says whether it ended cleanly.
 
 use std::io::{Read, Write};
@@ -22,7 +22,7 @@ fn main() -> Result<ExitCode> {
     tidemark_tests::site::log();
     let clean = match arguments[..] {
         ["agent", node, ref groups @ ..] => agent(Path::new(node), groups)?,
-        ["passthrough", node, group] => passthrough(Path::new(node), Path::new(group))?,
+        ["passthrough", node, ref groups @ ..] => passthrough(Path::new(node), groups)?,
         ["target", config] => {
             let target = Target::start(&Config::load(Path::new(config))?)?;
             run_until_the_end_of_input()?;
@@ -30,7 +30,7 @@ fn main() -> Result<ExitCode> {
             true
         }
         _ => bail!(
-            "usage: node agent NODE.toml GROUP.toml... | node passthrough NODE.toml GROUP.toml | \
+            "usage: node agent NODE.toml GROUP.toml... | node passthrough NODE.toml GROUP.toml... | \
              node target TARGET.toml"
         ),
     };
@@ -38,11 +38,7 @@ fn main() -> Result<ExitCode> {
 }
 
 fn agent(node: &Path, groups: &[&str]) -> Result<bool> {
-    let node = NodeConfig::parse(&Source::read(node)?)?;
-    let mut configs = Vec::new();
-    for group in groups {
-        configs.push(GroupConfig::parse(&Source::read(Path::new(group))?)?);
-    }
+    let (node, configs) = configs(node, groups)?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let socket = Socket::bind(&node.api_socket)?;
@@ -58,15 +54,28 @@ fn agent(node: &Path, groups: &[&str]) -> Result<bool> {
     Ok(runtime.block_on(agent.stop()))
 }
 
-fn passthrough(node: &Path, group: &Path) -> Result<bool> {
-    let node = NodeConfig::parse(&Source::read(node)?)?;
-    let group = GroupConfig::parse(&Source::read(group)?)?;
+fn passthrough(node: &Path, groups: &[&str]) -> Result<bool> {
+    let (node, configs) = configs(node, groups)?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let serving = runtime.block_on(Passthrough::start(&node, &group, false))?;
+    let mut serving = Vec::new();
+    for group in &configs {
+        serving.push(runtime.block_on(Passthrough::start(&node, group, false))?);
+    }
     run_until_the_end_of_input()?;
-    runtime.block_on(serving.stop());
+    for group in serving {
+        runtime.block_on(group.stop());
+    }
     Ok(true)
+}
+
+fn configs(node: &Path, groups: &[&str]) -> Result<(NodeConfig, Vec<GroupConfig>)> {
+    let node = NodeConfig::parse(&Source::read(node)?)?;
+    let mut configs = Vec::new();
+    for group in groups {
+        configs.push(GroupConfig::parse(&Source::read(Path::new(group))?)?);
+    }
+    Ok((node, configs))
 }
 
 fn run_until_the_end_of_input() -> Result<()> {

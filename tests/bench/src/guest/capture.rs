@@ -18,39 +18,18 @@ const WRITES: &[(super::devices::Thing, Option<f64>)] =
 const READS: &[(super::devices::Thing, Option<f64>)] =
     &[(Protected, None), (Rublk, Some(0.95)), (Plain, None), (Bare, None)];
 
-/// All of the disk has four times as many regions as may be active; of the hot part, all are.
 const LOADS: [Load; 6] = [
-    Load {
-        what: "capture alone: 4k random writes, depth 16, all regions",
-        options: "--rw=randwrite --bs=4k --iodepth=16",
-        things: WRITES,
-    },
-    Load {
-        what: "capture alone: 4k random writes, depth 16, hot regions",
-        options: "--rw=randwrite --bs=4k --iodepth=16 --size=256m",
-        things: WRITES,
-    },
-    Load {
-        what: "capture alone: 4k random writes, depth 1, all regions",
-        options: "--rw=randwrite --bs=4k --iodepth=1",
-        things: WRITES,
-    },
-    Load {
-        what: "capture alone: 4k random writes, depth 1, hot regions",
-        options: "--rw=randwrite --bs=4k --iodepth=1 --size=256m",
-        things: WRITES,
-    },
-    Load {
-        what: "4k random reads, depth 16",
-        options: "--rw=randread --bs=4k --iodepth=16",
-        things: READS,
-    },
-    Load {
-        what: "1M sequential reads, depth 4",
-        options: "--rw=read --bs=1M --iodepth=4",
-        things: READS,
-    },
+    (load::DEEP_ALL, WRITES),
+    (load::DEEP_HOT, WRITES),
+    (load::SHALLOW_ALL, WRITES),
+    (load::SHALLOW_HOT, WRITES),
+    (load::READS, READS),
+    (load::LARGE_READS, READS),
 ];
+
+/// More than the sockets between the guests take in while nobody reads at their end. What is written first of all
+/// after the target was stopped is on its way into them, and no longer held.
+const SOCKETS: &str = "--rw=write --bs=256k --iodepth=4 --size=16m";
 
 /// Requests per second of each load.
 ///
@@ -67,11 +46,19 @@ pub fn measure(rounds: usize, short: bool) -> Result<Vec<Comparison>> {
         let hold = |hold: bool| -> Result<()> {
             let signal = if hold { "STOP" } else { "CONT" };
             pair.target.sh(&format!("systemctl kill --signal={signal} tidemark-target"))?;
+            if hold {
+                let device = devices.path(pair, Protected);
+                pair.source.sh(&format!(
+                    "fio --name=sockets --filename={device} --direct=1 --ioengine=libaio {SOCKETS} && sleep 1"
+                ))?;
+            }
             Ok(())
         };
         let spell = Spell { warm_up_s: 1, run_s: if short { 1 } else { 4 } };
         for load in &LOADS {
-            comparisons.push(load::measure(pair, &devices, load, spell, rounds, Some(&hold))?);
+            let mut figures = load::measure(pair, &devices, load, spell, rounds, Some(&hold))?;
+            figures.what = format!("capture alone: {}", figures.what);
+            comparisons.push(figures);
         }
         Ok(())
     })?;

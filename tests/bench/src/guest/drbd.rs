@@ -10,6 +10,8 @@ use tidemark_tests::{pair::Pair, vm::Guest};
 pub const DEVICE: &str = "/dev/drbd0";
 
 const PORT: u16 = 7789;
+/// Of 4 MiB each; a prime, as DRBD wants it. As much may be active as for the protected device.
+const ACTIVE_EXTENTS: u32 = 257;
 /// Where Debian's releases have what sets up the kernel's version of it.
 const SETUP: [&str; 2] = ["/lib/drbd/drbdsetup-84", "/usr/lib/drbd/drbdsetup-84"];
 const META: [&str; 2] = ["/sbin/drbdmeta", "/usr/sbin/drbdmeta"];
@@ -32,7 +34,7 @@ pub fn start(pair: &Pair) -> Result<()> {
             "modprobe drbd && mkdir -p /var/lib/drbd /run/lock && \
              drbdmeta --force 0 v08 {disk} internal create-md && \
              drbdsetup-84 new-resource r0 && drbdsetup-84 new-minor r0 0 0 && \
-             drbdsetup-84 attach 0 {disk} {disk} internal && \
+             drbdsetup-84 attach 0 {disk} {disk} internal --al-extents={ACTIVE_EXTENTS} && \
              drbdsetup-84 connect r0 ipv4:{own}:{PORT} ipv4:{other}:{PORT} --protocol=A"
         ))?;
     }

@@ -8,20 +8,52 @@ use tidemark_tests::pair::Pair;
 
 use super::{
     devices::{Devices, Thing},
-    drbd,
+    drain, drbd,
     profile::Profile,
 };
 use crate::figures::{Bar, Bound, Comparison, in_turn};
 
-/// A load of so many seconds.
-pub struct Load {
+/// A kind of load.
+pub struct Kind {
     /// What it is, in a table.
-    pub what: &'static str,
+    what: &'static str,
     /// What makes it so, as fio has it.
-    pub options: &'static str,
-    /// The devices that it is put on, the protected one first, and how far it is to come of each.
-    pub things: &'static [(Thing, Option<f64>)],
+    options: &'static str,
 }
+
+/// All of the disk has four times as many regions as may be active; of the hot part, all are.
+pub const DEEP_ALL: Kind = Kind {
+    what: "4k random writes, depth 16, all regions",
+    options: "--rw=randwrite --bs=4k --iodepth=16",
+};
+/// See [`DEEP_ALL`].
+pub const DEEP_HOT: Kind = Kind {
+    what: "4k random writes, depth 16, hot regions",
+    options: "--rw=randwrite --bs=4k --iodepth=16 --size=256m",
+};
+/// See [`DEEP_ALL`].
+pub const SHALLOW_ALL: Kind = Kind {
+    what: "4k random writes, depth 1, all regions",
+    options: "--rw=randwrite --bs=4k --iodepth=1",
+};
+/// See [`DEEP_ALL`].
+pub const SHALLOW_HOT: Kind = Kind {
+    what: "4k random writes, depth 1, hot regions",
+    options: "--rw=randwrite --bs=4k --iodepth=1 --size=256m",
+};
+/// More than a link between guests takes.
+pub const LARGE: Kind =
+    Kind { what: "1M sequential writes, depth 4", options: "--rw=write --bs=1M --iodepth=4" };
+/// Reads of single blocks.
+pub const READS: Kind =
+    Kind { what: "4k random reads, depth 16", options: "--rw=randread --bs=4k --iodepth=16" };
+/// Reads of much at a time.
+pub const LARGE_READS: Kind =
+    Kind { what: "1M sequential reads, depth 4", options: "--rw=read --bs=1M --iodepth=4" };
+
+/// A load of so many seconds: its kind, and the devices that it is put on, the protected one first, with how far it
+/// is to come of each.
+pub type Load = (Kind, &'static [(Thing, Option<f64>)]);
 
 /// How long a load is put on a device.
 #[derive(Clone, Copy)]
@@ -40,18 +72,18 @@ pub struct Spell {
 pub fn measure(
     pair: &Pair,
     devices: &Devices,
-    load: &Load,
+    (kind, things): &Load,
     spell: Spell,
     rounds: usize,
     hold: Option<&dyn Fn(bool) -> Result<()>>,
 ) -> Result<Comparison> {
     let gaps_before = pair.status()?.gaps_total;
     let mut profile = Profile::default();
-    let rounds = in_turn(load.things.len(), rounds, |which| {
-        let (thing, _) = load.things[which];
+    let rounds = in_turn(things.len(), rounds, |which| {
+        let (thing, _) = things[which];
         let held = hold.filter(|_| thing == Thing::Protected);
         held.map(|hold| hold(true)).transpose()?;
-        let run = || fio(pair, &devices.path(pair, thing), load.options, spell);
+        let run = || fio(pair, &devices.path(pair, thing), kind.options, spell);
         let rate = if thing == Thing::Protected {
             profile.of(pair, spell.warm_up_s + spell.run_s, run)
         } else {
@@ -60,22 +92,20 @@ pub fn measure(
         held.map(|hold| hold(false)).transpose()?;
         // What is still on its way must not cost the next one.
         match thing {
-            Thing::Protected => {
-                pair.wait_in_sync()?;
-            }
+            Thing::Protected => drain(pair)?,
             Thing::Drbd => drbd::wait_in_sync(pair)?,
             _ => {}
         }
         rate
     })?;
-    eprintln!("{}, of each request:\n{profile}", load.what);
+    eprintln!("{}, of each request:\n{profile}", kind.what);
     let gaps = pair.status()?.gaps_total - gaps_before;
     let captured = if gaps == 0 { String::new() } else { format!(" ({gaps} GAPS)") };
-    let bars = load.things.iter().enumerate().skip(1);
+    let bars = things.iter().enumerate().skip(1);
     Ok(Comparison {
-        what: format!("{}{captured}", load.what),
+        what: format!("{}{captured}", kind.what),
         unit: "1/s",
-        names: load.things.iter().map(|(thing, _)| thing.name().to_owned()).collect(),
+        names: things.iter().map(|(thing, _)| thing.name().to_owned()).collect(),
         rounds,
         bars: bars
             .map(|(to, (_, at_least))| Bar {

@@ -38,3 +38,15 @@ fn run(
         })
     })
 }
+
+/// Waits for what has piled up, for as long as there is progress: emulated cryptography takes minutes for it.
+fn drain(pair: &Pair) -> Result<()> {
+    let mut status = pair.status()?;
+    while !status.is_in_sync() {
+        let before = status.durable_seq;
+        status = pair.wait("progress towards being in sync", |status| {
+            status.is_in_sync() || status.durable_seq > before
+        })?;
+    }
+    Ok(())
+}

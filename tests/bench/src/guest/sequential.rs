@@ -10,6 +10,7 @@ use tidemark_tests::pair::Pair;
 use super::{
     SIZE_BYTES,
     devices::{Devices, Thing},
+    drain,
 };
 use crate::figures::{Bar, Bound, Comparison, in_rounds};
 
@@ -105,18 +106,6 @@ fn climb(pair: &Pair, devices: &Devices, short: bool) -> Result<Vec<f64>> {
     ];
     drain(pair)?;
     Ok(figures)
-}
-
-/// Waits for what has piled up, for as long as there is progress: emulated cryptography takes minutes for it.
-fn drain(pair: &Pair) -> Result<()> {
-    let mut status = pair.status()?;
-    while !status.is_in_sync() {
-        let before = status.durable_seq;
-        status = pair.wait("progress towards being in sync", |status| {
-            status.is_in_sync() || status.durable_seq > before
-        })?;
-    }
-    Ok(())
 }
 
 fn run(pair: &Pair, device: &str, seconds: u64) -> Result<Log> {

@@ -19,28 +19,15 @@ const DEEP: &[(Thing, Option<f64>)] =
 const SHALLOW: &[(Thing, Option<f64>)] =
     &[(Protected, None), (Rublk, Some(0.7)), (Drbd, Some(1.5)), (Plain, None), (Bare, None)];
 
-/// All of the disk has four times as many regions as may be active; of the hot part, all are.
-const LOADS: [Load; 4] = [
-    Load {
-        what: "live replication: 4k random writes, depth 16, all regions",
-        options: "--rw=randwrite --bs=4k --iodepth=16",
-        things: DEEP,
-    },
-    Load {
-        what: "live replication: 4k random writes, depth 16, hot regions",
-        options: "--rw=randwrite --bs=4k --iodepth=16 --size=256m",
-        things: DEEP,
-    },
-    Load {
-        what: "live replication: 4k random writes, depth 1, all regions",
-        options: "--rw=randwrite --bs=4k --iodepth=1",
-        things: SHALLOW,
-    },
-    Load {
-        what: "live replication: 4k random writes, depth 1, hot regions",
-        options: "--rw=randwrite --bs=4k --iodepth=1 --size=256m",
-        things: SHALLOW,
-    },
+const LARGE: &[(Thing, Option<f64>)] =
+    &[(Protected, None), (Rublk, None), (Drbd, Some(1.0)), (Plain, None), (Bare, None)];
+
+const LOADS: [Load; 5] = [
+    (load::DEEP_ALL, DEEP),
+    (load::DEEP_HOT, DEEP),
+    (load::SHALLOW_ALL, SHALLOW),
+    (load::SHALLOW_HOT, SHALLOW),
+    (load::LARGE, LARGE),
 ];
 
 /// Requests per second of each load.
@@ -60,7 +47,9 @@ pub fn measure(rounds: usize, short: bool) -> Result<Vec<Comparison>> {
         let spell =
             if short { Spell { warm_up_s: 1, run_s: 1 } } else { Spell { warm_up_s: 5, run_s: 5 } };
         for load in &LOADS {
-            comparisons.push(load::measure(pair, &devices, load, spell, rounds, None)?);
+            let mut figures = load::measure(pair, &devices, load, spell, rounds, None)?;
+            figures.what = format!("live replication: {}", figures.what);
+            comparisons.push(figures);
         }
         Ok(())
     })?;

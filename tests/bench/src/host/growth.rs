@@ -9,7 +9,8 @@
 //! all of it, and takes most of the time of this measurement.
 //!
 //! **Many groups**, 64 against one, which write the same in sum, to areas that are as large in sum, through rings that are
-//! as large in sum. All groups are one agent's.
+//! as large in sum. All groups are one agent's. The same without capture is beside it: what many sockets with few
+//! requests each cost by themselves, where one socket's requests share wake-ups and system calls.
 //!
 //! **Many points**, 100,000 marks against none.
 
@@ -34,51 +35,68 @@ const GROUPS: usize = 64;
 /// Marks that are asked for at a time.
 const MARKS_AT_ONCE: usize = 32;
 
-/// Agent and target in processes of their own, and where load goes.
+/// Agent and target in processes of their own, or what serves without capture, and where load goes.
 struct Measured {
     site: Site,
+    captures: bool,
     seed: u64,
 }
 
 impl Measured {
     /// Both sides, in sync; before they are started, images have all blocks of these areas.
     fn start(what: &str, plan: Plan, areas: &[Area]) -> Result<Measured> {
-        let groups = plan.groups;
-        let mut site = Site::new(plan)?;
-        for group in 0..groups {
-            for area in areas {
-                area.fill(&site.image_of(group, 0))?;
-            }
-        }
+        let mut site = filled(plan, areas)?;
         site.spawn_target(&node()?)?;
         let start = Instant::now();
         site.spawn_agent(&node()?)?;
         wait_in_sync(&site)?;
         eprintln!("{what}: first sync in {:.1} s", start.elapsed().as_secs_f64());
-        Ok(Measured { site, seed: 0 })
+        Ok(Measured { site, captures: true, seed: 0 })
+    }
+
+    /// The same without capture, and so without a target.
+    fn start_plain(plan: Plan, areas: &[Area]) -> Result<Measured> {
+        let mut site = filled(plan, areas)?;
+        site.spawn_passthrough(&node()?)?;
+        Ok(Measured { site, captures: false, seed: 0 })
     }
 
     /// The rate at which so many bytes are written to this area of each group, in sum.
     fn rate(&mut self, area: Area, bytes: u64) -> Result<f64> {
         self.seed += 1;
-        let groups = 0..self.site.statuses()?.len();
+        let groups = 0..self.site.plan().groups;
         let to: Vec<(PathBuf, Area)> =
             groups.map(|group| (self.site.front_of(group, 0), area)).collect();
         let start = Instant::now();
         load::write(self.site.runtime(), &to, (bytes / BLOCK_BYTES, DEPTH), self.seed)?;
-        wait_in_sync(&self.site)?;
+        if self.captures {
+            wait_in_sync(&self.site)?;
+        }
         Ok(bytes as f64 / 1e6 / start.elapsed().as_secs_f64())
     }
 
     fn stop(mut self) -> Result<()> {
-        for status in self.site.statuses()? {
-            if status.gaps_total > 0 {
-                println!("{}: {} gaps began", status.name, status.gaps_total);
+        if self.captures {
+            for status in self.site.statuses()? {
+                if status.gaps_total > 0 {
+                    println!("{}: {} gaps began", status.name, status.gaps_total);
+                }
             }
         }
         ensure!(self.site.stop_agent()?, "the agent did not end cleanly");
-        self.site.stop_target()
+        if self.captures { self.site.stop_target() } else { Ok(()) }
     }
+}
+
+/// A site whose images have all blocks of these areas.
+fn filled(plan: Plan, areas: &[Area]) -> Result<Site> {
+    let site = Site::new(plan)?;
+    for group in 0..site.plan().groups {
+        for area in areas {
+            area.fill(&site.image_of(group, 0))?;
+        }
+    }
+    Ok(site)
 }
 
 fn plan(size_bytes: u64, groups: usize) -> Plan {
@@ -97,20 +115,24 @@ pub fn volumes(rounds: usize, short: bool) -> Result<Comparison> {
     let (small, vast, area, written) = if short {
         (GIB, 8 * GIB, 256 * MIB, 8 * MIB)
     } else {
-        (16 * GIB, 8192 * GIB, 8 * GIB, 512 * MIB)
+        (16 * GIB, 8192 * GIB, 4 * GIB, 512 * MIB)
+    };
+    let plan = |size| {
+        let mut plan = plan(size, 1);
+        // A quarter of those that are written to.
+        plan.group_lines = "active_regions = 1024".to_owned();
+        plan
     };
     let areas = |size| [Area::spread(area, size), Area::at((size - area) / 2, area)];
     let mut sites = [
-        Measured::start("small", plan(small, 1), &areas(small))?,
-        Measured::start("vast", plan(vast, 1), &areas(vast))?,
+        Measured::start("small", plan(small), &areas(small))?,
+        Measured::start("vast", plan(vast), &areas(vast))?,
     ];
     let rounds = in_turn(4, rounds, |which| {
         let (site, place) = (which % 2, which / 2);
         sites[site].rate(areas([small, vast][site])[place], written)
     })?;
-    for site in sites {
-        site.stop()?;
-    }
+    sites.into_iter().try_for_each(Measured::stop)?;
     let name = |size: u64, place: &str| format!("{} GiB, {place}", size / GIB);
     let names = ["spread", "in one place"].map(|place| [name(small, place), name(vast, place)]);
     Ok(Comparison {
@@ -127,23 +149,23 @@ pub fn volumes(rounds: usize, short: bool) -> Result<Comparison> {
 /// # Errors
 /// A side that cannot be started, a write that fails.
 pub fn groups(rounds: usize, short: bool) -> Result<Comparison> {
-    let (size, written) = if short { (GIB, 64 * MIB) } else { (16 * GIB, 512 * MIB) };
+    let (size, written) = if short { (GIB, 64 * MIB) } else { (4 * GIB, 512 * MIB) };
     let many = GROUPS as u64;
-    let areas = [Area::whole(size), Area::whole(size / many)];
-    let mut sites = [
-        Measured::start("1 group", plan(size, 1), &areas[..1])?,
-        Measured::start("many groups", plan(size / many, GROUPS), &areas[1..])?,
+    let (one, each) = (Area::whole(size), Area::whole(size / many));
+    let plans = [plan(size, 1), plan(size / many, GROUPS)];
+    let sites = vec![
+        (Measured::start("1 group", plans[0].clone(), &[one])?, one),
+        (Measured::start("many groups", plans[1].clone(), &[each])?, each),
+        (Measured::start_plain(plans[0].clone(), &[one])?, one),
+        (Measured::start_plain(plans[1].clone(), &[each])?, each),
     ];
-    let rounds = in_turn(2, rounds, |which| sites[which].rate(areas[which], written))?;
-    for site in sites {
-        site.stop()?;
-    }
+    let names = ["1 group", "64 groups, in sum", "1 without capture", "64 without capture, in sum"];
     Ok(Comparison {
         what: "the number of groups on one target".to_owned(),
         unit: "MB/s",
-        names: vec!["1 group".to_owned(), format!("{GROUPS} groups, in sum")],
-        rounds,
-        bars: vec![Bar::ratio(1, 0, Bound::AtLeast(0.8))],
+        names: names.map(str::to_owned).to_vec(),
+        rounds: rates(sites, written, rounds)?,
+        bars: vec![Bar::ratio(1, 0, Bound::AtLeast(0.8)), Bar::printed(3, 2), Bar::printed(1, 3)],
     })
 }
 
@@ -153,26 +175,36 @@ pub fn groups(rounds: usize, short: bool) -> Result<Comparison> {
 /// A side that cannot be started, a write that fails.
 pub fn points(rounds: usize, short: bool) -> Result<Comparison> {
     let (size, written, marks) =
-        if short { (256 * MIB, 8 * MIB, 1000) } else { (8 * GIB, 512 * MIB, 100_000) };
+        if short { (256 * MIB, 8 * MIB, 1000) } else { (4 * GIB, 512 * MIB, 100_000) };
     let area = Area::whole(size);
-    let mut sites = [
-        Measured::start("no mark", plan(size, 1), &[area])?,
-        Measured::start("marks", plan(size, 1), &[area])?,
+    let sites = vec![
+        (Measured::start("no mark", plan(size, 1), &[area])?, area),
+        (Measured::start("marks", plan(size, 1), &[area])?, area),
     ];
     let start = Instant::now();
-    mark(&sites[1].site, marks)?;
+    mark(&sites[1].0.site, marks)?;
     println!("{marks} marks in {:.1} s", start.elapsed().as_secs_f64());
-    let rounds = in_turn(2, rounds, |which| sites[which].rate(area, written))?;
-    for site in sites {
-        site.stop()?;
-    }
     Ok(Comparison {
         what: "the number of points at the target".to_owned(),
         unit: "MB/s",
         names: vec!["no mark".to_owned(), format!("{marks} marks")],
-        rounds,
+        rounds: rates(sites, written, rounds)?,
         bars: vec![Bar::ratio(1, 0, Bound::AtLeast(0.9))],
     })
+}
+
+/// The rates of writing so many bytes to each in turn, after which all are stopped.
+fn rates(
+    mut sites: Vec<(Measured, Area)>,
+    written_bytes: u64,
+    rounds: usize,
+) -> Result<Vec<Vec<f64>>> {
+    let rates = in_turn(sites.len(), rounds, |which| {
+        let (site, area) = &mut sites[which];
+        site.rate(*area, written_bytes)
+    })?;
+    sites.into_iter().try_for_each(|(site, _)| site.stop())?;
+    Ok(rates)
 }
 
 /// Sets so many marks, and waits until the target has them.
