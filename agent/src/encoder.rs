@@ -29,8 +29,9 @@ use crate::{
 const FRAME_RAW_BYTES: u64 = 1 << 20;
 /// Raw bytes that are worth a frame when the sender has nothing to send.
 const WORTH_RAW_BYTES: u64 = 128 << 10;
-/// The shortest time after which it looks again by itself whether a frame is worth it.
+/// The shortest and the longest time after which it looks again by itself what has come.
 const LOOK_NS: u64 = 4_000_000;
+const LOOK_NS_MAX: u64 = 100_000_000;
 /// The ring's fill, in thousandths, at which it is woken to look.
 const LOOK_ABOVE_PERMILLE: u64 = 30;
 /// How long the first record of a frame may be in it before it is closed though the sender is busy.
@@ -183,6 +184,8 @@ pub struct Encoder {
     pace: Arc<Pace>,
     /// Time on the boot clock of the last frame.
     framed_ns: u64,
+    /// Its raw bytes, and the time since the one before it.
+    framed: (u64, u64),
     /// Time on the boot clock at which the next frame may be closed that is not worth it.
     not_before_ns: u64,
     shared: Arc<Shared>,
@@ -195,6 +198,8 @@ pub enum Turn {
     Framed,
     /// The next frame is not worth it yet; after this time it is to be looked at again.
     Rest(Duration),
+    /// The sender has something to send still; so is it then.
+    Busy(Duration),
     /// There is nothing to do now.
     Idle,
     /// The outbox is closed, or a stop was asked for and nothing is left.
@@ -232,6 +237,7 @@ impl Encoder {
             first: None,
             pace: Arc::default(),
             framed_ns: 0,
+            framed: (0, 0),
             not_before_ns: 0,
             shared,
         }
@@ -242,10 +248,8 @@ impl Encoder {
             match self.turn() {
                 Turn::Framed => {}
                 Turn::Rest(rest) => self.wait(rest::TIME, rest),
-                Turn::Idle if self.builder.is_empty() => {
-                    self.wait(rest::ANYTHING, Duration::from_millis(100));
-                }
-                Turn::Idle => self.wait(rest::SENDER, Duration::from_nanos(LOOK_NS)),
+                Turn::Busy(rest) => self.wait(rest::SENDER, rest),
+                Turn::Idle => self.wait(rest::ANYTHING, Duration::from_millis(100)),
                 Turn::Ended => return,
             }
         }
@@ -256,42 +260,45 @@ impl Encoder {
     pub fn turn(&mut self) -> Turn {
         let full = self.fill();
         let stopping = self.shared.stop.load(Ordering::Acquire);
-        let now_ns = self.clock.now_ns();
-        let old =
-            self.first.is_some_and(|first| now_ns.saturating_sub(first.time_ns) >= OPEN_NS_MAX);
-        let ready = full || stopping || old || self.outbox.unsent() == 0;
-        if !self.builder.is_empty() && ready {
-            let hurry = stopping || self.shared.hurry.load(Ordering::Relaxed);
-            let worth = full || self.builder.raw_bytes() >= WORTH_RAW_BYTES;
-            // The clock that all groups have in common.
-            let now_ns = since_boot().as_nanos() as u64;
-            if !worth && !hurry && now_ns < self.not_before_ns {
-                let rest_ns = self.worth_in_ns(now_ns).max(LOOK_NS);
-                let left_ns = self.not_before_ns - now_ns;
-                return Turn::Rest(Duration::from_nanos(rest_ns.min(left_ns)));
-            }
-            self.framed_ns = now_ns;
-            self.not_before_ns = self.pace.next_ns(now_ns);
-            if self.finish() { Turn::Framed } else { Turn::Ended }
-        } else if stopping {
-            Turn::Ended
-        } else {
-            Turn::Idle
+        let hurry = stopping || self.shared.hurry.load(Ordering::Relaxed);
+        // The clock that all groups have in common.
+        let now_ns = since_boot().as_nanos() as u64;
+        let worth = full || self.builder.raw_bytes() >= WORTH_RAW_BYTES;
+        if !worth && !hurry && now_ns < self.not_before_ns {
+            let rest_ns = self.fills_in_ns(WORTH_RAW_BYTES, now_ns).max(LOOK_NS);
+            return Turn::Rest(Duration::from_nanos(rest_ns.min(self.not_before_ns - now_ns)));
         }
+        let Some(first) = self.first else {
+            return if stopping { Turn::Ended } else { Turn::Idle };
+        };
+        let old = self.clock.now_ns().saturating_sub(first.time_ns) >= OPEN_NS_MAX;
+        if !full && !stopping && !old && self.outbox.unsent() > 0 {
+            let look_ns = self.fills_in_ns(FRAME_RAW_BYTES, now_ns);
+            return Turn::Busy(Duration::from_nanos(look_ns.clamp(LOOK_NS, LOOK_NS_MAX)));
+        }
+        self.framed = (self.builder.raw_bytes(), now_ns.saturating_sub(self.framed_ns));
+        self.framed_ns = now_ns;
+        self.not_before_ns = self.pace.next_ns(now_ns);
+        if self.finish() { Turn::Framed } else { Turn::Ended }
+    }
+
+    /// Half of the time after which the frame will have so many raw bytes, at the rate at which records have come since
+    /// the last, or else before that.
+    fn fills_in_ns(&self, raw_bytes: u64, now_ns: u64) -> u64 {
+        let has_bytes = self.builder.raw_bytes();
+        let (came_bytes, in_ns) = match has_bytes {
+            0 => self.framed,
+            _ => (has_bytes, now_ns.saturating_sub(self.framed_ns)),
+        };
+        let missing = u128::from(raw_bytes.saturating_sub(has_bytes));
+        let ns = u128::from(in_ns) * missing / u128::from(came_bytes.max(1)) / 2;
+        u64::try_from(ns).unwrap_or(u64::MAX)
     }
 
     /// The next frame opens a new term. To be called while the ring is drained.
     #[cfg(feature = "simulation")]
     pub fn set_place(&self, place: Place) {
         self.shared.set_place(place);
-    }
-
-    /// Half of the time after which the frame will be worth it, at the rate at which records have come since the last.
-    fn worth_in_ns(&self, now_ns: u64) -> u64 {
-        let raw_bytes = self.builder.raw_bytes();
-        let missing = u128::from(WORTH_RAW_BYTES.saturating_sub(raw_bytes));
-        let since_ns = u128::from(now_ns.saturating_sub(self.framed_ns));
-        u64::try_from(since_ns * missing / u128::from(raw_bytes.max(1)) / 2).unwrap_or(u64::MAX)
     }
 
     /// Moves committed records into the builder. True when it is as full as it should get.

@@ -174,7 +174,8 @@ impl Session {
         }
     }
 
-    /// What to acknowledge, when it has changed.
+    /// What to acknowledge, when something that the source waits for has changed: what was received is told along with
+    /// what is durable, and not by itself.
     pub fn acknowledge(&mut self, progress: &Progress) -> Option<Ack> {
         let durable = progress.durable.seq;
         let ack = Ack {
@@ -184,11 +185,9 @@ impl Session {
             final_durable: durable,
             flags: AckFlags { full: progress.stalled.is_some() },
         };
-        if self.acked == Some(ack) {
-            return None;
-        }
-        self.acked = Some(ack);
-        Some(ack)
+        let news = |ack: Ack| (ack.term, ack.hop_durable, ack.final_durable, ack.flags);
+        let before = self.acked.replace(ack);
+        (before.map(news) != Some(news(ack))).then_some(ack)
     }
 
     /// What to ask the source for again, of the regions (volume, first, number) that are damaged.

@@ -157,15 +157,17 @@ fn only_what_is_durable_is_acknowledged() {
     assert_eq!((ack.term, ack.hop_received, ack.final_durable), (term(2), Seq(70), Seq(70)));
     let next = frame(GROUP, term(1), at(1, 70), &record(Kind::Write, 0, 71, 0, 8));
     session.receive(Message::Frame(next)).expect("accepted");
-    let ack = session.acknowledge(&progress).expect("received more");
-    assert_eq!((ack.hop_received, ack.hop_durable, ack.final_durable), (Seq(71), Seq(70), Seq(70)));
-    assert_eq!(session.acknowledge(&progress), None, "nothing new");
+    assert_eq!(session.acknowledge(&progress), None, "nobody waits for what was received");
     progress.written = at(1, 71);
     assert_eq!(session.acknowledge(&progress), None, "written is not durable");
-    progress.durable = at(1, 71);
     progress.stalled = Some("no room".into());
-    let ack = session.acknowledge(&progress).expect("durable and full");
+    let ack = session.acknowledge(&progress).expect("full");
+    assert_eq!((ack.hop_received, ack.hop_durable, ack.final_durable), (Seq(71), Seq(70), Seq(70)));
+    assert!(ack.flags.full);
+    progress.durable = at(1, 71);
+    let ack = session.acknowledge(&progress).expect("durable");
     assert!(ack.final_durable == Seq(71) && ack.flags.full);
+    assert_eq!(session.acknowledge(&progress), None, "nothing new");
 }
 
 #[test]

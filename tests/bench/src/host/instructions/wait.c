@@ -20,7 +20,7 @@ static long enter(call *next, int ring, long submit, long flags, void *argument,
     struct timespec *timeout = NULL;
     if ((flags & IORING_ENTER_EXT_ARG) && argument)
         timeout = (struct timespec *)(uintptr_t)((struct io_uring_getevents_arg *)argument)->ts;
-    long submitted = next(__NR_io_uring_enter, ring, submit, 0L, flags, argument, bytes);
+    long submitted = next(__NR_io_uring_enter, ring, submit, 0L, 0L, NULL, 0L);
     if (submitted < 0)
         return submitted;
     struct pollfd ready = {.fd = ring, .events = POLLIN};
