@@ -168,16 +168,15 @@ impl DirtyMap {
     /// stable storage already. It then stays until what is drawn from now on is final-durable and flushed,
     /// so the write's sequence has to be drawn before the map is asked anything else.
     pub fn mark_again(&mut self, region: RegionId) -> bool {
-        let marked = self.is_dirty(region) && !self.is_marking(region);
+        if self.is_marking(region) {
+            return false;
+        }
+        let map = self.volume(region.volume);
+        let marked = map.current.get(region.index) || map.previous.get(region.index);
         if marked {
-            self.volume(region.volume).current.set(region.index);
+            map.current.set(region.index);
         }
         marked
-    }
-
-    fn is_dirty(&self, region: RegionId) -> bool {
-        let map = self.volumes.iter().find(|map| map.id == region.volume);
-        map.is_some_and(|map| map.current.get(region.index) || map.previous.get(region.index))
     }
 
     /// Whether a write into the region that will have no record may go on. If not, the next commit
