@@ -55,11 +55,8 @@ pub fn measure(rounds: usize, short: bool) -> Result<Vec<Comparison>> {
             Ok(())
         };
         let spell = Spell { warm_up_s: 1, run_s: if short { 1 } else { 4 } };
-        for load in &LOADS {
-            let mut figures = load::measure(pair, &devices, load, spell, rounds, Some(&hold))?;
-            figures.what = format!("capture alone: {}", figures.what);
-            comparisons.push(figures);
-        }
+        let about = "capture alone";
+        comparisons = load::measure(pair, &devices, about, &LOADS, spell, rounds, Some(&hold))?;
         Ok(())
     })?;
     Ok(comparisons)

@@ -64,12 +64,29 @@ pub struct Spell {
     pub run_s: u64,
 }
 
-/// Requests per second. `hold` makes the target stop or go on; it holds while the protected device is measured, if it
-/// is given.
+/// Requests per second of each load, which tables say to be `about` this. `hold` makes the target stop or go on; it
+/// holds while the protected device is measured, if it is given.
 ///
 /// # Errors
 /// A guest that fails; writes that were not captured.
 pub fn measure(
+    pair: &Pair,
+    devices: &Devices,
+    about: &str,
+    loads: &[Load],
+    spell: Spell,
+    rounds: usize,
+    hold: Option<&dyn Fn(bool) -> Result<()>>,
+) -> Result<Vec<Comparison>> {
+    let one = |load| {
+        let mut figures = compare(pair, devices, load, spell, rounds, hold)?;
+        figures.what = format!("{about}: {}", figures.what);
+        Ok(figures)
+    };
+    loads.iter().map(one).collect()
+}
+
+fn compare(
     pair: &Pair,
     devices: &Devices,
     (kind, things): &Load,

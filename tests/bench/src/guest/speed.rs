@@ -46,11 +46,8 @@ pub fn measure(rounds: usize, short: bool) -> Result<Vec<Comparison>> {
         let devices = Devices::start(pair, true)?;
         let spell =
             if short { Spell { warm_up_s: 1, run_s: 1 } } else { Spell { warm_up_s: 5, run_s: 5 } };
-        for load in &LOADS {
-            let mut figures = load::measure(pair, &devices, load, spell, rounds, None)?;
-            figures.what = format!("live replication: {}", figures.what);
-            comparisons.push(figures);
-        }
+        let about = "live replication";
+        comparisons = load::measure(pair, &devices, about, &LOADS, spell, rounds, None)?;
         Ok(())
     })?;
     Ok(comparisons)

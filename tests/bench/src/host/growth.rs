@@ -159,11 +159,16 @@ pub fn groups(rounds: usize, short: bool) -> Result<Comparison> {
         (Measured::start_plain(plans[0].clone(), &[one])?, one),
         (Measured::start_plain(plans[1].clone(), &[each])?, each),
     ];
-    let names = ["1 group", "64 groups, in sum", "1 without capture", "64 without capture, in sum"];
+    let names = [
+        "1 group".to_owned(),
+        format!("{GROUPS} groups, in sum"),
+        "1 without capture".to_owned(),
+        format!("{GROUPS} without capture, in sum"),
+    ];
     Ok(Comparison {
         what: "the number of groups on one target".to_owned(),
         unit: "MB/s",
-        names: names.map(str::to_owned).to_vec(),
+        names: names.to_vec(),
         rounds: rates(sites, written, rounds)?,
         bars: vec![Bar::ratio(1, 0, Bound::AtLeast(0.8)), Bar::printed(3, 2), Bar::printed(1, 3)],
     })
