@@ -4,6 +4,7 @@
 //! It is kept twice ([`pair`]). Everything but the groups' names and the branches could be found
 //! again by scanning the log.
 
+mod marks;
 mod pair;
 mod row;
 
@@ -14,6 +15,7 @@ use redb::{ReadTransaction, ReadableTable, TableDefinition, TableHandle, WriteTr
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tidemark_journal::{Ancestry, GroupId, Position, Term, VolumeId};
 
+use marks::MARKS;
 use pair::Pair;
 use row::RowPlace;
 
@@ -42,7 +44,7 @@ const DAMAGES: TableDefinition<&str, &[u8]> = TableDefinition::new("damages");
 const SCRUBS: TableDefinition<&str, &[u8]> = TableDefinition::new("scrubs");
 
 /// The version of the tables.
-const SCHEMA: u64 = 3;
+const SCHEMA: u64 = 4;
 
 /// The target's catalogue.
 pub struct Catalogue {
@@ -151,6 +153,7 @@ impl Catalogue {
         let version = catalogue.write(|tx| {
             tx.open_table(GROUPS)?;
             tx.open_table(HISTORIES)?;
+            tx.open_table(MARKS)?;
             tx.open_table(VITALS)?;
             tx.open_table(SEGMENTS)?;
             tx.open_table(BRANCHES)?;
@@ -214,11 +217,10 @@ impl Catalogue {
         row: &GroupRow,
         history: &HistoryRow,
     ) -> anyhow::Result<()> {
-        let (row, history) = (at(&GROUPS, name).seal(row)?, at(&HISTORIES, name).seal(history)?);
+        let (row, bytes) = (at(&GROUPS, name).seal(row)?, at(&HISTORIES, name).seal(history)?);
         self.write(|tx| {
             tx.open_table(GROUPS)?.insert(name, row.as_slice())?;
-            tx.open_table(HISTORIES)?.insert(name, history.as_slice())?;
-            Ok(())
+            keep_history(tx, name, history, &bytes)
         })
     }
 
@@ -227,7 +229,12 @@ impl Catalogue {
     /// # Errors
     /// When the catalogue cannot be read.
     pub fn history(&self, name: &str) -> anyhow::Result<HistoryRow> {
-        Ok(self.get(HISTORIES, name)?.unwrap_or_default())
+        let tx = self.begin_read()?;
+        let row = tx.open_table(HISTORIES)?.get(name)?;
+        let row = row.map(|row| at(&HISTORIES, name).open(row.value())).transpose()?;
+        let mut row: HistoryRow = row.unwrap_or_default();
+        row.history.marks = Arc::new(marks::read(&tx, name)?);
+        Ok(row)
     }
 
     /// Keeps a history.
@@ -235,7 +242,8 @@ impl Catalogue {
     /// # Errors
     /// When the catalogue cannot be written.
     pub fn put_history(&self, name: &str, row: &HistoryRow) -> anyhow::Result<()> {
-        self.put(HISTORIES, name, row)
+        let bytes = at(&HISTORIES, name).seal(row)?;
+        self.write(|tx| keep_history(tx, name, row, &bytes))
     }
 
     /// Keeps a history and forgets the segments below its first, at once.
@@ -245,7 +253,7 @@ impl Catalogue {
     pub fn fold_history(&self, name: &str, row: &HistoryRow) -> anyhow::Result<()> {
         let bytes = at(&HISTORIES, name).seal(row)?;
         self.write(|tx| {
-            tx.open_table(HISTORIES)?.insert(name, bytes.as_slice())?;
+            keep_history(tx, name, row, &bytes)?;
             let mut segments = tx.open_table(SEGMENTS)?;
             segments.retain_in((name, 0)..(name, row.first_segment), |_, _| false)?;
             Ok(())
@@ -317,13 +325,11 @@ impl Catalogue {
             chain,
         };
         let row = segment_at(log, &segment.number().to_le_bytes()).seal(&row)?;
-        let history = history.map(|history| at(&HISTORIES, log).seal(history)).transpose()?;
+        let sealed = |history| anyhow::Ok((history, at(&HISTORIES, log).seal(history)?));
+        let history = history.map(sealed).transpose()?;
         self.write(|tx| {
             tx.open_table(SEGMENTS)?.insert((log, segment.number()), row.as_slice())?;
-            if let Some(history) = &history {
-                tx.open_table(HISTORIES)?.insert(log, history.as_slice())?;
-            }
-            Ok(())
+            history.as_ref().map_or(Ok(()), |(row, bytes)| keep_history(tx, log, row, bytes))
         })
     }
 
@@ -387,6 +393,7 @@ impl Catalogue {
             }
             tx.open_table(GROUPS)?.remove(group)?;
             tx.open_table(HISTORIES)?.remove(group)?;
+            marks::forget(tx, group)?;
             tx.open_table(SCRUBS)?.remove(group)?;
             forget_log(tx, group)
         })
@@ -445,6 +452,12 @@ impl Catalogue {
                 segment_at(log, &number.to_le_bytes()).check(value.value())?;
                 rows += 1;
             }
+            for row in tx.open_table(MARKS)?.iter()? {
+                let (key, value) = row?;
+                let (group, seq) = key.value();
+                marks::place(group, &seq.to_be_bytes()).check(value.value())?;
+                rows += 1;
+            }
             for row in tx.open_table(BRANCHES)?.iter()? {
                 let (key, value) = row?;
                 let (group, name) = key.value();
@@ -498,6 +511,17 @@ impl Catalogue {
         // After a failure it is opened again, which may make one copy anew.
         self.reserve.with_room(|| self.pair.begin_read())
     }
+}
+
+/// Keeps a history, whose row has been sealed.
+fn keep_history(
+    tx: &WriteTransaction,
+    name: &str,
+    row: &HistoryRow,
+    sealed: &[u8],
+) -> Result<(), redb::Error> {
+    tx.open_table(HISTORIES)?.insert(name, sealed)?;
+    marks::keep(tx, name, &row.history)
 }
 
 /// The names of a group's branches, with their rows as they are kept.

@@ -3,6 +3,8 @@
 //! A history is a fold over the frames in their order, so what the catalogue keeps of it (up to the
 //! end of a sealed segment) goes on with the frames after that.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use tidemark_journal::{
     FrameView, GapReason, Kind, Position, Record, Seq, TermId, VolumeId, record::MARK_ID_BYTES,
@@ -19,8 +21,10 @@ const UNREADABLE_LISTED_MAX: usize = 1000;
 pub struct History {
     /// Its volumes, gone ones too while points hold them.
     pub volumes: Vec<Volume>,
-    /// Named points, in order.
-    pub marks: Vec<Mark>,
+    /// Named points, in order. There may be very many: copies of a history share them, and the catalogue keeps each in a
+    /// row of its own.
+    #[serde(skip)]
+    pub marks: Arc<Vec<Mark>>,
     /// Which term's records begin where, in order.
     pub terms: Vec<TermStart>,
     /// The last position taken in.
@@ -256,7 +260,8 @@ impl History {
                         // A source says no other; it shall not reach terminals if one does.
                         let plain = |c: char| if c.is_control() { '\u{fffd}' } else { c };
                         let name = String::from_utf8_lossy(name).chars().map(plain).collect();
-                        self.marks.push(Mark { seq: record.seq, name, wall_ns });
+                        let mark = Mark { seq: record.seq, name, wall_ns };
+                        Arc::make_mut(&mut self.marks).push(mark);
                     }
                 }
                 _ => {}
@@ -298,7 +303,7 @@ impl History {
     pub fn truncate(&mut self, end: Position, wall_ns: i64) {
         self.end = end;
         self.end_wall_ns = wall_ns;
-        self.marks.retain(|mark| mark.seq <= end.seq);
+        self.retain_marks(|mark| mark.seq <= end.seq);
         self.terms.retain(|start| start.first <= end.seq);
         for volume in &mut self.volumes {
             volume.gaps.retain(|gap| gap.begin <= end.seq.next());
@@ -311,6 +316,12 @@ impl History {
                 volume.sizes.extend(first);
             }
             volume.unreadable.retain(|range| range.seq <= end.seq);
+        }
+    }
+
+    fn retain_marks(&mut self, stays: impl Fn(&Mark) -> bool) {
+        if !self.marks.iter().all(&stays) {
+            Arc::make_mut(&mut self.marks).retain(stays);
         }
     }
 
@@ -338,7 +349,7 @@ impl History {
         }
         self.oldest = oldest;
         self.oldest_wall_ns = wall_ns;
-        self.marks.retain(|mark| mark.seq >= oldest);
+        self.retain_marks(|mark| mark.seq >= oldest);
         self.lost.retain(|lost| lost.to > oldest);
         let keep = self.terms.partition_point(|start| start.first <= oldest).saturating_sub(1);
         self.terms.drain(..keep);

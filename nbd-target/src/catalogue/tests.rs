@@ -15,7 +15,7 @@ use crate::machine::{How, simulated::Simulated};
 
 const NAMES: [&str; 3] = ["one", "three", "two"];
 
-fn open(path: &Path) -> anyhow::Result<Catalogue> {
+pub(super) fn open(path: &Path) -> anyhow::Result<Catalogue> {
     let reserve = Reserve::new(&Machine::Real, path.parent().expect("a directory"), 0);
     Catalogue::open(&Machine::Real, path, &Arc::new(reserve))
 }

@@ -25,7 +25,7 @@ fn history() -> History {
             volume(0, &[(0, Some(10)), (30, Some(40))]),
             volume(1, &[(0, Some(20)), (35, Some(50)), (80, None)]),
         ],
-        marks: vec![Mark { seq: Seq(25), name: "good".to_owned(), wall_ns: 0 }],
+        marks: vec![Mark { seq: Seq(25), name: "good".to_owned(), wall_ns: 0 }].into(),
         oldest: Seq(5),
         ..History::default()
     }
