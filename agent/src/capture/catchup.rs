@@ -58,7 +58,7 @@ pub enum Mode {
 /// Content read for an [`LocalIo::Read`].
 #[derive(Clone, Copy, Debug)]
 pub struct ReadBack<'a> {
-    /// The bytes of the range.
+    /// The bytes of the range; they may be left out if all are zero.
     pub data: &'a [u8],
     /// Whether all of them are zero.
     pub zeros: bool,

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use super::{
     EngineVolume,
     buffers::{Buffer, Pool},
-    hasher::{self, Hashed},
+    hasher::{self, Hashed, Place, Seen},
     requests::{Answer, FrontAsk, FrontRequest},
     run::Loop,
 };
@@ -46,7 +46,7 @@ struct Volume {
     id: VolumeId,
     sectors: u64,
     file: FileId,
-    _backing: Arc<Backing>,
+    backing: Arc<Backing>,
 }
 
 /// Who asked.
@@ -70,6 +70,16 @@ struct Local {
     then_flush: Option<FileId>,
 }
 
+/// A read for catch-up.
+#[derive(Clone, Copy)]
+struct CatchUpRead {
+    file: FileId,
+    position: u64,
+    buf: Buf,
+    /// Hash its blocks too.
+    hash: bool,
+}
+
 /// A read of a front that waits for a buffer.
 struct WaitingRead {
     request: u32,
@@ -89,8 +99,7 @@ pub(super) struct Disk {
     catch_up: Arc<Region>,
     catch_up_id: RegionId,
     catch_up_free: Vec<u64>,
-    /// Reads for catch-up: buffer and length.
-    catch_up_reads: HashMap<OpId, (u64, u32)>,
+    catch_up_reads: HashMap<OpId, CatchUpRead>,
     hasher: Option<mpsc::Sender<hasher::Job>>,
     pending: Vec<Option<Pending>>,
     pending_free: Vec<u32>,
@@ -114,7 +123,7 @@ impl Disk {
                 id: volume.id,
                 sectors: volume.sectors,
                 file: ring.add_file(volume.backing.file().clone())?,
-                _backing: volume.backing.clone(),
+                backing: volume.backing.clone(),
             });
         }
         Ok(Disk {
@@ -137,7 +146,7 @@ impl Disk {
         })
     }
 
-    pub fn start_hasher(&mut self, done: impl Fn(Hashed) + Send + 'static) -> std::io::Result<()> {
+    pub fn start_hasher(&mut self, done: impl Fn(Seen) + Send + 'static) -> std::io::Result<()> {
         let (jobs, _) = hasher::start(self.catch_up.clone(), done)?;
         self.hasher = Some(jobs);
         Ok(())
@@ -151,9 +160,13 @@ impl Disk {
         self.volumes.iter().find(|volume| volume.id == id).map(|volume| volume.sectors)
     }
 
-    fn file(&self, id: VolumeId) -> FileId {
+    fn volume(&self, id: VolumeId) -> &Volume {
         let volume = self.volumes.iter().find(|volume| volume.id == id);
-        volume.expect("a volume of this group").file
+        volume.expect("a volume of this group")
+    }
+
+    fn file(&self, id: VolumeId) -> FileId {
+        self.volume(id).file
     }
 
     pub fn requests_under_way(&self) -> usize {
@@ -244,20 +257,51 @@ impl Disk {
         self.ring.read(file, position, buf, Token::new(kind::READ, 0, request.0 as u32))
     }
 
+    /// Begins a read for catch-up. Of an image, first it is looked whether there is something to be read.
+    fn catch_up_read(&mut self, op: OpId, volume: VolumeId, position: u64, bytes: u64, hash: bool) {
+        let offset = self.catch_up_free.pop().expect("as many buffers as reads");
+        let buf = Buf { region: self.catch_up_id, offset, len: bytes as u32 };
+        let Volume { file, backing, .. } = self.volume(volume);
+        let image = backing.device().is_none().then(|| backing.file().clone());
+        let read = CatchUpRead { file: *file, position, buf, hash };
+        self.catch_up_reads.insert(op, read);
+        let asked = image.is_some_and(|image| {
+            let at = Place::Image(image, position);
+            self.ask_hasher(hasher::Job { op, at, bytes, hash })
+        });
+        if !asked {
+            self.submit_catch_up_read(op);
+        }
+    }
+
+    /// The disk has something to be read for catch-up.
+    pub fn submit_catch_up_read(&mut self, op: OpId) {
+        let CatchUpRead { file, position, buf, .. } = self.catch_up_reads[&op];
+        let queued = self.ring.read(file, position, buf, Token::new(kind::CATCH_UP, 0, op.0));
+        debug_assert!(queued.is_ok(), "a read of a file and a buffer of this ring: {queued:?}");
+    }
+
+    fn ask_hasher(&self, job: hasher::Job) -> bool {
+        self.hasher.as_ref().is_some_and(|hasher| hasher.send(job).is_ok())
+    }
+
     /// What the hasher saw of a read for catch-up.
-    pub fn hashed(&mut self, hashed: &Hashed) -> (OpId, ReadBack<'_>) {
-        let (offset, bytes) = self.catch_up_reads[&hashed.op];
-        // SAFETY: the read that filled the buffer has completed; the buffer is given to another
-        // read only by `catch_up_read_ended`, after this borrow has ended.
-        let data = unsafe { self.catch_up.slice(offset, u64::from(bytes)) };
-        let data = data.expect("a buffer inside the region");
-        (hashed.op, ReadBack { data, zeros: hashed.zeros, hashes: &[] })
+    pub fn hashed<'a>(&'a self, hashed: &'a Hashed) -> ReadBack<'a> {
+        let Buf { offset, len, .. } = self.catch_up_reads[&hashed.op].buf;
+        let data = if hashed.zeros {
+            &[]
+        } else {
+            // SAFETY: the read that filled the buffer has completed; the buffer is given to another
+            // read only by `catch_up_read_ended`, after this borrow has ended.
+            unsafe { self.catch_up.slice(offset, u64::from(len)) }.expect("inside the region")
+        };
+        ReadBack { data, zeros: hashed.zeros, hashes: &hashed.hashes }
     }
 
     /// The buffer of a read for catch-up is free again.
     pub fn catch_up_read_ended(&mut self, op: OpId) {
-        if let Some((offset, _)) = self.catch_up_reads.remove(&op) {
-            self.catch_up_free.push(offset);
+        if let Some(read) = self.catch_up_reads.remove(&op) {
+            self.catch_up_free.push(read.buf.offset);
         }
     }
 
@@ -347,12 +391,7 @@ impl Loop {
             }
             LocalIo::Flush => self.disk.ring.flush(file, token),
             LocalIo::Read { hash } => {
-                let offset = self.disk.catch_up_free.pop().expect("as many buffers as reads");
-                // The top bit of the length says whether to hash; a read is at most a region.
-                let marked = bytes as u32 | u32::from(hash) << 31;
-                self.disk.catch_up_reads.insert(op, (offset, marked));
-                let buf = Buf { region: self.disk.catch_up_id, offset, len: bytes as u32 };
-                self.disk.ring.read(file, position, buf, Token::new(kind::CATCH_UP, 0, op.0))
+                return self.disk.catch_up_read(op, volume, position, bytes, hash);
             }
         };
         debug_assert!(queued.is_ok(), "files and buffers of this ring: {queued:?}");
@@ -467,13 +506,10 @@ impl Loop {
     }
 
     fn catch_up_completed(&mut self, op: OpId, result: i32) {
-        const HASH: u32 = 1 << 31;
-        let Some((offset, marked)) = self.disk.catch_up_reads.get(&op).copied() else { return };
-        let bytes = marked & !HASH;
-        self.disk.catch_up_reads.insert(op, (offset, bytes));
-        if result == bytes as i32 {
-            let job = hasher::Job { op, offset, bytes: u64::from(bytes), hash: marked & HASH != 0 };
-            if self.disk.hasher.as_ref().is_some_and(|hasher| hasher.send(job).is_ok()) {
+        let Some(CatchUpRead { buf, hash, .. }) = self.disk.catch_up_reads.get(&op) else { return };
+        if result == buf.len as i32 {
+            let at = Place::Buffer(buf.offset);
+            if self.disk.ask_hasher(hasher::Job { op, at, bytes: u64::from(buf.len), hash: *hash }) {
                 return;
             }
         }

@@ -1,30 +1,57 @@
-//! The thread that hashes content read for catch-up, so that the engine's thread does not.
+//! The thread that looks at content for catch-up, so that the engine's thread does not: it finds out where an image has
+//! nothing, which then need not be read, and hashes what was read.
 
 use std::{
+    fs::File,
+    os::fd::AsFd,
     sync::{Arc, mpsc},
     thread::JoinHandle,
 };
 
+use nix::{
+    errno::Errno,
+    unistd::{Whence, lseek64},
+};
 use tidemark_journal::record::{OFFER_BLOCK_BYTES, OFFER_HASH_BYTES};
 
 use crate::{
     capture::OpId,
+    dirty::REGION_BYTES,
     kernel::memfd::{Region, RegionError},
 };
 
-/// Content to be looked at.
+/// What a hole reads as. No read is longer than a region.
+static ZEROS: [u8; REGION_BYTES as usize] = [0; REGION_BYTES as usize];
+
+/// Something to be looked at for a read.
 pub struct Job {
-    /// The read it came from.
+    /// The read.
     pub op: OpId,
-    /// Its place in the region.
-    pub offset: u64,
+    /// Where its content is.
+    pub at: Place,
     /// Its length.
     pub bytes: u64,
     /// Hash its blocks too.
     pub hash: bool,
 }
 
+/// Where a read's content is.
+pub enum Place {
+    /// It has been read, to this offset of the region of buffers.
+    Buffer(u64),
+    /// In an image at this byte, if anywhere.
+    Image(Arc<File>, u64),
+}
+
 /// What was seen.
+pub enum Seen {
+    /// The content.
+    Content(Hashed),
+    /// That the image has something there: it is to be read.
+    Data(OpId),
+}
+
+/// Content that was looked at.
 pub struct Hashed {
     /// The read it came from.
     pub op: OpId,
@@ -40,7 +67,7 @@ pub struct Hashed {
 /// The thread cannot be started.
 pub fn start(
     region: Arc<Region>,
-    done: impl Fn(Hashed) + Send + 'static,
+    done: impl Fn(Seen) + Send + 'static,
 ) -> std::io::Result<(mpsc::Sender<Job>, JoinHandle<()>)> {
     let (jobs, inbox) = mpsc::channel::<Job>();
     let handle = std::thread::Builder::new().name("tm-hasher".into()).spawn(move || {
@@ -51,12 +78,28 @@ pub fn start(
     Ok((jobs, handle))
 }
 
-fn look(region: &Region, job: &Job) -> Result<Hashed, RegionError> {
-    // SAFETY: the read that filled the buffer has completed, and the engine starts no other there
-    // before it has taken this job's answer.
-    let content = unsafe { region.slice(job.offset, job.bytes) }?;
+fn look(region: &Region, job: &Job) -> Result<Seen, RegionError> {
+    let content = match &job.at {
+        // SAFETY: the read that filled the buffer has completed, and the engine starts no other there
+        // before it has taken this job's answer.
+        Place::Buffer(offset) => unsafe { region.slice(*offset, job.bytes) }?,
+        Place::Image(image, position) if is_hole(image, *position, job.bytes) => {
+            &ZEROS[..job.bytes as usize]
+        }
+        Place::Image(..) => return Ok(Seen::Data(job.op)),
+    };
     let (zeros, hashes) = digest(content, job.hash);
-    Ok(Hashed { op: job.op, zeros, hashes })
+    Ok(Seen::Content(Hashed { op: job.op, zeros, hashes }))
+}
+
+/// Whether an image has nothing at a place. One whose file system does not know has something everywhere.
+fn is_hole(image: &File, position: u64, bytes: u64) -> bool {
+    let Ok(from) = i64::try_from(position) else { return false };
+    match lseek64(image.as_fd(), from, Whence::SeekData) {
+        Ok(data) => u64::try_from(data).is_ok_and(|data| data >= position + bytes),
+        // There is none up to the end.
+        Err(error) => error == Errno::ENXIO,
+    }
 }
 
 /// Whether all of the content is zero and, if that is asked for and it is not, its blocks' hashes.
@@ -81,4 +124,37 @@ pub fn digest(content: &[u8], hash: bool) -> (bool, Vec<u8>) {
 fn is_zero(content: &[u8]) -> bool {
     let (words, tail) = content.as_chunks::<16>();
     tail.iter().all(|byte| *byte == 0) && words.iter().all(|word| *word == [0; 16])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    #[test]
+    fn what_an_image_has_nothing_of_is_zeros_unread_and_the_rest_is_to_be_read() {
+        const MIB: u64 = 1 << 20;
+        let image = tempfile::tempfile().expect("a file");
+        image.set_len(8 * MIB).expect("sparse");
+        // The end of one region and the begin of another.
+        image.write_all_at(&[1; 4096], 3 * MIB - 4096).expect("written");
+        image.write_all_at(&[0; 4096], 5 * MIB).expect("written");
+        let (image, region) = (Arc::new(image), Region::anonymous(MIB).expect("memory"));
+        for number in 0..8 {
+            for hash in [false, true] {
+                let at = Place::Image(Arc::clone(&image), number * MIB);
+                let job = Job { op: OpId(7), at, bytes: MIB, hash };
+                match look(&region, &job).expect("looked at") {
+                    Seen::Data(op) => assert!(op == OpId(7) && [2, 5].contains(&number)),
+                    Seen::Content(seen) => {
+                        assert!(seen.op == OpId(7) && seen.zeros && ![2, 5].contains(&number));
+                        let read = vec![0; MIB as usize];
+                        assert_eq!(seen.hashes, digest(&read, hash).1);
+                        assert_eq!(seen.hashes.is_empty(), !hash);
+                    }
+                }
+            }
+        }
+    }
 }

@@ -42,7 +42,7 @@ use crate::{
     state::keeper::{Done, Keeper},
 };
 
-pub use hasher::{Hashed, digest};
+pub use hasher::{Seen, digest};
 pub use requests::{Answer, FrontAsk, FrontRequest};
 pub use ublk::UblkQueue;
 
@@ -55,8 +55,8 @@ pub enum Command {
     Request(FrontRequest),
     /// The state keeper has finished something.
     Kept(Done),
-    /// The hasher has looked at content that was read for catch-up.
-    Hashed(Hashed),
+    /// The hasher has looked for or at content for catch-up.
+    Seen(Seen),
     /// Everything up to here is final-durable.
     Durable(Seq),
     /// Everything up to here is final-durable or lies in the spool, unless the outbox has dropped

@@ -19,11 +19,12 @@ use super::{
     Command, Engine, Parts, Snapshot, VolumeSnapshot,
     course::{Advance, Course},
     effects::Disk,
+    hasher::Seen,
     requests::FrontRequest,
     ublk::Devices,
 };
 use crate::{
-    capture::{catchup::ReadBack, core::Core},
+    capture::core::Core,
     carriers::Carriers,
     clock::{JournalClock, wall_ns},
     dirty::regions_in,
@@ -88,8 +89,8 @@ impl Loop {
             teller.tell(Command::Kept(done));
         }))?;
         let teller = engine.clone();
-        disk.start_hasher(move |hashed| {
-            teller.tell(Command::Hashed(hashed));
+        disk.start_hasher(move |seen| {
+            teller.tell(Command::Seen(seen));
         })?;
         let now = Instant::now();
         let mut work = Loop {
@@ -190,10 +191,10 @@ impl Loop {
         match command {
             Command::Request(request) => self.front_request(request),
             Command::Kept(done) => self.kept(done),
-            Command::Hashed(hashed) => {
-                let (op, result) = self.disk.hashed(&hashed);
-                self.core.read_ended(op, Ok(ReadBack { hashes: &hashed.hashes, ..result }));
-                self.disk.catch_up_read_ended(op);
+            Command::Seen(Seen::Data(op)) => self.disk.submit_catch_up_read(op),
+            Command::Seen(Seen::Content(hashed)) => {
+                self.core.read_ended(hashed.op, Ok(self.disk.hashed(&hashed)));
+                self.disk.catch_up_read_ended(hashed.op);
             }
             Command::Durable(seq) => {
                 self.notes[0] = self.course.durable(&mut self.core, seq).or(self.notes[0].take());
