@@ -34,6 +34,8 @@ enum Name {
     HostGroups,
     /// Writes to a target with many points, against none.
     HostPoints,
+    /// Writes at several depths and of several sizes, with and without capture.
+    HostLoads,
     /// A protected ublk device in a guest whose link is held, against rublk's loop.
     GuestCapture,
     /// The same with live replication to a second guest, against rublk's loop and DRBD.
@@ -77,6 +79,7 @@ fn main() -> Result<()> {
             Name::HostVolumes => vec![host::growth::volumes(rounds, short)?],
             Name::HostGroups => vec![host::growth::groups(rounds, short)?],
             Name::HostPoints => vec![host::growth::points(rounds, short)?],
+            Name::HostLoads => vec![host::growth::loads(rounds, short)?],
             Name::GuestCapture => guest::capture::measure(rounds, short)?,
             Name::GuestSpeed => guest::speed::measure(rounds, short)?,
             Name::GuestSequential => vec![guest::sequential::measure(rounds, short)?],

@@ -1,5 +1,5 @@
-//! What becomes of the rate of random writes of 4 KiB when something is much larger: a volume, the number of groups, the
-//! number of points at the target. Until all is safe at the target, as [`super::writes`] measures it.
+//! What becomes of the rate of random writes when something is much larger: a volume, the number of groups, the number of
+//! points at the target, the writes. Until all is safe at the target, as [`super::writes`] measures it.
 //!
 //! **A vast volume**, 8 TiB against 16 GiB. What a write may cost more there is its place in the dirty map and in the
 //! index, and both go by regions; so the same number of regions is written to in both: in one place, and spread evenly
@@ -9,10 +9,14 @@
 //! all of it, and takes most of the time of this measurement.
 //!
 //! **Many groups**, 64 against one, which write the same in sum, to areas that are as large in sum, through rings that are
-//! as large in sum. All groups are one agent's. The same without capture is beside it: what many sockets with few
-//! requests each cost by themselves, where one socket's requests share wake-ups and system calls.
+//! as large in sum. All groups are one agent's. The bar is about groups that are each as busy as the one. Beside it are
+//! groups that are only as busy in sum, with and without capture: what many sockets with few requests each cost by
+//! themselves, where one socket's requests share wake-ups and system calls.
 //!
 //! **Many points**, 100,000 marks against none.
+//!
+//! **Loads**: more writes at a time, and larger ones. There is no bar; what the same socket gives without capture is
+//! beside each.
 
 use std::{path::PathBuf, sync::Arc, time::Instant};
 
@@ -22,16 +26,22 @@ use tidemark_tests::site::{GROUP, Plan, Site};
 use tokio::task::JoinSet;
 
 use super::{
-    load::{self, Area, BLOCK_BYTES},
+    load::{self, Area, BLOCK_BYTES, Load},
     node, wait_in_sync,
 };
 use crate::figures::{Bar, Bound, Comparison, in_turn};
 
 const GIB: u64 = 1 << 30;
 const MIB: u64 = 1 << 20;
-/// Writes at a time. Of 64 groups, each has two.
+/// Writes at a time.
 const DEPTH: usize = 128;
 const GROUPS: usize = 64;
+/// Writes at a time to each of the groups that are compared.
+const GROUP_DEPTH: usize = 32;
+/// Writes at a time that are compared, and sizes of writes, so many at a time.
+const DEPTHS: [usize; 4] = [1, 4, 32, 128];
+const SIZES_BYTES: [u64; 4] = [16 << 10, 64 << 10, 256 << 10, 1 << 20];
+const SIZES_DEPTH: usize = 16;
 /// Marks that are asked for at a time.
 const MARKS_AT_ONCE: usize = 32;
 
@@ -61,18 +71,18 @@ impl Measured {
         Ok(Measured { site, captures: false, seed: 0 })
     }
 
-    /// The rate at which so many bytes are written to this area of each group, in sum.
-    fn rate(&mut self, area: Area, bytes: u64) -> Result<f64> {
+    /// The rate at which a load is put on this area of each group, in sum.
+    fn rate(&mut self, area: Area, load: Load) -> Result<f64> {
         self.seed += 1;
         let groups = 0..self.site.plan().groups;
         let to: Vec<(PathBuf, Area)> =
             groups.map(|group| (self.site.front_of(group, 0), area)).collect();
         let start = Instant::now();
-        load::write(self.site.runtime(), &to, (bytes / BLOCK_BYTES, DEPTH), self.seed)?;
+        load::write(self.site.runtime(), &to, load, self.seed)?;
         if self.captures {
             wait_in_sync(&self.site)?;
         }
-        Ok(bytes as f64 / 1e6 / start.elapsed().as_secs_f64())
+        Ok((load.writes * load.bytes) as f64 / 1e6 / start.elapsed().as_secs_f64())
     }
 
     fn stop(mut self) -> Result<()> {
@@ -130,7 +140,7 @@ pub fn volumes(rounds: usize, short: bool) -> Result<Comparison> {
     ];
     let rounds = in_turn(4, rounds, |which| {
         let (site, place) = (which % 2, which / 2);
-        sites[site].rate(areas([small, vast][site])[place], written)
+        sites[site].rate(areas([small, vast][site])[place], Load::blocks(written / BLOCK_BYTES, DEPTH))
     })?;
     sites.into_iter().try_for_each(Measured::stop)?;
     let name = |size: u64, place: &str| format!("{} GiB, {place}", size / GIB);
@@ -153,25 +163,67 @@ pub fn groups(rounds: usize, short: bool) -> Result<Comparison> {
     let many = GROUPS as u64;
     let (one, each) = (Area::whole(size), Area::whole(size / many));
     let plans = [plan(size, 1), plan(size / many, GROUPS)];
-    let sites = vec![
+    let sites = [
         (Measured::start("1 group", plans[0].clone(), &[one])?, one),
         (Measured::start("many groups", plans[1].clone(), &[each])?, each),
         (Measured::start_plain(plans[0].clone(), &[one])?, one),
         (Measured::start_plain(plans[1].clone(), &[each])?, each),
     ];
-    let names = [
-        "1 group".to_owned(),
-        format!("{GROUPS} groups, in sum"),
-        "1 without capture".to_owned(),
-        format!("{GROUPS} without capture, in sum"),
-    ];
+    let things = [
+        (0, GROUP_DEPTH),
+        (1, GROUPS * GROUP_DEPTH),
+        (0, DEPTH),
+        (1, DEPTH),
+        (2, DEPTH),
+        (3, DEPTH),
+    ]
+    .map(|(site, depth)| (site, Load::blocks(written / BLOCK_BYTES, depth)));
+    let names = things.map(|(site, load)| {
+        let groups = if site % 2 == 0 { 1 } else { GROUPS };
+        let plain = if site < 2 { "" } else { ", no capture" };
+        format!("{groups} with {} at a time{plain}", load.depth / groups)
+    });
     Ok(Comparison {
-        what: "the number of groups on one target".to_owned(),
+        what: "the number of groups on one target, in sum".to_owned(),
         unit: "MB/s",
         names: names.to_vec(),
-        rounds: rates(sites, written, rounds)?,
-        bars: vec![Bar::ratio(1, 0, Bound::AtLeast(0.8)), Bar::printed(3, 2), Bar::printed(1, 3)],
+        rounds: rates(sites, &things, rounds)?,
+        bars: vec![Bar::ratio(1, 0, Bound::AtLeast(0.8)), Bar::printed(3, 2), Bar::printed(5, 4)],
     })
+}
+
+/// Megabytes per second by the number of writes at a time, and by their size, with and without capture.
+///
+/// # Errors
+/// A side that cannot be started, a write that fails.
+pub fn loads(rounds: usize, short: bool) -> Result<Comparison> {
+    let (size, written) = if short { (GIB, 16 * MIB) } else { (4 * GIB, 256 * MIB) };
+    let area = Area::whole(size);
+    let sites = [
+        (Measured::start("protected", plan(size, 1), &[area])?, area),
+        (Measured::start_plain(plan(size, 1), &[area])?, area),
+    ];
+    let depths = DEPTHS.map(|depth| (BLOCK_BYTES, depth));
+    let sizes = SIZES_BYTES.map(|bytes| (bytes, SIZES_DEPTH));
+    let mut comparison = Comparison {
+        what: "the number of writes at a time, and their size".to_owned(),
+        unit: "MB/s",
+        names: Vec::new(),
+        rounds: Vec::new(),
+        bars: Vec::new(),
+    };
+    let mut things = Vec::new();
+    for (bytes, depth) in depths.into_iter().chain(sizes) {
+        // What is written one at a time takes long enough with less.
+        let writes = if depth < SIZES_DEPTH { written / 8 } else { written } / bytes;
+        for (site, what) in [(0, ""), (1, ", no capture")] {
+            things.push((site, Load { writes, bytes, depth }));
+            comparison.names.push(format!("{} KiB, {depth} at a time{what}", bytes >> 10));
+        }
+        comparison.bars.push(Bar::printed(things.len() - 2, things.len() - 1));
+    }
+    comparison.rounds = rates(sites, &things, rounds)?;
+    Ok(comparison)
 }
 
 /// Megabytes per second with few and many points.
@@ -182,7 +234,7 @@ pub fn points(rounds: usize, short: bool) -> Result<Comparison> {
     let (size, written, marks) =
         if short { (256 * MIB, 8 * MIB, 1000) } else { (4 * GIB, 512 * MIB, 100_000) };
     let area = Area::whole(size);
-    let sites = vec![
+    let sites = [
         (Measured::start("no mark", plan(size, 1), &[area])?, area),
         (Measured::start("marks", plan(size, 1), &[area])?, area),
     ];
@@ -193,20 +245,22 @@ pub fn points(rounds: usize, short: bool) -> Result<Comparison> {
         what: "the number of points at the target".to_owned(),
         unit: "MB/s",
         names: vec!["no mark".to_owned(), format!("{marks} marks")],
-        rounds: rates(sites, written, rounds)?,
+        rounds: rates(sites, &[0, 1].map(|site| (site, Load::blocks(written / BLOCK_BYTES, DEPTH))), rounds)?,
         bars: vec![Bar::ratio(1, 0, Bound::AtLeast(0.9))],
     })
 }
 
-/// The rates of writing so many bytes to each in turn, after which all are stopped.
-fn rates(
-    mut sites: Vec<(Measured, Area)>,
-    written_bytes: u64,
+/// The rates of each thing in turn, which is a site's number and the load that is put on it. After that all sites are
+/// stopped.
+fn rates<const SITES: usize>(
+    mut sites: [(Measured, Area); SITES],
+    things: &[(usize, Load)],
     rounds: usize,
 ) -> Result<Vec<Vec<f64>>> {
-    let rates = in_turn(sites.len(), rounds, |which| {
-        let (site, area) = &mut sites[which];
-        site.rate(*area, written_bytes)
+    let rates = in_turn(things.len(), rounds, |which| {
+        let (site, load) = things[which];
+        let (site, area) = &mut sites[site];
+        site.rate(*area, load)
     })?;
     sites.into_iter().try_for_each(|(site, _)| site.stop())?;
     Ok(rates)

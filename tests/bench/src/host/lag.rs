@@ -15,7 +15,7 @@ use tidemark_agent::lag::LagHistogram;
 use tidemark_tests::site::{GROUP, Plan, Site};
 
 use super::{
-    load::{self, Area, BLOCK_BYTES},
+    load::{self, Area, BLOCK_BYTES, Load},
     node, wait_in_sync,
 };
 use crate::figures::{Bar, Bound, Comparison, in_rounds};
@@ -82,7 +82,7 @@ pub fn measure(rounds: usize, short: bool) -> Result<Vec<Comparison>> {
 /// Writes per second, until the last is safe on both sides.
 fn sustained(site: &Site, to: &(PathBuf, Area), blocks: u64, seed: u64) -> Result<f64> {
     let start = Instant::now();
-    load::write(site.runtime(), std::slice::from_ref(to), (blocks, DEPTH), seed)?;
+    load::write(site.runtime(), std::slice::from_ref(to), Load::blocks(blocks, DEPTH), seed)?;
     wait_in_sync(site)?;
     Ok(blocks as f64 / start.elapsed().as_secs_f64())
 }

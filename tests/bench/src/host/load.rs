@@ -1,4 +1,4 @@
-//! Random writes of 4 KiB, as many at a time as asked for, over NBD sockets.
+//! Random writes, as many at a time as asked for, over NBD sockets.
 
 use std::{
     fs::File,
@@ -21,7 +21,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior},
 };
 
-/// What one write has.
+/// What one write has, unless another size is asked for.
 pub const BLOCK_BYTES: u64 = 4096;
 /// The unit in which the agent notes what was written.
 pub const REGION_BYTES: u64 = 1 << 20;
@@ -56,9 +56,9 @@ impl Area {
         Area { start_bytes: 0, regions, stride_bytes: over_bytes / regions }
     }
 
-    fn place(&self, rng: &mut Rng) -> u64 {
+    fn place(&self, rng: &mut Rng, bytes: u64) -> u64 {
         let region = self.start_bytes + rng.below(self.regions) * self.stride_bytes;
-        region + rng.below(REGION_BYTES / BLOCK_BYTES) * BLOCK_BYTES
+        region + rng.below(REGION_BYTES / bytes) * bytes
     }
 
     /// Makes the file if there is none, and gives it all blocks of this area, as a disk has them: no write waits for
@@ -78,18 +78,36 @@ impl Area {
     }
 }
 
-/// Writes so many blocks, `depth` at a time in all, to the areas of these sockets in equal parts, and flushes.
+/// Writes to be made.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    /// How many.
+    pub writes: u64,
+    /// What each has: a part of a region.
+    pub bytes: u64,
+    /// How many at a time.
+    pub depth: usize,
+}
+
+impl Load {
+    /// So many of the usual blocks.
+    pub fn blocks(writes: u64, depth: usize) -> Load {
+        Load { writes, bytes: BLOCK_BYTES, depth }
+    }
+}
+
+/// Makes the writes of a load to the areas of these sockets in equal parts, and flushes.
 ///
 /// # Errors
 /// A connection that cannot be made, a write that fails.
 pub fn write(
     runtime: &Runtime,
     to: &[(PathBuf, Area)],
-    (blocks, depth): (u64, usize),
+    Load { writes, bytes, depth }: Load,
     seed: u64,
 ) -> Result<()> {
     runtime.block_on(async {
-        let left = Arc::new(AtomicU64::new(blocks));
+        let left = Arc::new(AtomicU64::new(writes));
         let mut clients = Vec::new();
         for (socket, area) in to {
             clients
@@ -102,8 +120,8 @@ pub fn write(
                 let mut rng = Rng::new(seed * depth as u64 + writer as u64);
                 let one_less = |left: u64| left.checked_sub(1);
                 while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok() {
-                    let offset = area.place(&mut rng);
-                    client.write(offset, block(seed, offset), false).await?;
+                    let offset = area.place(&mut rng, bytes);
+                    client.write(offset, block(seed, offset, bytes), false).await?;
                 }
                 anyhow::Ok(())
             });
@@ -141,8 +159,8 @@ pub fn write_at_rate(
             tick.tick().await;
             let due = ((start.elapsed().as_secs_f64() * blocks_per_s) as u64).min(total);
             while sent < due {
-                let (client, offset) = (client.clone(), area.place(&mut rng));
-                let block = block(seed, offset);
+                let (client, offset) = (client.clone(), area.place(&mut rng, BLOCK_BYTES));
+                let block = block(seed, offset, BLOCK_BYTES);
                 under_way.spawn(async move { client.write(offset, block, false).await });
                 sent += 1;
             }
@@ -158,8 +176,8 @@ pub fn write_at_rate(
     })
 }
 
-fn block(seed: u64, offset: u64) -> Bytes {
-    let mut bytes = vec![0; BLOCK_BYTES as usize];
+fn block(seed: u64, offset: u64, bytes: u64) -> Bytes {
+    let mut bytes = vec![0; bytes as usize];
     content::fill(seed as usize, offset, &mut bytes);
     Bytes::from(bytes)
 }

@@ -8,7 +8,7 @@ use anyhow::Result;
 use tidemark_tests::site::{Plan, Site};
 
 use super::{
-    load::{self, Area, BLOCK_BYTES},
+    load::{self, Area, BLOCK_BYTES, Load},
     node,
     peers::Server,
 };
@@ -52,7 +52,7 @@ pub fn measure(rounds: usize, short: bool) -> Result<Comparison> {
         seed += 1;
         let start = Instant::now();
         let to = [(sockets[which].clone(), area)];
-        load::write(site.runtime(), &to, (written_bytes / BLOCK_BYTES, DEPTH), seed)?;
+        load::write(site.runtime(), &to, Load::blocks(written_bytes / BLOCK_BYTES, DEPTH), seed)?;
         if which == 0 {
             site.wait_in_sync()?;
         }

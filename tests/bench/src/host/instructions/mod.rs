@@ -18,7 +18,7 @@ use tidemark_tests::site::{Plan, Site};
 
 use self::callgrind::{Profiled, Profiler};
 use super::{
-    load::{self, Area},
+    load::{self, Area, Load},
     node, wait_in_sync,
 };
 use crate::figures::Comparison;
@@ -127,7 +127,7 @@ fn of(side: Profiled, rounds: usize, blocks: u64) -> Result<Comparison> {
 
 /// Writes so many blocks, until the target has them.
 fn write(site: &Site, to: &[(PathBuf, Area)], blocks: u64, seed: u64) -> Result<()> {
-    load::write(site.runtime(), to, (blocks, DEPTH), seed)?;
+    load::write(site.runtime(), to, Load::blocks(blocks, DEPTH), seed)?;
     thread::sleep(REST);
     wait_in_sync(site)
 }
