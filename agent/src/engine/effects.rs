@@ -509,7 +509,8 @@ impl Loop {
         let Some(CatchUpRead { buf, hash, .. }) = self.disk.catch_up_reads.get(&op) else { return };
         if result == buf.len as i32 {
             let at = Place::Buffer(buf.offset);
-            if self.disk.ask_hasher(hasher::Job { op, at, bytes: u64::from(buf.len), hash: *hash }) {
+            if self.disk.ask_hasher(hasher::Job { op, at, bytes: u64::from(buf.len), hash: *hash })
+            {
                 return;
             }
         }

@@ -140,7 +140,8 @@ pub fn volumes(rounds: usize, short: bool) -> Result<Comparison> {
     ];
     let rounds = in_turn(4, rounds, |which| {
         let (site, place) = (which % 2, which / 2);
-        sites[site].rate(areas([small, vast][site])[place], Load::blocks(written / BLOCK_BYTES, DEPTH))
+        sites[site]
+            .rate(areas([small, vast][site])[place], Load::blocks(written / BLOCK_BYTES, DEPTH))
     })?;
     sites.into_iter().try_for_each(Measured::stop)?;
     let name = |size: u64, place: &str| format!("{} GiB, {place}", size / GIB);
@@ -245,7 +246,11 @@ pub fn points(rounds: usize, short: bool) -> Result<Comparison> {
         what: "the number of points at the target".to_owned(),
         unit: "MB/s",
         names: vec!["no mark".to_owned(), format!("{marks} marks")],
-        rounds: rates(sites, &[0, 1].map(|site| (site, Load::blocks(written / BLOCK_BYTES, DEPTH))), rounds)?,
+        rounds: rates(
+            sites,
+            &[0, 1].map(|site| (site, Load::blocks(written / BLOCK_BYTES, DEPTH))),
+            rounds,
+        )?,
         bars: vec![Bar::ratio(1, 0, Bound::AtLeast(0.9))],
     })
 }
