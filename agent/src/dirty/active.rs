@@ -138,6 +138,11 @@ impl ActiveSet {
         self.limit = slots;
     }
 
+    /// The most regions that may be active.
+    pub fn slots(&self) -> usize {
+        self.limit
+    }
+
     /// The slot of a region that is active durably.
     pub fn durable_slot(&self, region: RegionId) -> Option<u16> {
         let slot = *self.by_region.get(&region)?;

@@ -77,6 +77,11 @@ impl Bits {
         Bits::new(other.regions)
     }
 
+    /// The number of regions that may be in it.
+    pub fn regions(&self) -> u32 {
+        self.regions
+    }
+
     /// Adds a region; says whether it was not there before.
     pub fn set(&mut self, region: u32) -> bool {
         self.change(region, true)

@@ -16,6 +16,7 @@ use super::{
     RegionId,
     active::{ActiveSet, CHANGES_MAX, Slot},
     bitmap::{self, Bits, PAGE_REGIONS},
+    streams::Streams,
 };
 use tidemark_journal::{Seq, VolumeId};
 
@@ -44,6 +45,9 @@ const DUE_PAGES_MAX: usize = 64;
 
 /// Slots whose regions are marked before they are given up, where a page is written anyway.
 const AHEAD: usize = 256;
+
+/// Of so many slots one may be given to a region that is only foreseen.
+const FORESEEN_OF_SLOTS: u32 = 16;
 
 /// Of [`Page::sound_with`]: no commit has been begun with it.
 const NOT_YET: u64 = u64::MAX;
@@ -95,6 +99,9 @@ pub struct DirtyMap {
     active: ActiveSet,
     wanted: VecDeque<RegionId>,
     wanted_set: HashSet<RegionId>,
+    streams: Streams,
+    /// What is likely to be wanted soon: it joins the next transaction, if there is room.
+    foreseen: Vec<RegionId>,
     /// Uncaptured bits set in memory and not yet durable: for the next commit, and in this one.
     marking: HashSet<RegionId>,
     marking_now: HashSet<RegionId>,
@@ -137,6 +144,8 @@ impl DirtyMap {
             active: ActiveSet::new(map_id, transaction),
             wanted: VecDeque::new(),
             wanted_set: HashSet::new(),
+            streams: Streams::default(),
+            foreseen: Vec::new(),
             marking: HashSet::new(),
             marking_now: HashSet::new(),
             changed: Vec::with_capacity(CHANGES_MAX),
@@ -160,6 +169,11 @@ impl DirtyMap {
         }
         if !self.active.contains(region) && self.wanted_set.insert(region) {
             self.wanted.push_back(region);
+            let most = self.active.slots() as u32 / FORESEEN_OF_SLOTS;
+            let next = self.streams.missed(region, most);
+            let regions = self.volume(region.volume).uncaptured.regions();
+            let next = next.take_while(|index| *index < regions);
+            self.foreseen.extend(next.map(|index| RegionId { index, ..region }));
         }
         false
     }
@@ -378,16 +392,18 @@ impl DirtyMap {
             let Some(slot) = self.active.victim() else { break };
             self.wanted.pop_front();
             self.wanted_set.remove(&region);
-            let clean = self.is_clean(slot, durable);
-            let old = self.active.replace(slot, Some(region));
-            if let Some(old) = old.region
-                && !clean
-                && !self.mark_again(old)
-            {
-                self.volume(old.volume).current.set(old.index);
-                urgent.insert((old.volume, old.index / PAGE_REGIONS));
+            self.activate(slot, region, durable, &mut urgent);
+        }
+        // Only along with what is waited for, and when all of that has found a slot.
+        for region in std::mem::take(&mut self.foreseen) {
+            if !self.wanted.is_empty() || self.changed.len() == CHANGES_MAX {
+                break;
             }
-            self.changed.push(slot);
+            if self.active.contains(region) {
+                continue;
+            }
+            let Some(slot) = self.active.victim() else { break };
+            self.activate(slot, region, durable, &mut urgent);
         }
         for region in &self.marking {
             urgent.insert((region.volume, region.index / PAGE_REGIONS));
@@ -424,6 +440,27 @@ impl DirtyMap {
             commit.log = Some(BlockWrite { volume: None, offset, block });
         }
         Some(commit)
+    }
+
+    /// Gives a slot to a region, with the next transaction. A page on which what had it is to be marked first becomes
+    /// urgent.
+    fn activate(
+        &mut self,
+        slot: u16,
+        region: RegionId,
+        durable: Seq,
+        urgent: &mut BTreeSet<(VolumeId, u32)>,
+    ) {
+        let clean = self.is_clean(slot, durable);
+        let old = self.active.replace(slot, Some(region));
+        if let Some(old) = old.region
+            && !clean
+            && !self.mark_again(old)
+        {
+            self.volume(old.volume).current.set(old.index);
+            urgent.insert((old.volume, old.index / PAGE_REGIONS));
+        }
+        self.changed.push(slot);
     }
 
     /// Marks the regions that will be given up next, on pages that are written anyway: then giving them up

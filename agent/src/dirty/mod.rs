@@ -6,11 +6,12 @@
 //! holds two bits for every region: *dirty* (it left the active set before its last write was known
 //! to be durable on both sides) and *uncaptured* (a write into it has no record; only catch-up
 //! clears it). [`map::DirtyMap`] joins the two and says what has to be written in which order; it
-//! does no I/O itself.
+//! does no I/O itself. What writes in sequence come to next is foreseen ([`streams`]).
 
 pub mod active;
 pub mod bitmap;
 pub mod map;
+mod streams;
 #[cfg(test)]
 pub(crate) mod tests;
 

@@ -67,6 +67,7 @@ struct Sim {
     last_seq: u64,
     durable: u64,
     next_region: u32,
+    next_in_stream: u32,
     /// Commits begun while no slot was free.
     full: u32,
     /// Writes with a record that needed no slot.
@@ -109,16 +110,21 @@ impl Sim {
             last_seq: 0,
             durable: 0,
             next_region: 0,
+            next_in_stream: 5000,
             full: 0,
             marked: 0,
         }
     }
 
-    /// Half of the regions are hot, the others come by in turn, so that slots have to be given away.
+    /// Some regions are hot, others come by in turn, so that slots have to be given away, and some one after the
+    /// other.
     fn some_region(&mut self) -> RegionId {
         let (volume, regions) = VOLUMES[self.random.below(2) as usize];
         let index = if self.random.percent(30) {
             self.random.below(40) as u32
+        } else if self.random.percent(20) {
+            self.next_in_stream += 1;
+            self.next_in_stream % regions
         } else {
             self.next_region = (self.next_region + 17) % 90_000;
             self.next_region % regions
@@ -445,7 +451,8 @@ fn a_crash_at_any_moment_loses_no_mark() {
 fn a_broken_order_is_noticed() {
     use Break::{DrawnLate, LogFirst, NoFlush, NotDurable, SaidTooEarly};
     for broken in [LogFirst, SaidTooEarly, NoFlush, NotDurable, DrawnLate] {
-        let noticed = (0..10).any(|seed| {
+        // The rarest of them by one seed in eight.
+        let noticed = (0..100).any(|seed| {
             run(seed, broken).is_err_and(|error| error.contains("covered") || error.contains("bit"))
         });
         assert!(noticed, "breaking number {} was not noticed", broken as u8);

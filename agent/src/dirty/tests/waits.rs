@@ -121,3 +121,47 @@ fn the_bits_of_a_whole_page_are_counted_and_found() {
     assert_eq!((bits.count(), other.count()), (3, 3));
     assert_eq!(bitmap::pages_in(regions), 4);
 }
+
+/// Writes to every region, and says how many commits they waited for.
+fn commits(map: &mut DirtyMap, regions: impl Iterator<Item = u32>) -> u32 {
+    let (mut commits, mut seq) = (0, 0);
+    for index in regions {
+        let region = RegionId { volume: VOLUME, index };
+        while !map.mark_again(region) && !map.ready(region) {
+            let commit = map.begin_commit(Seq::ZERO).expect("it is waited for");
+            assert_eq!(commit.log.iter().count(), 1);
+            map.commit_written();
+            commits += 1;
+        }
+        seq += 1;
+        map.drawn(region, Seq(seq));
+    }
+    commits
+}
+
+#[test]
+fn a_stream_waits_seldom_and_writes_here_and_there_wait_for_each_region() {
+    let regions = 2 * PAGE_REGIONS + 5;
+    let new = || {
+        let start = VolumeStart {
+            id: VOLUME,
+            regions,
+            written: vec![0; 3],
+            uncaptured: Bits::new(regions),
+            dirty: Bits::new(regions),
+        };
+        let mut map = DirtyMap::new([7; 16], 0, 0, vec![start]);
+        map.limit_active(1024);
+        map.begin_commit(Seq::ZERO).expect("the first");
+        map.commit_written();
+        map
+    };
+    // One for the first region, and then, besides the one that is waited for, 4, 8, 16, 32, and 64 at a time.
+    assert_eq!(commits(&mut new(), 0..2000), 1 + 4 + 1999 / 65);
+    assert_eq!(commits(&mut new(), regions - 600..regions), 1 + 4 + 599 / 65);
+    assert_eq!(commits(&mut new(), (0..500).map(|step| step * 7)), 500);
+    // None is foreseen where that could take what is used.
+    let mut small = new();
+    small.limit_active(8);
+    assert_eq!(commits(&mut small, 0..300), 300);
+}
