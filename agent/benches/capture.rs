@@ -52,7 +52,7 @@ fn dirty_map(criterion: &mut Criterion) {
         let mut seq = 0;
         let mut write = |map: &mut DirtyMap, index: u32| {
             let region = RegionId { volume: VOLUME, index };
-            while !map.ready(region) {
+            while !map.ready(region, region.start()) {
                 let commit = map.begin_commit(Seq(seq)).expect("somebody waits");
                 black_box(commit);
                 map.commit_written();

@@ -167,7 +167,7 @@ fn a_map_of_64_tib_is_small_and_no_step_of_it_is_long() -> anyhow::Result<()> {
         .map(|index| RegionId { volume: VOLUME, index })
         .collect();
     for together in scattered.chunks(active::CHANGES_MAX) {
-        together.iter().for_each(|region| assert!(!vast.map.ready(*region)));
+        together.iter().for_each(|region| assert!(!vast.map.ready(*region, region.start())));
         vast.commit(1)?;
         for region in together {
             seq += 1;

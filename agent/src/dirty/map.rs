@@ -18,7 +18,7 @@ use super::{
     bitmap::{self, Bits, PAGE_REGIONS},
     streams::Streams,
 };
-use tidemark_journal::{Seq, VolumeId};
+use tidemark_journal::{Sector, Seq, VolumeId};
 
 /// One block to be written at an offset of one of the map's files.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -162,20 +162,27 @@ impl DirtyMap {
         self.active.limit(regions);
     }
 
-    /// Whether a captured write into the region may go on. If not, the next commit will let it.
-    pub fn ready(&mut self, region: RegionId) -> bool {
+    /// Whether a captured write into the region, which begins at `from` there or before, may go on. If not, the next
+    /// commit will let it.
+    pub fn ready(&mut self, region: RegionId, from: Sector) -> bool {
         if self.active.durable_slot(region).is_some() {
             return true;
         }
         if !self.active.contains(region) && self.wanted_set.insert(region) {
             self.wanted.push_back(region);
-            let most = self.active.slots() as u32 / FORESEEN_OF_SLOTS;
-            let next = self.streams.missed(region, most);
-            let regions = self.volume(region.volume).uncaptured.regions();
-            let next = next.take_while(|index| *index < regions);
-            self.foreseen.extend(next.map(|index| RegionId { index, ..region }));
+            if from <= region.start() {
+                self.foresee(region);
+            }
         }
         false
+    }
+
+    fn foresee(&mut self, region: RegionId) {
+        let most = self.active.slots() as u32 / FORESEEN_OF_SLOTS;
+        let next = self.streams.missed(region, most);
+        let regions = self.volume(region.volume).uncaptured.regions();
+        let next = next.take_while(|index| *index < regions);
+        self.foreseen.extend(next.map(|index| RegionId { index, ..region }));
     }
 
     /// Whether a captured write into the region may go on though it need not be active: its mark as dirty is on

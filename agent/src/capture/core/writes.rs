@@ -180,7 +180,7 @@ impl Core {
             if first == last && self.map.mark_again(region) {
                 continue;
             }
-            ready &= self.map.ready(region);
+            ready &= self.map.ready(region, start);
             if ready {
                 self.map.hold(region);
                 op.held += 1;

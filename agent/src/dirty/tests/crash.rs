@@ -135,7 +135,11 @@ impl Sim {
     fn ask(&mut self, region: RegionId, captured: bool) {
         let marked = captured && self.map.mark_again(region);
         let ready = marked
-            || if captured { self.map.ready(region) } else { self.map.ready_uncaptured(region) };
+            || if captured {
+                self.map.ready(region, region.start())
+            } else {
+                self.map.ready_uncaptured(region)
+            };
         if !ready {
             return self.waiting.push((region, captured));
         }
