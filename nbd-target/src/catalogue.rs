@@ -466,13 +466,9 @@ impl Catalogue {
             }
             anyhow::Ok(rows)
         };
-        let first = count(&self.begin_read()?)?;
-        let second = count(&self.pair.begin_read_second()?).context("in the second copy")?;
-        // One may have a row more for a moment, between the two commits of a transaction.
-        anyhow::ensure!(
-            first.abs_diff(second) <= 1,
-            "the catalogue has {first} rows and its copy {second}"
-        );
+        let [first, second] = self.reserve.with_room(|| self.pair.begin_read_both())?;
+        let (first, second) = (count(&first)?, count(&second).context("in the second copy")?);
+        anyhow::ensure!(first == second, "the catalogue has {first} rows and its copy {second}");
         Ok(first)
     }
 

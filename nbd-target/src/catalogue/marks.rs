@@ -107,6 +107,29 @@ mod tests {
         }
     }
 
+    /// A transaction may bring many rows and take many away.
+    #[test]
+    fn copies_are_alike_while_they_are_written() {
+        let dir = TempDir::new().expect("a directory");
+        let catalogue = open(&dir.path().join("catalogue.redb")).expect("made");
+        let (none, many) = (row(&[], (0, 0)), (1..=50).collect::<Vec<_>>());
+        let many = row(&many, (0, 60));
+        std::thread::scope(|scope| {
+            let writing = scope.spawn(|| {
+                for _ in 0..20 {
+                    catalogue.put_history("shop", &many).expect("kept");
+                    catalogue.put_history("shop", &none).expect("kept");
+                }
+            });
+            let mut verified = 0;
+            while !writing.is_finished() {
+                catalogue.verify().expect("all is well");
+                verified += 1;
+            }
+            assert!(verified > 1, "it was not looked at meanwhile");
+        });
+    }
+
     #[test]
     fn golden_bytes() {
         let mark = Mark { seq: Seq(0x0102), name: "noon".to_owned(), wall_ns: 7 };

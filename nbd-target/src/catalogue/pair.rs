@@ -77,12 +77,20 @@ impl Pair {
         self.with(|[first, _]| Ok(first.begin_read()?))
     }
 
-    /// Begins to read the second copy, to compare it with the first.
+    /// Begins to read both copies, as of the same transaction, to compare them.
     ///
     /// # Errors
     /// As [`begin_read`](Self::begin_read).
-    pub fn begin_read_second(&self) -> anyhow::Result<ReadTransaction> {
-        self.with(|[_, second]| Ok(second.begin_read()?))
+    pub fn begin_read_both(&self) -> anyhow::Result<[ReadTransaction; 2]> {
+        self.with(|[first, second]| {
+            // While both are held nobody is between the two commits of a transaction.
+            let held = [first.begin_write()?, second.begin_write()?];
+            let reads = [first.begin_read()?, second.begin_read()?];
+            for write in held {
+                write.abort()?;
+            }
+            Ok(reads)
+        })
     }
 
     /// One transaction in both copies: durable when this returns.
