@@ -257,12 +257,13 @@ impl Disk {
         self.ring.read(file, position, buf, Token::new(kind::READ, 0, request.0 as u32))
     }
 
-    /// Begins a read for catch-up. Of an image, first it is looked whether there is something to be read.
+    /// Begins a read for catch-up. Of an image, first it is looked whether there is something to be read; but where
+    /// content is hashed, to be compared, the disk itself has to say it.
     fn catch_up_read(&mut self, op: OpId, volume: VolumeId, position: u64, bytes: u64, hash: bool) {
         let offset = self.catch_up_free.pop().expect("as many buffers as reads");
         let buf = Buf { region: self.catch_up_id, offset, len: bytes as u32 };
         let Volume { file, backing, .. } = self.volume(volume);
-        let image = backing.device().is_none().then(|| backing.file().clone());
+        let image = (!hash && backing.device().is_none()).then(|| backing.file().clone());
         let read = CatchUpRead { file: *file, position, buf, hash };
         self.catch_up_reads.insert(op, read);
         let asked = image.is_some_and(|image| {

@@ -19,7 +19,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{
-        PoisonError, RwLock,
+        Mutex, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -42,6 +42,8 @@ const COMMITS: &str = "commits";
 pub struct Pair {
     machine: Machine,
     paths: [PathBuf; 2],
+    /// Held from before the first commit of a transaction until after the second.
+    writing: Mutex<()>,
     /// None only while it is opened again.
     copies: RwLock<Option<[Database; 2]>>,
     /// A transaction failed (a full disk, say): the databases want to be opened again.
@@ -65,7 +67,8 @@ impl Pair {
         let paths = [path.to_owned(), path.with_extension("copy.redb")];
         let (copies, damage) = open_both(machine, &paths)?;
         let (copies, failed) = (RwLock::new(Some(copies)), AtomicBool::new(false));
-        let pair = Pair { machine: machine.clone(), paths, copies, failed };
+        let (machine, writing) = (machine.clone(), Mutex::default());
+        let pair = Pair { machine, paths, writing, copies, failed };
         Ok((pair, damage))
     }
 
@@ -83,13 +86,8 @@ impl Pair {
     /// As [`begin_read`](Self::begin_read).
     pub fn begin_read_both(&self) -> anyhow::Result<[ReadTransaction; 2]> {
         self.with(|[first, second]| {
-            // While both are held nobody is between the two commits of a transaction.
-            let held = [first.begin_write()?, second.begin_write()?];
-            let reads = [first.begin_read()?, second.begin_read()?];
-            for write in held {
-                write.abort()?;
-            }
-            Ok(reads)
+            let _nobody_writes = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+            Ok([first.begin_read()?, second.begin_read()?])
         })
     }
 
@@ -102,6 +100,7 @@ impl Pair {
         change: &impl Fn(&WriteTransaction) -> Result<T, redb::Error>,
     ) -> anyhow::Result<T> {
         self.with(|[first, second]| {
+            let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
             let value = commit(first, change)?;
             commit(second, change)?;
             Ok(value)
