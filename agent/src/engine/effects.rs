@@ -268,7 +268,7 @@ impl Disk {
         self.catch_up_reads.insert(op, read);
         let asked = image.is_some_and(|image| {
             let at = Place::Image(image, position);
-            self.ask_hasher(hasher::Job { op, at, bytes, hash })
+            self.ask_hasher(hasher::Job { op, at, bytes })
         });
         if !asked {
             self.submit_catch_up_read(op);
@@ -509,9 +509,8 @@ impl Loop {
     fn catch_up_completed(&mut self, op: OpId, result: i32) {
         let Some(CatchUpRead { buf, hash, .. }) = self.disk.catch_up_reads.get(&op) else { return };
         if result == buf.len as i32 {
-            let at = Place::Buffer(buf.offset);
-            if self.disk.ask_hasher(hasher::Job { op, at, bytes: u64::from(buf.len), hash: *hash })
-            {
+            let at = Place::Buffer { offset: buf.offset, hash: *hash };
+            if self.disk.ask_hasher(hasher::Job { op, at, bytes: u64::from(buf.len) }) {
                 return;
             }
         }

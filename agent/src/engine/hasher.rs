@@ -16,12 +16,8 @@ use tidemark_journal::record::{OFFER_BLOCK_BYTES, OFFER_HASH_BYTES};
 
 use crate::{
     capture::OpId,
-    dirty::REGION_BYTES,
     kernel::memfd::{Region, RegionError},
 };
-
-/// What a hole reads as. No read is longer than a region.
-static ZEROS: [u8; REGION_BYTES as usize] = [0; REGION_BYTES as usize];
 
 /// Something to be looked at for a read.
 pub struct Job {
@@ -31,14 +27,12 @@ pub struct Job {
     pub at: Place,
     /// Its length.
     pub bytes: u64,
-    /// Hash its blocks too.
-    pub hash: bool,
 }
 
 /// Where a read's content is.
 pub enum Place {
-    /// It has been read, to this offset of the region of buffers.
-    Buffer(u64),
+    /// It has been read, to this offset of the region of buffers; its blocks may be to be hashed.
+    Buffer { offset: u64, hash: bool },
     /// In an image at this byte, if anywhere.
     Image(Arc<File>, u64),
 }
@@ -79,16 +73,16 @@ pub fn start(
 }
 
 fn look(region: &Region, job: &Job) -> Result<Seen, RegionError> {
-    let content = match &job.at {
-        // SAFETY: the read that filled the buffer has completed, and the engine starts no other there
-        // before it has taken this job's answer.
-        Place::Buffer(offset) => unsafe { region.slice(*offset, job.bytes) }?,
-        Place::Image(image, position) if is_hole(image, *position, job.bytes) => {
-            &ZEROS[..job.bytes as usize]
+    let (zeros, hashes) = match &job.at {
+        Place::Buffer { offset, hash } => {
+            // SAFETY: the read that filled the buffer has completed, and the engine starts no other there
+            // before it has taken this job's answer.
+            let content = unsafe { region.slice(*offset, job.bytes) }?;
+            digest(content, *hash)
         }
+        Place::Image(image, position) if is_hole(image, *position, job.bytes) => (true, Vec::new()),
         Place::Image(..) => return Ok(Seen::Data(job.op)),
     };
-    let (zeros, hashes) = digest(content, job.hash);
     Ok(Seen::Content(Hashed { op: job.op, zeros, hashes }))
 }
 
@@ -143,21 +137,16 @@ mod tests {
         image.write_all_at(&[0; 4096], 5 * MIB).expect("written");
         let (image, region) = (Arc::new(image), Region::anonymous(MIB).expect("memory"));
         for number in 0..10 {
-            for hash in [false, true] {
-                let at = Place::Image(Arc::clone(&image), number * MIB);
-                let job = Job { op: OpId(7), at, bytes: MIB, hash };
-                match look(&region, &job).expect("looked at") {
-                    Seen::Data(op) => {
-                        assert!(op == OpId(7) && [2, 5, 8, 9].contains(&number), "{number}");
-                    }
-                    Seen::Content(seen) => {
-                        assert!(
-                            seen.op == OpId(7) && seen.zeros && ![2, 5, 8, 9].contains(&number)
-                        );
-                        let read = vec![0; MIB as usize];
-                        assert_eq!(seen.hashes, digest(&read, hash).1);
-                        assert_eq!(seen.hashes.is_empty(), !hash);
-                    }
+            let job =
+                Job { op: OpId(7), at: Place::Image(Arc::clone(&image), number * MIB), bytes: MIB };
+            match look(&region, &job).expect("looked at") {
+                Seen::Data(op) => {
+                    assert!(op == OpId(7) && [2, 5, 8, 9].contains(&number), "{number}");
+                }
+                Seen::Content(seen) => {
+                    assert!(seen.op == OpId(7) && seen.zeros && ![2, 5, 8, 9].contains(&number));
+                    assert_eq!(seen.hashes, digest(&vec![0; MIB as usize], false).1);
+                    assert!(seen.hashes.is_empty());
                 }
             }
         }
