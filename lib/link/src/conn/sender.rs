@@ -13,6 +13,7 @@ use zerocopy::IntoBytes;
 use super::{Closer, LinkError, Shared};
 use crate::{
     message::{Envelope, Message, MessageKind},
+    seam::Stream,
     throttle::{Minute, Throttle},
 };
 
@@ -27,8 +28,8 @@ const BATCH_BYTES: usize = 256 << 10;
 pub struct Sender {
     pub(super) shared: Rc<Shared>,
     stall: Duration,
-    /// Encrypted bytes that the socket has not taken yet.
-    out: Vec<u8>,
+    /// Bytes of frames that were encrypted since all was last handed to the socket.
+    kept_bytes: usize,
     /// The message being encoded.
     plain: Vec<u8>,
     /// A message was begun and not finished.
@@ -41,19 +42,32 @@ struct Pace {
     throttle: Throttle,
     started: Instant,
     time_of_day: Box<dyn Fn() -> Minute>,
+    /// What it last said, and when it was asked.
+    minute: (Minute, Instant),
+}
+
+/// How long the time of day is believed: to ask for it may mean to read a file.
+const MINUTE_VALID: Duration = Duration::from_secs(1);
+
+impl Pace {
+    fn minute(&mut self) -> Minute {
+        if self.minute.1.elapsed() >= MINUTE_VALID {
+            self.minute = ((self.time_of_day)(), Instant::now());
+        }
+        self.minute.0
+    }
 }
 
 impl Sender {
     pub(super) fn new(shared: Rc<Shared>, stall: Duration) -> Sender {
-        let (out, plain) = (Vec::new(), Vec::new());
-        Sender { shared, stall, out, plain, under_way: false, pace: None }
+        Sender { shared, stall, kept_bytes: 0, plain: Vec::new(), under_way: false, pace: None }
     }
 
     /// Bounds the rate of frames from now on. Other messages are few and do not wait.
     /// `time_of_day` is the local time.
     pub fn set_throttle(&mut self, throttle: Throttle, time_of_day: impl Fn() -> Minute + 'static) {
-        let (started, time_of_day) = (Instant::now(), Box::new(time_of_day));
-        self.pace = Some(Pace { throttle, started, time_of_day });
+        let (started, minute) = (Instant::now(), (time_of_day(), Instant::now()));
+        self.pace = Some(Pace { throttle, started, time_of_day: Box::new(time_of_day), minute });
     }
 
     /// Sends a message, after all that was kept back.
@@ -85,7 +99,7 @@ impl Sender {
         self.begin()?;
         let mut pieces = Pieces { parts: [&[envelope.as_bytes()], parts].concat(), part: 0, at: 0 };
         loop {
-            let minute = self.pace.as_ref().map(|pace| (pace.time_of_day)());
+            let minute = self.pace.as_mut().map(Pace::minute);
             let most = match (&self.pace, minute) {
                 (Some(pace), Some(minute)) => pace.throttle.piece_bytes(minute).min(BATCH_BYTES),
                 _ => BATCH_BYTES,
@@ -103,7 +117,7 @@ impl Sender {
                 }
             }
             self.encrypt(&piece, bytes)?;
-            if self.out.len() >= BATCH_BYTES {
+            if self.kept_bytes >= BATCH_BYTES {
                 self.write_out().await?;
             }
         }
@@ -155,46 +169,64 @@ impl Sender {
         Ok(())
     }
 
-    /// Encrypts `bytes` bytes in `piece` behind what is in `out`.
+    /// Encrypts `bytes` bytes in `piece`, to be sent after what was kept back.
     fn encrypt(&mut self, piece: &[&[u8]], bytes: usize) -> Result<(), LinkError> {
-        let mut tls = self.shared.tls.borrow_mut();
         let slices: Vec<_> = piece.iter().map(|part| IoSlice::new(part)).collect();
         // Without a limit on its buffer rustls takes all of it.
-        let taken = tls.writer().write_vectored(&slices)?;
+        let taken = self.shared.tls.borrow_mut().writer().write_vectored(&slices)?;
         if taken != bytes {
             return Err(io::Error::from(io::ErrorKind::WriteZero).into());
         }
-        while tls.wants_write() {
-            tls.write_tls(&mut self.out)?;
-        }
+        self.kept_bytes += bytes;
         Ok(())
     }
 
-    /// Hands all that is encrypted to the socket.
+    /// Hands all that is encrypted to the socket. Straight out of the buffers of rustls, since the kernel copies it
+    /// anyway; an operation of the ring would need it in one piece and wake this thread once more.
     pub(super) async fn write_out(&mut self) -> Result<(), LinkError> {
-        {
-            let mut tls = self.shared.tls.borrow_mut();
-            while tls.wants_write() {
-                tls.write_tls(&mut self.out)?;
-            }
-        }
-        let mut out = std::mem::take(&mut self.out);
-        let mut at = 0;
-        while at < out.len() {
-            let write = self.shared.stream.write(out, at);
-            let (written, back) = timeout(self.stall, write).await.map_err(|_| {
-                self.close();
-                LinkError::Timeout { did: "took nothing of what was sent", after: self.stall }
-            })?;
-            out = back;
+        let stream = &self.shared.stream;
+        loop {
+            let written = {
+                let mut tls = self.shared.tls.borrow_mut();
+                if !tls.wants_write() {
+                    break;
+                }
+                tls.write_tls(&mut Socket(stream))
+            };
             match written {
                 Ok(0) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
-                Ok(bytes) => at += bytes,
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    timeout(self.stall, stream.writable()).await.map_err(|_| {
+                        self.close();
+                        LinkError::Timeout {
+                            did: "took nothing of what was sent",
+                            after: self.stall,
+                        }
+                    })??;
+                }
                 Err(error) => return Err(error.into()),
             }
         }
-        out.clear();
-        self.out = out;
+        self.kept_bytes = 0;
+        Ok(())
+    }
+}
+
+/// A socket as rustls writes to it.
+struct Socket<'a>(&'a Stream);
+
+impl Write for Socket<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_vectored(&[IoSlice::new(bytes)])
+    }
+
+    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.0.write_now(parts)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }

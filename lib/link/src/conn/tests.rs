@@ -1,6 +1,12 @@
 //! Connections over TCP on the loopback device and over socket pairs.
 
-use std::{future::Future, io::Write, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    io::{IoSlice, Write},
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use rustls::{ClientConfig, ServerConfig};
 use tidemark_journal::{Seq, TermId};
@@ -277,7 +283,7 @@ fn a_client_that_says_nothing_or_no_tls_is_dropped() {
         drop(silent);
 
         let (plain, stream) = Stream::pair().unwrap();
-        plain.write(b"NBDMAGIC, or anything else".to_vec(), 0).await.0.unwrap();
+        plain.write_now(&[IoSlice::new(b"NBDMAGIC, or anything else")]).unwrap();
         let refused = soon(Connection::accept(stream, &nodes.server, &timeouts)).await;
         assert!(matches!(refused, Err(LinkError::Tls(_))));
 
@@ -473,7 +479,7 @@ fn a_changed_byte_on_the_network_ends_the_connection() {
                     bytes[5000] ^= 1;
                     spoiled = true;
                 }
-                if far.write(bytes, 0).await.0.is_err() {
+                if write_all(&far, &bytes).await.is_err() {
                     return;
                 }
                 (near, far) = reply(near, far).await;
@@ -500,11 +506,22 @@ fn a_changed_byte_on_the_network_ends_the_connection() {
     .unwrap();
 }
 
+async fn write_all(stream: &Stream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match stream.write_now(&[IoSlice::new(bytes)]) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => stream.writable().await?,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 /// Carries what comes back within a moment.
 async fn reply(near: Stream, far: Stream) -> (Stream, Stream) {
     let reading = far.read(Vec::with_capacity(64 << 10));
     if let Ok((Ok(1..), bytes)) = timeout(Duration::from_millis(200), reading).await {
-        let _ = near.write(bytes, 0).await;
+        let _ = write_all(&near, &bytes).await;
     }
     (near, far)
 }

@@ -1,20 +1,19 @@
 //! The link's sockets.
 
 use std::{
+    cell::OnceCell,
     future::Future,
-    io,
+    io::{self, IoSlice},
     net::{Shutdown, SocketAddr, ToSocketAddrs},
-    os::fd::{AsRawFd, BorrowedFd},
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd},
     pin::Pin,
     rc::{Rc, Weak},
     time::Duration,
 };
 
-use nix::sys::socket::{setsockopt, sockopt};
-use tokio_uring::{
-    buf::BoundedBuf,
-    net::{TcpListener, TcpStream, UnixStream},
-};
+use nix::sys::socket::{MsgFlags, sendmsg, setsockopt, sockopt};
+use tokio::io::{Interest, unix::AsyncFd};
+use tokio_uring::net::{TcpListener, TcpStream, UnixStream};
 
 /// How long a connection may be silent before the kernel asks the other end whether it lives.
 const KEEPALIVE_IDLE_S: u32 = 10;
@@ -25,6 +24,8 @@ const KEEPALIVE_INTERVAL_S: u32 = 5;
 /// which ends its pending operations.
 pub struct Stream {
     socket: Rc<Socket>,
+    /// Tells when there is room to write, once that had to be waited for.
+    room: OnceCell<AsyncFd<OwnedFd>>,
 }
 
 enum Socket {
@@ -33,6 +34,10 @@ enum Socket {
 }
 
 impl Stream {
+    fn new(socket: Socket) -> Stream {
+        Stream { socket: Rc::new(socket), room: OnceCell::new() }
+    }
+
     /// Connects to `address` (`host:port`), trying each address of the host in turn, and tunes the
     /// connection as [`tune`](Self::tune) does. `timeout` is for each of them.
     ///
@@ -58,12 +63,12 @@ impl Stream {
 
     /// A connected socket. It must be a blocking one, as sockets are when they are made.
     pub fn from_tcp(stream: std::net::TcpStream) -> Stream {
-        Stream { socket: Rc::new(Socket::Tcp(TcpStream::from_std(stream))) }
+        Stream::new(Socket::Tcp(TcpStream::from_std(stream)))
     }
 
     /// A connected socket. It must be a blocking one, as sockets are when they are made.
     pub fn from_unix(stream: std::os::unix::net::UnixStream) -> Stream {
-        Stream { socket: Rc::new(Socket::Unix(UnixStream::from_std(stream))) }
+        Stream::new(Socket::Unix(UnixStream::from_std(stream)))
     }
 
     /// Two ends that are connected to each other.
@@ -109,21 +114,36 @@ impl Stream {
         }
     }
 
-    /// Writes some of `buffer` from the byte `from` on, and says how much.
-    pub fn write(
-        &self,
-        buffer: Vec<u8>,
-        from: usize,
-    ) -> impl Future<Output = (io::Result<usize>, Vec<u8>)> + use<> {
-        let socket = self.socket.clone();
-        async move {
-            let slice = buffer.slice(from..);
-            let (result, slice) = match &*socket {
-                Socket::Tcp(stream) => stream.write(slice).submit().await,
-                Socket::Unix(stream) => stream.write(slice).submit().await,
-            };
-            (result, slice.into_inner())
-        }
+    /// Gives the socket as much of `parts` as it takes at once, and says how much.
+    ///
+    /// # Errors
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock) when it takes nothing: wait with [`Self::writable`]. Else those of
+    /// sendmsg(2).
+    pub fn write_now(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        Ok(sendmsg::<()>(self.socket.as_raw_fd(), parts, &[], flags, None)?)
+    }
+
+    /// Waits until the socket may take more. The future may be dropped.
+    ///
+    /// # Errors
+    /// There is no descriptor left to wait with.
+    pub async fn writable(&self) -> io::Result<()> {
+        let room = match self.room.get() {
+            Some(room) => room,
+            None => {
+                // One of its own, since the socket's is closed by the ring, at a time that it chooses.
+                // SAFETY: the descriptor is open as long as `self.socket`, which outlives the call.
+                let fd = unsafe { BorrowedFd::borrow_raw(self.socket.as_raw_fd()) };
+                let own = fd.try_clone_to_owned()?;
+                // SAFETY: an owned descriptor is open until it is dropped, and nothing changes or takes it out.
+                let waiting = unsafe { AsyncFd::register_with_interest(own, Interest::WRITABLE) }?;
+                self.room.get_or_init(|| waiting)
+            }
+        };
+        // What is known of the socket now is older than its refusal.
+        room.writable().await?.clear_ready();
+        Ok(())
     }
 
     /// Shuts the connection down, which ends pending operations. What was written is still sent.
@@ -144,6 +164,13 @@ impl Drop for Stream {
 }
 
 impl Socket {
+    fn as_raw_fd(&self) -> RawFd {
+        match self {
+            Socket::Tcp(stream) => stream.as_raw_fd(),
+            Socket::Unix(stream) => stream.as_raw_fd(),
+        }
+    }
+
     fn shutdown(&self, how: Shutdown) {
         // The only error is that the connection is gone, which is what was wanted.
         let _ = match self {
@@ -207,7 +234,7 @@ impl Listener {
         let accepted = accepting.await;
         self.accepting = None;
         let (stream, address) = accepted?;
-        Ok((Stream { socket: Rc::new(Socket::Tcp(stream)) }, address))
+        Ok((Stream::new(Socket::Tcp(stream)), address))
     }
 }
 

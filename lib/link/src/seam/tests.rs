@@ -1,4 +1,4 @@
-use std::{fs, time::Duration};
+use std::{fs, io::IoSlice, net::Shutdown, time::Duration};
 
 use tokio::time::timeout;
 
@@ -134,6 +134,45 @@ fn dropping_a_stream_ends_its_read() {
 }
 
 #[test]
+fn a_full_socket_is_waited_for() {
+    run(async {
+        let (one, other) = Stream::pair().unwrap();
+        let (mut sent, mut got) = (0_u8, 0_u8);
+        for _ in 0..3 {
+            let full = loop {
+                match one.write_now(&[IoSlice::new(&[sent; 1000])]) {
+                    Ok(bytes) => assert_eq!(bytes, 1000),
+                    Err(error) => break error,
+                }
+                sent = sent.wrapping_add(1);
+            };
+            assert_eq!(full.kind(), std::io::ErrorKind::WouldBlock);
+            // Room there was before does not count.
+            while timeout(Duration::from_millis(20), one.writable()).await.is_ok() {
+                let again = one.write_now(&[IoSlice::new(&[0])]);
+                assert_eq!(again.unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+            }
+            let mut waiting = std::pin::pin!(one.writable());
+            while got != sent {
+                let (read, bytes) = other.read(Vec::with_capacity(1000)).await;
+                assert_eq!(read.unwrap(), 1000);
+                assert_eq!(bytes, [got; 1000]);
+                got = got.wrapping_add(1);
+                if let Ok(room) = timeout(Duration::from_millis(1), &mut waiting).await {
+                    room.unwrap();
+                    break;
+                }
+            }
+            assert_ne!(got, sent, "all was read, and nobody was told of room");
+        }
+        one.shutdown(Shutdown::Both);
+        let ended = one.write_now(&[IoSlice::new(&[0])]).unwrap_err();
+        assert_eq!(ended.kind(), std::io::ErrorKind::BrokenPipe);
+    })
+    .unwrap();
+}
+
+#[test]
 fn a_dropped_accept_loses_no_connection() {
     run(async {
         let mut listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -145,7 +184,8 @@ fn a_dropped_accept_loses_no_connection() {
         let accepted = timeout(Duration::from_secs(5), listener.accept()).await.unwrap();
         let (server, _) = accepted.unwrap();
         client.tune(Duration::from_secs(1)).unwrap();
-        server.write(b"hello".to_vec(), 1).await.0.unwrap();
+        let parts = [b"el".as_slice(), b"lo"].map(IoSlice::new);
+        assert_eq!(server.write_now(&parts).unwrap(), 4);
         let (read, bytes) = client.read(Vec::with_capacity(10)).await;
         assert_eq!((read.unwrap(), bytes.as_slice()), (4, &b"ello"[..]));
     })
