@@ -1,4 +1,4 @@
-//! The encoder: takes captured records out of the ring, in order, and makes frames of them.
+//! The encoder: takes captured records out of the ring, in order, and makes frames of them, in their place in the outbox.
 //!
 //! Frames batch by themselves: while the sender is busy with a frame, the next one fills; when it
 //! has nothing to send, what is there goes: at once after a rest, and else when it is worth a frame or a little
@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use tidemark_journal::{Compression, FrameBuilder, FrameMeta, GroupId, Position, Record, TermId};
+use tidemark_journal::{Compression, FrameMeta, FramePlan, FrameWriter, GroupId, Position, TermId};
 
 use crate::{
     capture::ring::RingReader,
@@ -179,8 +179,9 @@ pub struct Encoder {
     outbox: Arc<Outbox>,
     clock: JournalClock,
     compression: Compression,
-    builder: FrameBuilder,
-    first: Option<Record>,
+    /// The records taken from the ring, where their payloads stay until they are encoded.
+    plan: FramePlan,
+    writer: FrameWriter,
     pace: Arc<Pace>,
     /// Time on the boot clock of the last frame.
     framed_ns: u64,
@@ -216,6 +217,7 @@ impl Encoder {
         clock: JournalClock,
         compression: Compression,
     ) -> Encoder {
+        let frame_bytes_max = usize::try_from(outbox.frame_bytes_max()).unwrap_or(usize::MAX);
         let shared = Arc::new(Shared {
             waits_for: AtomicU8::new(rest::NONE),
             stop: AtomicBool::new(false),
@@ -225,7 +227,6 @@ impl Encoder {
             frame_bytes: AtomicU64::new(0),
             next_place: Mutex::new(None),
         });
-        let builder = FrameBuilder::new(compression);
         Encoder {
             group,
             place,
@@ -233,8 +234,8 @@ impl Encoder {
             outbox,
             clock,
             compression,
-            builder,
-            first: None,
+            plan: FramePlan::of_at_most(frame_bytes_max),
+            writer: FrameWriter::new(compression),
             pace: Arc::default(),
             framed_ns: 0,
             framed: (0, 0),
@@ -263,12 +264,12 @@ impl Encoder {
         let hurry = stopping || self.shared.hurry.load(Ordering::Relaxed);
         // The clock that all groups have in common.
         let now_ns = since_boot().as_nanos() as u64;
-        let worth = full || self.builder.raw_bytes() >= WORTH_RAW_BYTES;
+        let worth = full || self.plan.raw_bytes() >= WORTH_RAW_BYTES;
         if !worth && !hurry && now_ns < self.not_before_ns {
             let rest_ns = self.fills_in_ns(WORTH_RAW_BYTES, now_ns).max(LOOK_NS);
             return Turn::Rest(Duration::from_nanos(rest_ns.min(self.not_before_ns - now_ns)));
         }
-        let Some(first) = self.first else {
+        let Some(first) = self.plan.first() else {
             return if stopping { Turn::Ended } else { Turn::Idle };
         };
         let old = self.clock.now_ns().saturating_sub(first.time_ns) >= OPEN_NS_MAX;
@@ -276,7 +277,7 @@ impl Encoder {
             let look_ns = self.fills_in_ns(FRAME_RAW_BYTES, now_ns);
             return Turn::Busy(Duration::from_nanos(look_ns.clamp(LOOK_NS, LOOK_NS_MAX)));
         }
-        self.framed = (self.builder.raw_bytes(), now_ns.saturating_sub(self.framed_ns));
+        self.framed = (self.plan.raw_bytes(), now_ns.saturating_sub(self.framed_ns));
         self.framed_ns = now_ns;
         self.not_before_ns = self.pace.next_ns(now_ns);
         if self.finish() { Turn::Framed } else { Turn::Ended }
@@ -285,7 +286,7 @@ impl Encoder {
     /// Half of the time after which the frame will have so many raw bytes, at the rate at which records have come since
     /// the last, or else before that.
     fn fills_in_ns(&self, raw_bytes: u64, now_ns: u64) -> u64 {
-        let has_bytes = self.builder.raw_bytes();
+        let has_bytes = self.plan.raw_bytes();
         let (came_bytes, in_ns) = match has_bytes {
             0 => self.framed,
             _ => (has_bytes, now_ns.saturating_sub(self.framed_ns)),
@@ -295,25 +296,31 @@ impl Encoder {
         u64::try_from(ns).unwrap_or(u64::MAX)
     }
 
+    /// Takes what is committed. Whether a frame of it would not have to wait for room.
+    #[cfg(feature = "simulation")]
+    pub fn has_room(&mut self) -> bool {
+        self.fill();
+        self.outbox.has_room(self.plan.frame_bytes_max() as u64)
+    }
+
     /// The next frame opens a new term. To be called while the ring is drained.
     #[cfg(feature = "simulation")]
     pub fn set_place(&self, place: Place) {
         self.shared.set_place(place);
     }
 
-    /// Moves committed records into the builder. True when it is as full as it should get.
+    /// Takes committed records. True when there are as many as a frame should get.
     fn fill(&mut self) -> bool {
         loop {
-            let (builder, first) = (&mut self.builder, &mut self.first);
-            if builder.raw_bytes() >= FRAME_RAW_BYTES {
+            let plan = &mut self.plan;
+            if plan.raw_bytes() >= FRAME_RAW_BYTES {
                 return true;
             }
             let mut full = false;
-            let took = self.ring.take(|record, payload| {
-                full = !builder.fits(record);
+            let took = self.ring.take(|record, _| {
+                full = !plan.fits(record);
                 if !full {
-                    first.get_or_insert(*record);
-                    builder.push(record, [payload]);
+                    plan.push(record);
                 }
                 !full
             });
@@ -323,38 +330,38 @@ impl Encoder {
         }
     }
 
-    /// Closes the frame and puts it into the outbox. False once that is closed.
+    /// Writes the frame into the outbox. False once that is closed.
     fn finish(&mut self) -> bool {
         let next = self.shared.next_place.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(place) = next {
             self.place = place;
         }
-        let first = self.first.take().expect("a frame has a first record");
+        let Encoder { plan, writer, ring, outbox, .. } = self;
+        let time_ns = plan.first().expect("a frame has a first record").time_ns;
+        let (last, raw_bytes) = (plan.last_seq(), plan.raw_bytes());
         // The wall clock first: should this thread be held up between the two, records look older
         // than they are, and what was acknowledged before a time is in the point of that time.
         let wall_ns = wall_ns();
-        let age_ns = self.clock.now_ns().saturating_sub(first.time_ns);
+        let age_ns = self.clock.now_ns().saturating_sub(time_ns);
+        let Place { term, before } = self.place;
         let about = FrameMeta {
             group: self.group,
-            term: self.place.term,
-            before: self.place.before,
+            term,
+            before,
             wall_ns: wall_ns.saturating_sub(i64::try_from(age_ns).unwrap_or(0)),
         };
-        let frame = self.builder.finish(&about);
-        let (last, raw_bytes) = (frame.last, frame.raw_bytes);
-        let (bytes, before) = (frame.frame_bytes() as u64, self.place.before);
-        let term = self.place.term;
-        let facts = FrameFacts { before, last, term, time_ns: first.time_ns, raw_bytes };
-        if !self.outbox.push([frame.meta, frame.payload], &facts) {
-            // The records stay in the ring, for the agent that goes on with it.
-            return false;
-        }
+        let facts = FrameFacts { before, last, term, time_ns, raw_bytes };
+        let pushed = outbox.push(plan.frame_bytes_max() as u64, &facts, |out| {
+            writer.write(plan, &about, ring.payloads(), out)
+        });
+        // Else the records stay in the ring, for the agent that goes on with it.
+        let Some(bytes) = pushed else { return false };
+        plan.clear();
+        ring.encoded();
         self.shared.frames.fetch_add(1, Ordering::Relaxed);
         self.shared.raw_bytes.fetch_add(raw_bytes, Ordering::Relaxed);
         self.shared.frame_bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.builder.clear();
-        self.ring.encoded();
-        self.place.before = Position { term: self.place.term, seq: last };
+        self.place.before = Position { term, seq: last };
         self.adapt();
         true
     }
@@ -365,8 +372,8 @@ impl Encoder {
             Compression::Zstd(_) if hurry => Compression::Zstd(FASTEST),
             usual => usual,
         };
-        if self.builder.compression() != wanted {
-            self.builder.set_compression(wanted);
+        if self.writer.compression() != wanted {
+            self.writer.set_compression(wanted);
         }
     }
 

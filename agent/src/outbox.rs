@@ -132,24 +132,48 @@ impl Outbox {
         Seq(self.memory.word(FRAMED_SEQ_AT).load(Ordering::Acquire))
     }
 
-    /// Puts a frame in, waiting for room as long as it takes. False once the outbox is closed.
-    pub fn push(&self, parts: [&[u8]; 2], info: &FrameFacts) -> bool {
-        let area = self.memory.layout().frame_bytes;
-        let bytes = (parts[0].len() + parts[1].len()) as u64;
-        assert!(bytes <= area, "a frame longer than the outbox");
+    /// The longest frame that it can keep.
+    pub fn frame_bytes_max(&self) -> u64 {
+        self.memory.layout().frame_bytes
+    }
+
+    /// Has `write` put a frame of at most `bytes_max` bytes in its place, of which it tells how many it has, and keeps it.
+    /// Waits for room as long as it takes. Returns the bytes, none while frames are dropped, and `None` once the outbox
+    /// is closed.
+    ///
+    /// # Panics
+    /// When `bytes_max` is more than [`Self::frame_bytes_max`], or `write` tells of more.
+    pub fn push(
+        &self,
+        bytes_max: u64,
+        info: &FrameFacts,
+        write: impl FnOnce(&mut [u8]) -> usize,
+    ) -> Option<u64> {
+        let layout = *self.memory.layout();
+        let (area, frames_at) = (layout.frame_bytes, layout.frames_at());
+        assert!(bytes_max <= area, "a frame longer than the outbox");
         let mut state = self.state();
         let at = loop {
             if state.closed || state.discarding {
-                return !state.closed;
+                return (!state.closed).then_some(0);
             }
-            if let Some(at) = place(&state, area, bytes) {
+            if let Some(at) = place(&state, area, bytes_max) {
                 break at;
             }
             let waited = self.room.wait_timeout(state, Duration::from_millis(500));
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         };
+        drop(state);
         let region = self.memory.region();
-        let frames_at = self.memory.layout().frames_at();
+        // SAFETY: the place is free, so nobody reads there until the frame is told of below. Whoever else has the lock
+        // meanwhile takes frames or frees them: only this adds any, for the one encoder that there is.
+        let room = unsafe { region.slice_mut(frames_at + at % area, bytes_max) };
+        let bytes = write(room.expect("the place lies inside the area")) as u64;
+        assert!(bytes <= bytes_max, "a frame longer than it may be");
+        let mut state = self.state();
+        if state.closed || state.discarding {
+            return (!state.closed).then_some(0);
+        }
         if state.frames.is_empty() {
             state.start = at;
             self.memory.word(FRAMES_START_AT).store(at, Ordering::Release);
@@ -157,10 +181,6 @@ impl Outbox {
         } else if at > state.end {
             let rest = (at - state.end).min(HEADER_BYTES as u64);
             region.zero(frames_at + state.end % area, rest).expect("inside the area");
-        }
-        let offset = frames_at + at % area;
-        for (part, before) in [(parts[0], 0), (parts[1], parts[0].len() as u64)] {
-            region.copy_in(offset + before, part).expect("the place lies inside the area");
         }
         let FrameFacts { before, last, term, time_ns, raw_bytes } = *info;
         let last_position = Position { term, seq: last };
@@ -182,7 +202,7 @@ impl Outbox {
         drop(state);
         self.filled.notify_one();
         self.spill.notify_all();
-        true
+        Some(bytes)
     }
 
     /// Whether a frame of so many bytes would be put in at once.
@@ -374,4 +394,4 @@ fn place(state: &State, area: u64, bytes: u64) -> Option<u64> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

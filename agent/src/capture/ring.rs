@@ -170,13 +170,19 @@ impl RingWriter {
 /// The encoder's end of the ring.
 pub struct RingReader {
     memory: Arc<RingMemory>,
+    encoded: u64,
     taken: u64,
 }
 
 impl RingReader {
     /// The only reader of an empty ring.
     pub fn new(memory: Arc<RingMemory>) -> RingReader {
-        RingReader { memory, taken: 0 }
+        RingReader::after(memory, 0)
+    }
+
+    /// The only reader of a ring of which so many slots are encoded.
+    fn after(memory: Arc<RingMemory>, encoded: u64) -> RingReader {
+        RingReader { memory, encoded, taken: encoded }
     }
 
     /// Hands the next committed record and its payload to `take`, which says whether it took it.
@@ -192,19 +198,29 @@ impl RingReader {
         }
         let fields = memory.read_slot(self.taken);
         let record = fields.record().expect("a kind that this process wrote or has checked");
-        let payload_at = memory.reference(self.taken, &fields).payload_at;
-        let bytes = fields.data_bytes.get();
-        // SAFETY: the slot is committed, so its payload is complete, and nobody writes there again
-        // before the slot is freed, which happens only after `encoded` was called for it; `take`
-        // returns before that. The kernel may read the range at the same time, never write it.
-        let payload = unsafe { memory.region().slice(payload_at, bytes) }.expect("inside the ring");
-        let took = take(&record, payload);
+        let took = take(&record, self.payload(self.taken, &fields));
         self.taken += u64::from(took);
         took
     }
 
+    /// The payloads of the records taken since [`Self::encoded`] was called last, in their order.
+    pub fn payloads(&self) -> impl Iterator<Item = &[u8]> {
+        (self.encoded..self.taken).map(|slot| self.payload(slot, &self.memory.read_slot(slot)))
+    }
+
+    /// The payload of a slot that is committed and not encoded.
+    fn payload(&self, slot: u64, fields: &SlotFields) -> &[u8] {
+        let payload_at = self.memory.reference(slot, fields).payload_at;
+        let bytes = fields.data_bytes.get();
+        // SAFETY: the slot is committed, so its payload is complete, and nobody writes there again before the slot is
+        // freed, which happens only after `encoded` was called for it; that needs `self` alone, which is borrowed. The
+        // kernel may read the range at the same time, never write it.
+        unsafe { self.memory.region().slice(payload_at, bytes) }.expect("inside the ring")
+    }
+
     /// All records taken so far are encoded: their slots may be freed.
     pub fn encoded(&mut self) {
+        self.encoded = self.taken;
         self.memory.word(ENCODED_AT).store(self.taken, Ordering::Release);
     }
 

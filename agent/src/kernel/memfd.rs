@@ -169,7 +169,7 @@ impl Region {
         let to = self.pointer(offset, data.len() as u64)?;
         // SAFETY: `to` has room for `data.len()` bytes inside our mapping (checked above), and
         // `data` cannot overlap it: a region is never lent as a slice except by `slice`, whose
-        // contract forbids writing meanwhile.
+        // contract forbids writing meanwhile, and by `slice_mut`, whose forbids all else.
         unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), to.as_ptr(), data.len()) };
         Ok(())
     }
@@ -257,6 +257,24 @@ impl Region {
         let start = self.pointer(offset, len)?;
         // SAFETY: in bounds of a live mapping; the caller promises that it does not change.
         Ok(unsafe { std::slice::from_raw_parts(start.as_ptr(), len as usize) })
+    }
+
+    /// A range to be written in place: for building a frame.
+    ///
+    /// # Errors
+    /// [`RegionError::OutOfBounds`].
+    ///
+    /// # Safety
+    /// Until the slice is dropped nobody else reads or writes the range: no thread, no other process that maps the memfd,
+    /// no io_uring operation.
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "a region is shared; the caller promises that the range is not"
+    )]
+    pub unsafe fn slice_mut(&self, offset: u64, len: u64) -> Result<&mut [u8], RegionError> {
+        let start = self.pointer(offset, len)?;
+        // SAFETY: in bounds of a live mapping; the caller promises that nobody else uses it.
+        Ok(unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), len as usize) })
     }
 
     fn map(len: u64, fd: Option<OwnedFd>) -> Result<Self, RegionError> {

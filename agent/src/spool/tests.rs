@@ -37,8 +37,7 @@ fn frame(of: u8, before: Position, seq: u64, sectors: u32) -> Vec<u8> {
     let payload = vec![seq as u8; sectors as usize * 512];
     builder.push(&record, [payload.as_slice()]);
     let meta = FrameMeta { group: GROUP, term: term(of), before, wall_ns: 0 };
-    let frame = builder.finish(&meta);
-    [frame.meta, frame.payload].concat()
+    builder.finish(&meta).to_vec()
 }
 
 /// A journal of frames with one write each, that is put into a spool and read back.

@@ -1,30 +1,29 @@
 //! Building frames.
 //!
-//! A [`FrameBuilder`] is filled record by record and then finished; its buffers are kept for the
-//! next frame, so that a busy encoder allocates nothing. A content record of at most one chunk is
-//! never split over two, so that a small read unpacks one chunk.
+//! A [`FramePlan`] takes records one by one and knows at any time how many bytes their frame has at most, since chunks
+//! are parted by their raw bytes. A [`FrameWriter`] puts the frame where it belongs, straight from where the payloads
+//! lie. A [`FrameBuilder`] is both, for payloads that it has to keep itself. All of them keep their buffers for the next
+//! frame, so that a busy encoder allocates nothing. A content record of at most one chunk is never split over two, so
+//! that a small read unpacks one chunk.
+
+mod builder;
+mod plan;
+mod shrink;
 
 use zerocopy::IntoBytes;
 
+use self::shrink::Shrinker;
+pub use self::{
+    builder::{EncodedFrame, FrameBuilder},
+    plan::FramePlan,
+    shrink::Compression,
+};
 use crate::{
     checksum::crc64,
-    chunk::{CHUNK_BYTES_MAX, ChunkEntry, Codec},
-    frame::{
-        CHUNKS_MAX, FRAME_BYTES_MAX, FRAME_MAGIC, FRAME_VERSION, FrameHeader, HEADER_BYTES,
-        RECORDS_MAX, meta_crc,
-    },
-    ids::{GroupId, Position, Seq, TermId},
-    record::{Descriptor, Record},
+    chunk::{ChunkEntry, Codec},
+    frame::{FRAME_MAGIC, FRAME_VERSION, FrameHeader, HEADER_BYTES, meta_crc},
+    ids::{GroupId, Position, TermId},
 };
-
-/// Whether and how hard chunks are compressed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Compression {
-    /// Every chunk stays raw.
-    Off,
-    /// zstd at this level; a chunk that shrinks by less than a sixteenth stays raw.
-    Zstd(i32),
-}
 
 /// What a frame says of itself as a whole.
 #[derive(Clone, Copy, Debug)]
@@ -39,203 +38,62 @@ pub struct FrameMeta {
     pub wall_ns: i64,
 }
 
-/// The two parts of a finished frame, to be stored one after the other.
-#[derive(Clone, Copy, Debug)]
-pub struct EncodedFrame<'a> {
-    /// Header, descriptors and chunk table.
-    pub meta: &'a [u8],
-    /// The chunks.
-    pub payload: &'a [u8],
-    /// Raw bytes of the payload.
-    pub raw_bytes: u64,
-    /// Last sequence in the frame.
-    pub last: Seq,
-}
-
-impl EncodedFrame<'_> {
-    /// Bytes of the whole frame.
-    pub fn frame_bytes(&self) -> usize {
-        self.meta.len() + self.payload.len()
-    }
-
-    /// Both parts in one vector.
-    pub fn to_vec(&self) -> Vec<u8> {
-        [self.meta, self.payload].concat()
-    }
-}
-
-/// After a chunk that did not shrink, so many pieces of the next one are tried first, of so many bytes each: most of what
-/// does not shrink comes in long runs, and trying it is the dearest thing that is done to it.
-const SAMPLE_PIECES: usize = 8;
-const SAMPLE_PIECE_BYTES: usize = 1 << 10;
-/// The shortest chunk of which that is less than all.
-const SAMPLED_BYTES_MIN: usize = 8 * SAMPLE_PIECES * SAMPLE_PIECE_BYTES;
-
-/// Collects records and encodes them together.
-pub struct FrameBuilder {
-    compression: Compression,
-    compressor: Option<zstd::bulk::Compressor<'static>>,
-    descriptors: Vec<Descriptor>,
+/// Writes planned frames.
+pub struct FrameWriter {
+    shrinker: Shrinker,
     table: Vec<ChunkEntry>,
-    payload: Vec<u8>,
-    /// Where in `payload` the raw bytes of the open chunk begin.
-    open_at: usize,
-    scratch: Vec<u8>,
-    sample: Vec<u8>,
-    /// The last chunk that was tried did not shrink.
-    shrank_not: bool,
-    meta: Vec<u8>,
-    first: Option<Record>,
-    last_seq: Seq,
-    raw_bytes: u64,
 }
 
-impl FrameBuilder {
-    /// An empty builder.
-    pub fn new(compression: Compression) -> FrameBuilder {
-        let mut builder = FrameBuilder {
-            compression,
-            compressor: None,
-            descriptors: Vec::new(),
-            table: Vec::new(),
-            payload: Vec::new(),
-            open_at: 0,
-            scratch: Vec::new(),
-            sample: Vec::new(),
-            shrank_not: false,
-            meta: Vec::new(),
-            first: None,
-            last_seq: Seq::ZERO,
-            raw_bytes: 0,
-        };
-        builder.set_compression(compression);
-        builder
+impl FrameWriter {
+    /// One that compresses so.
+    pub fn new(compression: Compression) -> FrameWriter {
+        FrameWriter { shrinker: Shrinker::new(compression), table: Vec::new() }
     }
 
-    /// Changes the compression of the chunks that are closed from now on.
+    /// Changes the compression from the next frame on.
     pub fn set_compression(&mut self, compression: Compression) {
-        self.compressor = match compression {
-            Compression::Off => None,
-            // Without a compressor (no memory for its tables) chunks stay raw, which is correct.
-            Compression::Zstd(level) => zstd::bulk::Compressor::new(level).ok(),
-        };
-        self.compression = compression;
+        self.shrinker = Shrinker::new(compression);
     }
 
     /// The compression in force.
     pub fn compression(&self) -> Compression {
-        self.compression
+        self.shrinker.compression()
     }
 
-    /// Whether nothing has been pushed.
-    pub fn is_empty(&self) -> bool {
-        self.first.is_none()
-    }
-
-    /// Records pushed so far.
-    pub fn records(&self) -> usize {
-        self.descriptors.len()
-    }
-
-    /// Raw payload bytes pushed so far.
-    pub fn raw_bytes(&self) -> u64 {
-        self.raw_bytes
-    }
-
-    /// Whether a record with so much payload, at this sequence and time, may still join.
-    pub fn fits(&self, record: &Record) -> bool {
-        let Some(first) = &self.first else { return true };
-        let bytes = record.payload_bytes() as usize;
-        let chunks = self.table.len() + 2 + bytes.div_ceil(CHUNK_BYTES_MAX);
-        let meta = HEADER_BYTES
-            + (self.descriptors.len() + 1) * size_of::<Descriptor>()
-            + chunks * size_of::<ChunkEntry>();
-        let delta_us = record.time_ns.saturating_sub(first.time_ns) / 1000;
-        self.descriptors.len() < RECORDS_MAX
-            && chunks <= CHUNKS_MAX
-            && meta + self.payload.len() + bytes <= FRAME_BYTES_MAX
-            && record.seq.0 - first.seq.0 <= u64::from(u32::MAX)
-            && delta_us <= u64::from(u32::MAX)
-    }
-
-    /// Adds a record with its payload, given in pieces.
+    /// Writes the planned frame to the begin of `out`, and returns how many bytes it has. `payloads` are those of its
+    /// records, one after the other, in pieces of any length.
     ///
     /// # Panics
-    /// When the record does not [`fit`](Self::fits), contradicts itself, goes back in sequence, or
-    /// the pieces are not as long as the record says: all of these are mistakes of the caller.
-    pub fn push<'p>(&mut self, record: &Record, payload: impl IntoIterator<Item = &'p [u8]>) {
-        assert!(self.fits(record), "a record that does not fit its frame");
-        assert_eq!(record.check(), Ok(()), "a record that contradicts itself: {record:?}");
-        assert!(self.is_empty() || record.seq > self.last_seq, "a sequence that goes back");
-        let first = *self.first.get_or_insert(*record);
-        let bytes = record.payload_bytes() as usize;
-        let (mut chunk, mut offset) = (0, 0);
-        if bytes > 0 {
-            let open = self.payload.len() - self.open_at;
-            if open > 0 && open + bytes > CHUNK_BYTES_MAX {
-                self.close_chunk();
-            }
-            (chunk, offset) = (self.table.len(), self.payload.len() - self.open_at);
-            let mut pushed = 0;
-            for mut piece in payload {
-                pushed += piece.len();
-                while !piece.is_empty() {
-                    let room = CHUNK_BYTES_MAX - (self.payload.len() - self.open_at);
-                    let (head, tail) = piece.split_at(room.min(piece.len()));
-                    self.payload.extend_from_slice(head);
-                    if self.payload.len() - self.open_at == CHUNK_BYTES_MAX {
-                        self.close_chunk();
-                    }
-                    piece = tail;
-                }
-            }
-            assert_eq!(pushed, bytes, "a payload of another length than its record says");
-            self.raw_bytes += bytes as u64;
-        }
-        self.descriptors.push(Descriptor {
-            kind: record.kind as u8,
-            flags: record.flags,
-            volume: record.volume.0.into(),
-            seq_delta: ((record.seq.0 - first.seq.0) as u32).into(),
-            time_delta_us: ((record.time_ns.saturating_sub(first.time_ns) / 1000) as u32).into(),
-            sectors: record.sectors.into(),
-            start: record.start.0.into(),
-            chunk: (chunk as u32).into(),
-            chunk_offset: (offset as u32).into(),
-        });
-        self.last_seq = record.seq;
-    }
-
-    /// Closes the frame. The parts are valid until the builder is used again; call
-    /// [`clear`](Self::clear) before the next frame.
-    ///
-    /// # Panics
-    /// On an empty builder, or a position before that is not below the first record.
-    pub fn finish(&mut self, about: &FrameMeta) -> EncodedFrame<'_> {
-        let first = self.first.expect("a frame holds at least one record");
+    /// On an empty plan, a position before that is not below the first record, payloads of another length than was
+    /// planned, or less room than [`FramePlan::frame_bytes_max`]: all of these are mistakes of the caller.
+    pub fn write<'p>(
+        &mut self,
+        plan: &FramePlan,
+        about: &FrameMeta,
+        payloads: impl IntoIterator<Item = &'p [u8]>,
+        out: &mut [u8],
+    ) -> usize {
+        let first = plan.first().expect("a frame holds at least one record");
         assert!(about.before.seq < first.seq, "a frame that does not go forward");
-        if self.payload.len() > self.open_at {
-            self.close_chunk();
-        }
-        let table_bytes = self.table.as_slice().as_bytes();
-        let descriptor_bytes = self.descriptors.as_slice().as_bytes();
-        let meta_bytes = HEADER_BYTES + descriptor_bytes.len() + table_bytes.len();
+        let meta_bytes = plan.meta_bytes();
+        let (meta, room) = out.split_at_mut(meta_bytes);
+        let payload_bytes = self.write_payload(plan, payloads, room);
         let mut header = FrameHeader {
             magic: FRAME_MAGIC,
             version: FRAME_VERSION.into(),
             flags: 0.into(),
             meta_bytes: (meta_bytes as u32).into(),
-            records: (self.descriptors.len() as u32).into(),
+            records: (plan.descriptors().len() as u32).into(),
             chunks: (self.table.len() as u32).into(),
             hash_bytes: 0.into(),
-            payload_bytes: (self.payload.len() as u64).into(),
-            raw_bytes: self.raw_bytes.into(),
+            payload_bytes: (payload_bytes as u64).into(),
+            raw_bytes: plan.raw_bytes().into(),
             group: about.group.0,
             term: about.term.0,
             before_term: about.before.term.0,
             before_seq: about.before.seq.0.into(),
             first_seq: first.seq.0.into(),
-            last_seq: self.last_seq.0.into(),
+            last_seq: plan.last_seq().0.into(),
             time_ns: first.time_ns.into(),
             wall_ns: about.wall_ns.into(),
             key_epoch: [0; 16],
@@ -243,78 +101,56 @@ impl FrameBuilder {
             reserved: [0; 32],
             crc: 0.into(),
         };
-        self.meta.clear();
-        self.meta.extend_from_slice(header.as_bytes());
-        self.meta.extend_from_slice(descriptor_bytes);
-        self.meta.extend_from_slice(table_bytes);
-        header.crc = meta_crc(&self.meta).into();
-        self.meta[..HEADER_BYTES].copy_from_slice(header.as_bytes());
-        EncodedFrame {
-            meta: &self.meta,
-            payload: &self.payload,
-            raw_bytes: self.raw_bytes,
-            last: self.last_seq,
-        }
+        let descriptors = plan.descriptors().as_bytes();
+        let table_at = HEADER_BYTES + descriptors.len();
+        meta[..HEADER_BYTES].copy_from_slice(header.as_bytes());
+        meta[HEADER_BYTES..table_at].copy_from_slice(descriptors);
+        meta[table_at..].copy_from_slice(self.table.as_slice().as_bytes());
+        header.crc = meta_crc(meta).into();
+        meta[..HEADER_BYTES].copy_from_slice(header.as_bytes());
+        meta_bytes + payload_bytes
     }
 
-    /// Forgets the frame and keeps the buffers.
-    pub fn clear(&mut self) {
-        self.descriptors.clear();
+    /// Writes the chunks, enters them in the table, and returns how many bytes they have.
+    fn write_payload<'p>(
+        &mut self,
+        plan: &FramePlan,
+        payloads: impl IntoIterator<Item = &'p [u8]>,
+        room: &mut [u8],
+    ) -> usize {
+        let (mut payloads, mut rest): (_, &[u8]) = (payloads.into_iter(), &[]);
         self.table.clear();
-        self.payload.clear();
-        self.open_at = 0;
-        self.first = None;
-        self.raw_bytes = 0;
-    }
-
-    fn close_chunk(&mut self) {
-        let raw_bytes = self.payload.len() - self.open_at;
-        let mut codec = Codec::Raw;
-        if let Some(compressor) = &mut self.compressor {
-            let raw = &self.payload[self.open_at..];
-            let sampled = self.shrank_not && raw_bytes >= SAMPLED_BYTES_MIN;
-            let worth = !sampled || {
-                take_sample(raw, &mut self.sample);
-                shrink(compressor, &self.sample, &mut self.scratch).is_some()
-            };
-            let shrunk = worth.then(|| shrink(compressor, raw, &mut self.scratch)).flatten();
-            self.shrank_not = shrunk.is_none();
-            if let Some(bytes) = shrunk {
-                self.payload.truncate(self.open_at);
-                self.payload.extend_from_slice(&self.scratch[..bytes]);
-                codec = Codec::Zstd;
+        let mut at = 0;
+        for raw_bytes in plan.chunks() {
+            let raw = &mut room[at..at + raw_bytes];
+            let mut filled = 0;
+            while filled < raw_bytes {
+                if rest.is_empty() {
+                    rest = payloads.next().expect("payloads as long as was planned");
+                }
+                let (head, tail) = rest.split_at(rest.len().min(raw_bytes - filled));
+                raw[filled..filled + head.len()].copy_from_slice(head);
+                (filled, rest) = (filled + head.len(), tail);
             }
+            let (codec, stored_bytes) = match self.shrinker.shrink(raw) {
+                Some(shrunk) => {
+                    raw[..shrunk.len()].copy_from_slice(shrunk);
+                    (Codec::Zstd, shrunk.len())
+                }
+                None => (Codec::Raw, raw_bytes),
+            };
+            self.table.push(ChunkEntry {
+                raw_bytes: (raw_bytes as u32).into(),
+                stored_bytes: (stored_bytes as u32).into(),
+                codec: codec as u8,
+                reserved: [0; 7],
+                crc: crc64(&raw[..stored_bytes]).into(),
+                tag: [0; 16],
+            });
+            at += stored_bytes;
         }
-        let stored = &self.payload[self.open_at..];
-        self.table.push(ChunkEntry {
-            raw_bytes: (raw_bytes as u32).into(),
-            stored_bytes: (stored.len() as u32).into(),
-            codec: codec as u8,
-            reserved: [0; 7],
-            crc: crc64(stored).into(),
-            tag: [0; 16],
-        });
-        self.open_at = self.payload.len();
-    }
-}
-
-/// Compresses into `scratch`; the number of bytes, if they are fewer by a sixteenth at least.
-fn shrink(
-    compressor: &mut zstd::bulk::Compressor<'static>,
-    raw: &[u8],
-    scratch: &mut Vec<u8>,
-) -> Option<usize> {
-    scratch.resize(raw.len() - raw.len().div_ceil(16), 0);
-    // An error means that the result is longer than that.
-    compressor.compress_to_buffer(raw, scratch.as_mut_slice()).ok()
-}
-
-/// Takes pieces of a chunk at equal distances, in turn from the four quarters of a block of 4 KiB: records' blocks often
-/// begin alike.
-fn take_sample(raw: &[u8], sample: &mut Vec<u8>) {
-    sample.clear();
-    for piece in 0..SAMPLE_PIECES {
-        let at = raw.len() / SAMPLE_PIECES * piece + piece % 4 * SAMPLE_PIECE_BYTES;
-        sample.extend_from_slice(&raw[at..at + SAMPLE_PIECE_BYTES]);
+        let left = rest.len() + payloads.map(<[u8]>::len).sum::<usize>();
+        assert_eq!(left, 0, "payloads longer than was planned");
+        at
     }
 }

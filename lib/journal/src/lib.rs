@@ -21,7 +21,7 @@ pub mod record;
 pub mod segment;
 pub mod term;
 
-pub use encode::{Compression, FrameBuilder, FrameMeta};
+pub use encode::{Compression, FrameBuilder, FrameMeta, FramePlan, FrameWriter};
 pub use frame::{FrameError, FrameView};
 pub use ids::{GroupId, Position, SECTOR_BYTES, Sector, Seq, TermId, VolumeId};
 pub use record::{GapReason, Kind, Record};

@@ -55,8 +55,6 @@ pub use link::Session;
 
 /// The group.
 pub const GROUP: GroupId = GroupId([7; 16]);
-/// A frame of what the simulator writes is never longer: stamps pack well.
-const FRAME_BYTES_MAX: u64 = 256 << 10;
 
 /// What every life of an agent has in common.
 #[derive(Clone)]
@@ -550,8 +548,7 @@ impl Agent {
     pub fn encode(&mut self) -> bool {
         // What is encoded may be freed before the next look.
         self.read_along();
-        let largest = FRAME_BYTES_MAX.min(self.site.layout.frame_bytes);
-        self.outbox.has_room(largest) && self.encoder.turn() == Turn::Framed
+        self.encoder.has_room() && self.encoder.turn() == Turn::Framed
     }
 
     /// The spool's thread does its next chore.

@@ -194,7 +194,8 @@ impl World {
         let slots = 64 + records;
         let spooled = with_spool && rng.below(2) == 0;
         // Half of it, and the spool is used.
-        let frame_bytes = if spooled { 300 << 10 } else { 1 << 20 };
+        // The longest record has to fit as it is.
+        let frame_bytes = if spooled { 1100 << 10 } else { 2 << 20 };
         let layout = Layout {
             slots,
             data_bytes: 3 << 20,

@@ -173,7 +173,7 @@ impl Inherited {
 
     /// The encoder's end.
     pub fn reader(&self) -> RingReader {
-        RingReader { memory: self.memory.clone(), taken: self.encoded }
+        RingReader::after(self.memory.clone(), self.encoded)
     }
 
     /// The memory.

@@ -8,7 +8,7 @@ use super::{media::Media, *};
 use crate::{
     capture::ring::{Layout, RingMemory},
     dirty::tests::random::Random,
-    outbox::{FrameFacts, Outbox},
+    outbox::{FrameFacts, Outbox, tests::keep},
 };
 
 fn memory() -> Arc<RingMemory> {
@@ -21,7 +21,7 @@ fn push(outbox: &Outbox, journal: &Journal) {
     let view = tidemark_journal::FrameView::parse(bytes).unwrap();
     let (before, time_ns) = (view.header().before(), view.header().time_ns.get());
     let facts = FrameFacts { before, last: last.seq, term: last.term, time_ns, raw_bytes: 0 };
-    assert!(outbox.push([bytes, &[]], &facts));
+    assert!(keep(outbox, bytes, &facts));
 }
 
 /// Sends the next frame; its last sequence.

@@ -2,7 +2,8 @@
 
 use proptest::prelude::*;
 use tidemark_journal::{
-    Compression, FrameBuilder, FrameMeta, FrameView, Kind, Position, Record, Sector, Seq, VolumeId,
+    Compression, FrameBuilder, FrameMeta, FramePlan, FrameView, FrameWriter, Kind, Position,
+    Record, Sector, Seq, VolumeId,
     chunk::CHUNK_BYTES_MAX,
     dump,
     encode::EncodedFrame,
@@ -211,4 +212,38 @@ fn a_frame_takes_what_fits_and_no_more() {
     let late = |time_ns| Record { time_ns, ..flush(2) };
     assert!(builder.fits(&late(u64::from(u32::MAX) * 1000 + 999)));
     assert!(!builder.fits(&late((u64::from(u32::MAX) + 1) * 1000)), "too far in time");
+}
+
+/// A plan for less room takes less; its first record comes in anyhow. What is written in place is what a builder makes.
+#[test]
+fn a_planned_frame_is_written_where_it_belongs() {
+    const ROOM: usize = 300 << 10;
+    for compression in [Compression::Off, Compression::Zstd(1)] {
+        let mut plan = FramePlan::of_at_most(ROOM);
+        let mut builder = FrameBuilder::new(compression);
+        let mut payloads: Vec<Vec<u8>> = Vec::new();
+        for seq in 1.. {
+            let record = write(seq, (seq % 40) as u32 + 1);
+            if !plan.fits(&record) {
+                break;
+            }
+            plan.push(&record);
+            payloads.push(vec![seq as u8; record.payload_bytes() as usize]);
+            builder.push(&record, [payloads[payloads.len() - 1].as_slice()]);
+            assert!(plan.frame_bytes_max() <= ROOM);
+        }
+        assert!(plan.frame_bytes_max() > ROOM - (40 << 10));
+        // In pieces that have nothing to do with records or chunks.
+        let whole = payloads.concat();
+        let mut out = vec![0xee; ROOM];
+        let bytes =
+            FrameWriter::new(compression).write(&plan, &ABOUT, whole.chunks(7777), &mut out);
+        assert_eq!(out[..bytes], *builder.finish(&ABOUT).bytes);
+        assert_eq!(bytes == plan.frame_bytes_max(), compression == Compression::Off);
+
+        plan.clear();
+        plan.push(&write(1, 2048));
+        assert!(plan.frame_bytes_max() > ROOM);
+        assert!(!plan.fits(&write(2, 1)));
+    }
 }
