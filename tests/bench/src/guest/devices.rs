@@ -5,7 +5,7 @@ use std::{env, fs, path::PathBuf};
 use anyhow::{Context, Result, ensure};
 use tidemark_tests::pair::Pair;
 
-use super::drbd;
+use super::{drbd, stream};
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub enum Thing {
     Plain,
     /// `rublk`'s loop.
     Rublk,
+    /// The same beside a TLS stream of as many bytes to the second guest.
+    Streamed,
     /// The disk itself.
     Bare,
     /// DRBD with protocol A, connected to the same second guest.
@@ -29,6 +31,7 @@ impl Thing {
             Thing::Protected => "protected",
             Thing::Plain => "own device without capture",
             Thing::Rublk => "rublk loop",
+            Thing::Streamed => "rublk loop beside a TLS stream",
             Thing::Bare => "bare disk",
             Thing::Drbd => "DRBD protocol A",
         }
@@ -41,15 +44,16 @@ pub struct Devices {
 }
 
 impl Devices {
-    /// Starts what serves them; DRBD too, if it is asked for.
+    /// Starts what serves them; what needs the second guest too, if it is asked for.
     ///
     /// # Errors
     /// There is no rublk or DRBD; a guest that fails.
-    pub fn start(pair: &Pair, with_drbd: bool) -> Result<Devices> {
+    pub fn start(pair: &Pair, with_remote: bool) -> Result<Devices> {
         start_plain(pair)?;
         let rublk = start_rublk(pair)?;
-        if with_drbd {
+        if with_remote {
             drbd::start(pair)?;
+            stream::start(pair)?;
         }
         Ok(Devices { rublk })
     }
@@ -59,7 +63,7 @@ impl Devices {
         match thing {
             Thing::Protected => pair.device("data"),
             Thing::Plain => "/dev/tidemark/plain/plain".to_owned(),
-            Thing::Rublk => self.rublk.clone(),
+            Thing::Rublk | Thing::Streamed => self.rublk.clone(),
             Thing::Bare => pair.raw_disk("bare"),
             Thing::Drbd => drbd::DEVICE.to_owned(),
         }

@@ -10,6 +10,7 @@ use super::{
     devices::{Devices, Thing},
     drain, drbd,
     profile::Profile,
+    stream,
 };
 use crate::figures::{Bar, Bound, Comparison, in_turn};
 
@@ -101,10 +102,10 @@ fn compare(
         let held = hold.filter(|_| thing == Thing::Protected);
         held.map(|hold| hold(true)).transpose()?;
         let run = || fio(pair, &devices.path(pair, thing), kind.options, spell);
-        let rate = if thing == Thing::Protected {
-            profile.of(pair, spell.warm_up_s + spell.run_s, run)
-        } else {
-            run()
+        let rate = match thing {
+            Thing::Protected => profile.of(pair, spell.warm_up_s + spell.run_s, run),
+            Thing::Streamed => stream::beside(pair, &devices.path(pair, thing), run),
+            _ => run(),
         };
         held.map(|hold| hold(false)).transpose()?;
         // What is still on its way must not cost the next one.
@@ -119,6 +120,8 @@ fn compare(
     let gaps = pair.status()?.gaps_total - gaps_before;
     let captured = if gaps == 0 { String::new() } else { format!(" ({gaps} GAPS)") };
     let bars = things.iter().enumerate().skip(1);
+    let index = |wanted| things.iter().position(|(thing, _)| *thing == wanted);
+    let floor = index(Thing::Streamed).zip(index(Thing::Rublk));
     Ok(Comparison {
         what: format!("{}{captured}", kind.what),
         unit: "1/s",
@@ -130,6 +133,7 @@ fn compare(
                 to: Some(to),
                 bound: at_least.map(Bound::AtLeast),
             })
+            .chain(floor.map(|(streamed, rublk)| Bar::printed(streamed, rublk)))
             .collect(),
     })
 }

@@ -8,6 +8,7 @@ mod load;
 mod profile;
 pub mod sequential;
 pub mod speed;
+mod stream;
 
 use anyhow::Result;
 use tidemark_tests::{

@@ -8,19 +8,37 @@ use super::{
     SIZE_BYTES,
     devices::{
         Devices, Thing,
-        Thing::{Bare, Drbd, Plain, Protected, Rublk},
+        Thing::{Bare, Drbd, Plain, Protected, Rublk, Streamed},
     },
     load::{self, Load, Spell},
 };
 use crate::figures::Comparison;
 
-const DEEP: &[(Thing, Option<f64>)] =
-    &[(Protected, None), (Rublk, Some(0.6)), (Drbd, Some(2.0)), (Plain, None), (Bare, None)];
-const SHALLOW: &[(Thing, Option<f64>)] =
-    &[(Protected, None), (Rublk, Some(0.7)), (Drbd, Some(1.5)), (Plain, None), (Bare, None)];
+const DEEP: &[(Thing, Option<f64>)] = &[
+    (Protected, None),
+    (Rublk, Some(0.6)),
+    (Drbd, Some(2.0)),
+    (Streamed, None),
+    (Plain, None),
+    (Bare, None),
+];
+const SHALLOW: &[(Thing, Option<f64>)] = &[
+    (Protected, None),
+    (Rublk, Some(0.7)),
+    (Drbd, Some(1.5)),
+    (Streamed, None),
+    (Plain, None),
+    (Bare, None),
+];
 
-const LARGE: &[(Thing, Option<f64>)] =
-    &[(Protected, None), (Rublk, None), (Drbd, Some(1.0)), (Plain, None), (Bare, None)];
+const LARGE: &[(Thing, Option<f64>)] = &[
+    (Protected, None),
+    (Rublk, None),
+    (Drbd, Some(1.0)),
+    (Streamed, None),
+    (Plain, None),
+    (Bare, None),
+];
 
 const LOADS: [Load; 5] = [
     (load::DEEP_ALL, DEEP),
