@@ -3,7 +3,7 @@
 
 use std::process::Command;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use tidemark_tests::{pair::Pair, vm};
 
 const PROGRAM: &str = "tls-stream";
@@ -32,12 +32,13 @@ pub fn start(pair: &Pair) -> Result<()> {
 /// # Errors
 /// A guest that fails, the stream, or the load.
 pub fn beside<T>(pair: &Pair, disk: &str, load: impl FnOnce() -> Result<T>) -> Result<T> {
-    let host = pair.target_address.rsplit_once(':').map_or("", |(host, _)| host);
-    let unit = "stream";
+    let (unit, host) = ("stream", &pair.target_address);
     pair.source
         .sh(&format!("systemd-run --quiet --unit={unit} {PROGRAM} send {host}:{PORT} {disk}"))?;
     let result = load()?;
-    // One that has ended by itself fails here.
-    pair.source.sh(&format!("systemctl is-active {unit} && systemctl stop {unit}"))?;
+    let stop = format!(
+        "systemctl is-active {unit} && systemctl stop {unit} || {{ journalctl -u {unit} -n 20; false; }}"
+    );
+    pair.source.sh(&stop).context("the stream has ended by itself")?;
     Ok(result)
 }
