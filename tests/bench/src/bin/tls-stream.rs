@@ -16,7 +16,7 @@ use tidemark_link::{
 /// Where a node keeps its certificate.
 const PKI: &str = "/etc/tidemark/pki";
 /// How often it is looked at what was written: as often as an agent that has little to send sends it.
-const PERIOD: Duration = Duration::from_millis(16);
+const PERIOD: Duration = Duration::from_millis(24);
 /// The most that is sent in one message: as much as an agent puts in a frame.
 const MESSAGE_BYTES: usize = 1 << 20;
 
