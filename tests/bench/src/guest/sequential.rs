@@ -10,7 +10,6 @@ use tidemark_tests::pair::Pair;
 use super::{
     SIZE_BYTES,
     devices::{Devices, Thing},
-    drain,
 };
 use crate::figures::{Bar, Bound, Comparison, in_rounds};
 
@@ -28,6 +27,21 @@ const RUNG_S_MIN: u64 = 5;
 /// # Errors
 /// There is no rublk; a guest that fails; a rung that is left too soon.
 pub fn measure(rounds: usize, short: bool) -> Result<Comparison> {
+    let figures = in_rounds(rounds, |round| one_round(round, short))?;
+    let bar = |of| Bar::ratio(of, 3, Bound::AtLeast(0.7));
+    Ok(Comparison {
+        what: "sequential writes of 1 MiB on two processors, faster than the link".to_owned(),
+        unit: "MB/s",
+        names: ["on the ring", "in the spool", "in a gap", "rublk loop"]
+            .map(str::to_owned)
+            .to_vec(),
+        rounds: figures,
+        bars: vec![bar(0), Bar::printed(1, 3), bar(2)],
+    })
+}
+
+/// With guests of its own: they start in less time than what has piled up takes to the target.
+fn one_round(round: usize, short: bool) -> Result<Vec<f64>> {
     let mut figures = Vec::new();
     super::run(
         "bench-sequential",
@@ -40,30 +54,18 @@ pub fn measure(rounds: usize, short: bool) -> Result<Comparison> {
         |pair| {
             give_spool(pair)?;
             let devices = Devices::start(pair, false)?;
-            figures = in_rounds(rounds, |round| {
-                let rublk = || {
-                    run(pair, &devices.path(pair, Thing::Rublk), PLAIN_S)
-                        .map(|log| log.mean(1, PLAIN_S - 1))
-                };
-                // Each goes first in half of the rounds.
-                let before = (round % 2 == 0).then(rublk).transpose()?;
-                let mut figures = climb(pair, &devices, short)?;
-                figures.push(before.map_or_else(rublk, Ok)?);
-                Ok(figures)
-            })?;
-            Ok(())
+            let rublk = || {
+                run(pair, &devices.path(pair, Thing::Rublk), PLAIN_S)
+                    .map(|log| log.mean(1, PLAIN_S - 1))
+            };
+            // Each goes first in half of the rounds.
+            let before = round.is_multiple_of(2).then(rublk).transpose()?;
+            figures = climb(pair, &devices, short)?;
+            figures.push(before.map_or_else(rublk, Ok)?);
+            signal_target(pair, "CONT")
         },
     )?;
-    let bar = |of| Bar::ratio(of, 3, Bound::AtLeast(0.7));
-    Ok(Comparison {
-        what: "sequential writes of 1 MiB on two processors, faster than the link".to_owned(),
-        unit: "MB/s",
-        names: ["on the ring", "in the spool", "in a gap", "rublk loop"]
-            .map(str::to_owned)
-            .to_vec(),
-        rounds: figures,
-        bars: vec![bar(0), Bar::printed(1, 3), bar(2)],
-    })
+    Ok(figures)
 }
 
 /// A disk for the agent's spool.
@@ -78,13 +80,17 @@ fn give_spool(pair: &Pair) -> Result<()> {
     Ok(())
 }
 
-/// One climb: what was written on the ring, in the spool and in the gap.
+fn signal_target(pair: &Pair, signal: &str) -> Result<()> {
+    pair.target.sh(&format!("systemctl kill --signal={signal} tidemark-target"))?;
+    Ok(())
+}
+
+/// One climb: what was written on the ring, in the spool and in the gap. The target stays stopped, so that nothing of it
+/// goes on beside what is measured next.
 fn climb(pair: &Pair, devices: &Devices, short: bool) -> Result<Vec<f64>> {
     let least = if short { 1 } else { RUNG_S_MIN };
-    let signal =
-        |signal: &str| pair.target.sh(&format!("systemctl kill --signal={signal} tidemark-target"));
     let before = pair.status()?.ladder;
-    signal("STOP")?;
+    signal_target(pair, "STOP")?;
     let device = devices.path(pair, Thing::Protected);
     let load =
         pair.source.spawn_for(&fio(&device, CLIMB_S_MAX), Duration::from_secs(CLIMB_S_MAX + 60))?;
@@ -94,18 +100,15 @@ fn climb(pair: &Pair, devices: &Devices, short: bool) -> Result<Vec<f64>> {
     pair.source.sh("pkill -INT -x fio")?;
     load.wait()?;
     let after = pair.status()?.ladder;
-    signal("CONT")?;
     let log = Log::read(pair)?;
     let spent = |of: fn(&Ladder) -> u64| of(&after) - of(&before);
     let (ring, spool) = (spent(|l| l.ring_s_total), spent(|l| l.spool_s_total));
     ensure!(ring > least && spool > least, "only {ring} s on the ring and {spool} s in the spool");
-    let figures = vec![
+    Ok(vec![
         log.mean(1, ring - 1),
         log.mean(ring + 1, ring + spool - 1),
         log.mean(ring + spool + 1, log.seconds() - 1),
-    ];
-    drain(pair)?;
-    Ok(figures)
+    ])
 }
 
 fn run(pair: &Pair, device: &str, seconds: u64) -> Result<Log> {

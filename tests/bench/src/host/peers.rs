@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 /// How long one may take to listen.
 const START_MAX: Duration = Duration::from_secs(20);
@@ -30,7 +30,18 @@ impl Server {
         Server::start(command, socket)
     }
 
-    /// The same over TCP, for clients with a certificate only. `certificates` is a directory as nbdkit-tls(1) has it;
+    /// `nbdkit` with its null plugin: a disk of so many bytes that takes everything in and keeps nothing.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn nbdkit_null(size_bytes: u64, socket: &Path) -> Result<Server> {
+        let mut command = Command::new("nbdkit");
+        command.args(["--foreground", "--exit-with-parent", "--unix"]).arg(socket);
+        command.arg("null").arg(size_bytes.to_string());
+        Server::start(command, socket)
+    }
+
+    /// `nbdkit` with its file plugin over TCP, for clients with a certificate only. `certificates` is a directory as nbdkit-tls(1) has it;
     /// `ready` is a file that it makes once it listens.
     ///
     /// # Errors
@@ -78,6 +89,24 @@ impl Server {
         }
         Ok(server)
     }
+}
+
+/// Megabytes per second of fio, which writes so many random blocks of 4 KiB to a file, so many at a time, with io_uring
+/// and direct I/O, until they are on the disk.
+///
+/// # Errors
+/// It cannot be started, or fails.
+pub fn fio(file: &Path, written_bytes: u64, depth: usize) -> Result<f64> {
+    let mut command = Command::new("fio");
+    command.args(["--name=load", "--ioengine=io_uring", "--direct=1", "--rw=randwrite", "--bs=4k"]);
+    command.args(["--norandommap", "--randrepeat=0", "--end_fsync=1", "--output-format=json"]);
+    command.arg(format!("--filename={}", file.display()));
+    command.arg(format!("--io_size={written_bytes}")).arg(format!("--iodepth={depth}"));
+    let start = Instant::now();
+    let output = command.stdin(Stdio::null()).output().context("cannot start fio")?;
+    let seconds = start.elapsed().as_secs_f64();
+    ensure!(output.status.success(), "fio: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(written_bytes as f64 / 1e6 / seconds)
 }
 
 impl Drop for Server {

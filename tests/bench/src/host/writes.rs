@@ -1,6 +1,6 @@
 //! Random writes of 4 KiB through an NBD socket, 32 at a time, until all are safe: on the local disk, and for a
-//! protected volume at the target too. Agent, target and whoever writes share this machine's processors. What our own
-//! socket gives without capture is beside it: nothing that is replicated can be faster.
+//! protected volume at the target too. Agent, target and whoever writes share this machine's processors. Beside it is what
+//! bounds it: our own socket without capture, a server that keeps nothing, and a file without any server.
 
 use std::{path::PathBuf, time::Instant};
 
@@ -10,11 +10,19 @@ use tidemark_tests::site::{Plan, Site};
 use super::{
     load::{self, Area, BLOCK_BYTES, Load},
     node,
-    peers::Server,
+    peers::{self, Server},
 };
 use crate::figures::{Bar, Bound, Comparison, in_turn};
 
 const DEPTH: usize = 32;
+const NAMES: [&str; 6] = [
+    "protected",
+    "nbdkit file",
+    "qemu-nbd io_uring",
+    "own socket without capture",
+    "nbdkit null",
+    "fio io_uring on a file",
+];
 
 /// Megabytes per second, the last flush included on both sides.
 ///
@@ -46,12 +54,18 @@ pub fn measure(rounds: usize, short: bool) -> Result<Comparison> {
     let _nbdkit = Server::nbdkit(&file, &nbdkit)?;
     let (file, qemu) = peer("qemu-nbd")?;
     let _qemu = Server::qemu_nbd(&file, &qemu)?;
-    let sockets = [site.front(0), nbdkit, qemu, plain.front(0)];
+    let null = site.dir().join("null.sock");
+    let _null = Server::nbdkit_null(size_bytes, &null)?;
+    let (bare, _) = peer("bare")?;
+    let sockets = [site.front(0), nbdkit, qemu, plain.front(0), null];
     let mut seed = 0;
-    let rounds = in_turn(sockets.len(), rounds, |which| {
+    let rounds = in_turn(NAMES.len(), rounds, |which| {
+        let Some(socket) = sockets.get(which) else {
+            return peers::fio(&bare, written_bytes, DEPTH);
+        };
         seed += 1;
         let start = Instant::now();
-        let to = [(sockets[which].clone(), area)];
+        let to = [(socket.clone(), area)];
         load::write(site.runtime(), &to, Load::blocks(written_bytes / BLOCK_BYTES, DEPTH), seed)?;
         if which == 0 {
             site.wait_in_sync()?;
@@ -62,15 +76,15 @@ pub fn measure(rounds: usize, short: bool) -> Result<Comparison> {
     Ok(Comparison {
         what: format!("random writes of 4 KiB, {DEPTH} at a time, over an NBD socket"),
         unit: "MB/s",
-        names: ["protected", "nbdkit file", "qemu-nbd io_uring", "own socket without capture"]
-            .map(str::to_owned)
-            .to_vec(),
+        names: NAMES.map(str::to_owned).to_vec(),
         rounds,
         bars: vec![
             Bar::ratio(0, 1, Bound::AtLeast(0.6)),
             Bar::ratio(0, 2, Bound::AtLeast(2.0)),
             Bar::printed(0, 3),
             Bar::printed(3, 2),
+            Bar::printed(4, 2),
+            Bar::printed(5, 2),
         ],
     })
 }
