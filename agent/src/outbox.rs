@@ -74,6 +74,8 @@ struct State {
     /// Frames are dropped instead of kept: what they hold will be compared instead.
     discarding: bool,
     closed: bool,
+    /// A frame is being written to its place.
+    writing: bool,
     spill: Spill,
 }
 
@@ -142,7 +144,7 @@ impl Outbox {
     /// is closed.
     ///
     /// # Panics
-    /// When `bytes_max` is more than [`Self::frame_bytes_max`], or `write` tells of more.
+    /// When `bytes_max` is more than [`Self::frame_bytes_max`], `write` tells of more, or another thread is at it.
     pub fn push(
         &self,
         bytes_max: u64,
@@ -163,14 +165,16 @@ impl Outbox {
             let waited = self.room.wait_timeout(state, Duration::from_millis(500));
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         };
+        assert!(!std::mem::replace(&mut state.writing, true), "one writes frames at a time");
         drop(state);
         let region = self.memory.region();
-        // SAFETY: the place is free, so nobody reads there until the frame is told of below. Whoever else has the lock
-        // meanwhile takes frames or frees them: only this adds any, for the one encoder that there is.
+        // SAFETY: the place is free, so nobody reads there until the frame is told of below. Whoever has the lock
+        // meanwhile takes frames or frees them; only this adds any, once at a time.
         let room = unsafe { region.slice_mut(frames_at + at % area, bytes_max) };
         let bytes = write(room.expect("the place lies inside the area")) as u64;
         assert!(bytes <= bytes_max, "a frame longer than it may be");
         let mut state = self.state();
+        state.writing = false;
         if state.closed || state.discarding {
             return (!state.closed).then_some(0);
         }
@@ -327,7 +331,7 @@ impl Outbox {
         self.spill.notify_all();
     }
 
-    /// Ends it: whoever waits for room gives up.
+    /// Ends it: whoever waits for room gives up, and a frame that is being written is not kept.
     pub fn close(&self) {
         self.state().closed = true;
         self.room.notify_all();

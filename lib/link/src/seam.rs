@@ -1,6 +1,7 @@
 //! The streaming path's sockets and files. Nothing outside this module names tokio-uring.
 //!
-//! The rules of the seam, since an io_uring operation belongs to the kernel until it completes:
+//! Writing to a socket is a plain system call, which the kernel copies from; it is told of room by epoll, as this thread's
+//! runtime is of its ring. The rules for all else, since an io_uring operation belongs to the kernel until it completes:
 //!
 //! - Buffers are handed over with the operation and come back with its result.
 //! - Nothing can be cancelled. Dropping a future leaves its operation submitted: a socket's ends by
@@ -49,7 +50,7 @@ pub fn spawn<F: Future + 'static>(future: F) -> tokio::task::JoinHandle<F::Outpu
 }
 
 /// Hands over to the kernel what this thread has asked for so far, which else waits until all of its
-/// tasks have nothing to do. For a task that has much to do of its own while the kernel works.
+/// tasks have nothing to do, and lets the others go on. For a task that has much to do of its own while the kernel works.
 ///
 /// # Errors
 /// The ring's.

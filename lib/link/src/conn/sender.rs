@@ -13,13 +13,17 @@ use zerocopy::IntoBytes;
 use super::{Closer, LinkError, Shared};
 use crate::{
     message::{Envelope, Message, MessageKind},
-    seam::Stream,
+    seam::{self, Stream},
     throttle::{Minute, Throttle},
 };
 
 /// What is encrypted before it is handed to the socket: large enough to make system calls cheap,
 /// small enough to stay in a core's cache until the kernel has copied it.
 const BATCH_BYTES: usize = 256 << 10;
+
+/// How much may go to the socket without a wait before others of this thread have their turn: the peer's answers, above
+/// all. As much as takes some milliseconds where a cipher is slow.
+const TURN_BYTES: usize = 1 << 20;
 
 /// The sending half of a connection.
 ///
@@ -30,6 +34,8 @@ pub struct Sender {
     stall: Duration,
     /// Bytes of frames that were encrypted since all was last handed to the socket.
     kept_bytes: usize,
+    /// Bytes that went to the socket since this last waited for anything.
+    turn_bytes: usize,
     /// The message being encoded.
     plain: Vec<u8>,
     /// A message was begun and not finished.
@@ -60,7 +66,8 @@ impl Pace {
 
 impl Sender {
     pub(super) fn new(shared: Rc<Shared>, stall: Duration) -> Sender {
-        Sender { shared, stall, kept_bytes: 0, plain: Vec::new(), under_way: false, pace: None }
+        let (kept_bytes, turn_bytes, plain) = (0, 0, Vec::new());
+        Sender { shared, stall, kept_bytes, turn_bytes, plain, under_way: false, pace: None }
     }
 
     /// Bounds the rate of frames from now on. Other messages are few and do not wait.
@@ -195,9 +202,10 @@ impl Sender {
             };
             match written {
                 Ok(0) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
-                Ok(_) => {}
+                Ok(bytes) => self.turn_bytes += bytes,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.turn_bytes = 0;
                     timeout(self.stall, stream.writable()).await.map_err(|_| {
                         self.close();
                         LinkError::Timeout {
@@ -207,6 +215,10 @@ impl Sender {
                     })??;
                 }
                 Err(error) => return Err(error.into()),
+            }
+            if self.turn_bytes >= TURN_BYTES {
+                self.turn_bytes = 0;
+                seam::submit().await?;
             }
         }
         self.kept_bytes = 0;

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use nix::sys::socket::{setsockopt, sockopt};
 use rustls::{ClientConfig, ServerConfig};
 use tidemark_journal::{Seq, TermId};
 
@@ -550,6 +551,40 @@ fn a_throttle_holds_frames_back_and_not_messages() {
         assert!(took >= Duration::from_millis(300), "{took:?} for 512 KiB at 1 MiB/s");
         sender.finish().await.unwrap();
         assert_eq!(soon(receive).await.unwrap(), [MessageKind::Bye, MessageKind::Frame]);
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_sender_that_never_waits_lets_others_go_on() {
+    const FRAMES: usize = 6;
+    seam::run(async {
+        let nodes = nodes();
+        let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
+        // Room for all of it, as root: nobody reads it.
+        setsockopt(&one, sockopt::SndBufForce, &(64 << 20)).unwrap();
+        let expected = name("target-1");
+        let (source, target) = tokio::join!(
+            Connection::client(Stream::from_unix(one), &nodes.client, &expected, &QUICK),
+            Connection::accept(Stream::from_unix(other), &nodes.server, &QUICK),
+        );
+        let (source, _target) = (source.unwrap(), target.unwrap());
+        let (mut sender, _keep) = source.split();
+        let turns = Rc::new(std::cell::Cell::new(0));
+        let counted = turns.clone();
+        let other_task = seam::spawn(async move {
+            loop {
+                seam::submit().await.unwrap();
+                counted.set(counted.get() + 1);
+            }
+        });
+        let frame = vec![7; 1 << 20];
+        for _ in 0..FRAMES {
+            soon(sender.send_frame(&[&frame])).await.unwrap();
+            soon(sender.flush()).await.unwrap();
+        }
+        other_task.abort();
+        assert!(turns.get() >= FRAMES - 1, "{} turns of another task", turns.get());
     })
     .unwrap();
 }

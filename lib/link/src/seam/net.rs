@@ -124,10 +124,10 @@ impl Stream {
         Ok(sendmsg::<()>(self.socket.as_raw_fd(), parts, &[], flags, None)?)
     }
 
-    /// Waits until the socket may take more. The future may be dropped.
+    /// Waits until the socket may take more, which is to be tried then. The future may be dropped.
     ///
     /// # Errors
-    /// There is no descriptor left to wait with.
+    /// There is no descriptor left to wait with, or the kernel has no room to watch it.
     pub async fn writable(&self) -> io::Result<()> {
         let room = match self.room.get() {
             Some(room) => room,
@@ -141,7 +141,7 @@ impl Stream {
                 self.room.get_or_init(|| waiting)
             }
         };
-        // What is known of the socket now is older than its refusal.
+        // Whoever waited tries again after this: what is known of the socket until now is used up.
         room.writable().await?.clear_ready();
         Ok(())
     }

@@ -137,14 +137,14 @@ fn dropping_a_stream_ends_its_read() {
 fn a_full_socket_is_waited_for() {
     run(async {
         let (one, other) = Stream::pair().unwrap();
-        let (mut sent, mut got) = (0_u8, 0_u8);
+        let (mut sent, mut got) = (0_u32, 0_u32);
         for _ in 0..3 {
             let full = loop {
-                match one.write_now(&[IoSlice::new(&[sent; 1000])]) {
+                match one.write_now(&[IoSlice::new(&[sent as u8; 1000])]) {
                     Ok(bytes) => assert_eq!(bytes, 1000),
                     Err(error) => break error,
                 }
-                sent = sent.wrapping_add(1);
+                sent += 1;
             };
             assert_eq!(full.kind(), std::io::ErrorKind::WouldBlock);
             // Room there was before does not count.
@@ -156,8 +156,8 @@ fn a_full_socket_is_waited_for() {
             while got != sent {
                 let (read, bytes) = other.read(Vec::with_capacity(1000)).await;
                 assert_eq!(read.unwrap(), 1000);
-                assert_eq!(bytes, [got; 1000]);
-                got = got.wrapping_add(1);
+                assert_eq!(bytes, [got as u8; 1000]);
+                got += 1;
                 if let Ok(room) = timeout(Duration::from_millis(1), &mut waiting).await {
                     room.unwrap();
                     break;

@@ -1,12 +1,13 @@
 //! Sends noise over TLS, as many bytes as are written to a disk meanwhile, or receives it and throws it away: the least
 //! that whoever replicates that disk over a secure link has to do.
 //!
-//! `tls-stream receive ADDRESS` takes one connection after the other; `tls-stream send ADDRESS DISK` goes on until it is
-//! ended. Both are the nodes of a measurement between two guests.
+//! `tls-stream receive ADDRESS` takes one connection after the other; `tls-stream send ADDRESS DISK STOP` goes on until
+//! there is a file STOP, and prints how many bytes it has sent and how many it was behind then. Both are the nodes of a
+//! measurement between two guests.
 
 use std::{fs, net::SocketAddr, path::Path, process::ExitCode, time::Duration};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use tidemark_link::{
     conn::{Connection, Timeouts},
     pki::{self, Identity, Trust},
@@ -25,10 +26,8 @@ fn main() -> ExitCode {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let result = match arguments[..] {
         ["receive", address] => receive(address),
-        ["send", address, disk] => send(address, disk),
-        _ => {
-            Err(anyhow::anyhow!("say: tls-stream receive ADDRESS, or tls-stream send ADDRESS DISK"))
-        }
+        ["send", address, disk, stop] => send(address, disk, Path::new(stop)),
+        _ => Err(anyhow!("say: tls-stream receive ADDRESS, or tls-stream send ADDRESS DISK STOP")),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -46,14 +45,18 @@ fn receive(address: &str) -> Result<()> {
         let mut listener = Listener::bind(address)?;
         loop {
             let (stream, _) = listener.accept().await?;
-            let link = Connection::accept(stream, &tls, &Timeouts::default()).await?;
-            let (_sender, mut receiver) = link.split();
-            while let Ok(Some(_)) = receiver.recv().await {}
+            match Connection::accept(stream, &tls, &Timeouts::default()).await {
+                Ok(link) => {
+                    let (_sender, mut receiver) = link.split();
+                    while let Ok(Some(_)) = receiver.recv().await {}
+                }
+                Err(error) => eprintln!("tls-stream: {error}"),
+            }
         }
     })?
 }
 
-fn send(address: &str, disk: &str) -> Result<()> {
+fn send(address: &str, disk: &str, stop: &Path) -> Result<()> {
     let name = Path::new(disk).file_name().context("a disk is wanted")?.to_string_lossy();
     let counters = format!("/sys/class/block/{name}/stat");
     let tls = pki::client_config(&identity()?, &trust()?)?;
@@ -70,10 +73,15 @@ fn send(address: &str, disk: &str) -> Result<()> {
         let target = "target".parse()?;
         let link = Connection::connect(address, &tls, &target, &Timeouts::default()).await?;
         let (mut sender, _receiver) = link.split();
-        let mut before = written_bytes(&counters)?;
+        let start = written_bytes(&counters)?;
+        let mut before = start;
         loop {
             tokio::time::sleep(PERIOD).await;
             let now = written_bytes(&counters)?;
+            if stop.exists() {
+                println!("{} {}", before - start, now - before);
+                return Ok(());
+            }
             while before < now {
                 let bytes = (now - before).min(MESSAGE_BYTES);
                 sender.send_frame(&[&noise[..bytes]]).await?;

@@ -1,13 +1,15 @@
 //! A TLS stream of as many bytes as are written to a disk, from the source guest to the target, where it is thrown away.
 //! What it leaves of `rublk`'s loop is what no replication over TLS between these machines can exceed.
 
-use std::process::Command;
+use std::{process::Command, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use tidemark_tests::{pair::Pair, vm};
 
 const PROGRAM: &str = "tls-stream";
 const PORT: u16 = 7499;
+/// Longer than any load.
+const STREAM_MAX: Duration = Duration::from_secs(300);
 
 /// Installs it in both guests, and starts what receives.
 ///
@@ -27,18 +29,20 @@ pub fn start(pair: &Pair) -> Result<()> {
     Ok(())
 }
 
-/// Runs a load with the stream of a disk beside it.
+/// Runs a load with the stream of a disk beside it, and says how far that was behind at the end.
 ///
 /// # Errors
 /// A guest that fails, the stream, or the load.
 pub fn beside<T>(pair: &Pair, disk: &str, load: impl FnOnce() -> Result<T>) -> Result<T> {
-    let (unit, host) = ("stream", &pair.target_address);
-    pair.source
-        .sh(&format!("systemd-run --quiet --unit={unit} {PROGRAM} send {host}:{PORT} {disk}"))?;
+    let (stop, to) = ("/run/tls-stream.stop", &pair.target_address);
+    let send = format!("rm -f {stop}; exec {PROGRAM} send {to}:{PORT} {disk} {stop}");
+    let stream = pair.source.spawn_for(&send, STREAM_MAX)?;
     let result = load()?;
-    let stop = format!(
-        "systemctl is-active {unit} && systemctl stop {unit} || {{ journalctl -u {unit} -n 20; false; }}"
-    );
-    pair.source.sh(&stop).context("the stream has ended by itself")?;
+    pair.source.sh(&format!("touch {stop}"))?;
+    let output = stream.wait()?;
+    ensure!(output.success(), "the stream has failed: {}", output.error_text());
+    let text = output.text();
+    let (sent, behind) = text.trim().split_once(' ').context("the stream says nothing")?;
+    eprintln!("the stream has sent {sent} bytes and was {behind} behind");
     Ok(result)
 }
