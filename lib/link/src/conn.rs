@@ -1,6 +1,6 @@
 //! TLS and messages on a socket.
 //!
-//! rustls is used without I/O: its state stands between a [`Sender`] and a [`Receiver`], the two
+//! rustls does no I/O of its own: its state stands between a [`Sender`] and a [`Receiver`], the two
 //! halves of a [`Connection`], which two tasks of one thread may use at the same time. Every wait
 //! has a bound: a peer that is silent, that stops reading, or that is gone without a word ends the
 //! connection with an error, never hangs it.

@@ -3,8 +3,12 @@
 //! A machine that is shared and emulated gives no figure twice. So what counts is the ratio of two things within one
 //! round; and of the ratios the median, with the interval that holds the true one with 95 % confidence.
 
-use std::fmt;
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+};
 
+use anyhow::Context;
 use serde::Serialize;
 
 /// How much is asked.
@@ -148,6 +152,41 @@ impl fmt::Display for Comparison {
             let to = bar.to.map(|to| format!(" / {}", self.names[to])).unwrap_or_default();
             let name = &self.names[bar.of];
             writeln!(out, "  {name}{to}: {median:.2} [{low:.2} to {high:.2}]   {verdict}")?;
+        }
+        Ok(())
+    }
+}
+
+/// What was measured so far of one name: printed, and written as JSON if that is asked for, as soon as it is there. It
+/// is not lost when something fails hours later.
+pub struct Report {
+    path: Option<PathBuf>,
+    comparisons: Vec<Comparison>,
+}
+
+impl Report {
+    /// Nothing yet; to be written to a file.
+    ///
+    /// # Errors
+    /// Its directory cannot be made.
+    pub fn new(path: Option<PathBuf>) -> anyhow::Result<Report> {
+        if let Some(directory) = path.as_deref().and_then(Path::parent) {
+            fs::create_dir_all(directory)
+                .with_context(|| format!("cannot make {}", directory.display()))?;
+        }
+        Ok(Report { path, comparisons: Vec::new() })
+    }
+
+    /// Adds what is complete.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn add(&mut self, comparison: Comparison) -> anyhow::Result<()> {
+        println!("{comparison}");
+        self.comparisons.push(comparison);
+        if let Some(path) = &self.path {
+            fs::write(path, serde_json::to_vec_pretty(&self.comparisons)?)
+                .with_context(|| format!("cannot write {}", path.display()))?;
         }
         Ok(())
     }

@@ -8,12 +8,12 @@ mod figures;
 mod guest;
 mod host;
 
-use std::{fs, path::PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 
-use figures::Comparison;
+use figures::Report;
 
 /// What can be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -70,7 +70,9 @@ fn main() -> Result<()> {
         let text = name.to_possible_value().context("every name has one")?.get_name().to_owned();
         println!("=== {text}");
         let Arguments { rounds, short, .. } = arguments;
-        let comparisons: Vec<Comparison> = match name {
+        let path = arguments.json.as_ref().map(|directory| directory.join(format!("{text}.json")));
+        let mut report = Report::new(path)?;
+        let comparisons = match name {
             Name::HostWrites => vec![host::writes::measure(rounds, short)?],
             Name::HostIngest => vec![host::ingest::measure(rounds, short)?],
             Name::HostInitialSync => host::initial_sync::measure(rounds, short)?,
@@ -80,19 +82,18 @@ fn main() -> Result<()> {
             Name::HostGroups => vec![host::growth::groups(rounds, short)?],
             Name::HostPoints => vec![host::growth::points(rounds, short)?],
             Name::HostLoads => vec![host::growth::loads(rounds, short)?],
-            Name::GuestCapture => guest::capture::measure(rounds, short)?,
-            Name::GuestSpeed => guest::speed::measure(rounds, short)?,
+            Name::GuestCapture => {
+                guest::capture::measure(rounds, short, &mut report)?;
+                Vec::new()
+            }
+            Name::GuestSpeed => {
+                guest::speed::measure(rounds, short, &mut report)?;
+                Vec::new()
+            }
             Name::GuestSequential => vec![guest::sequential::measure(rounds, short)?],
         };
-        for comparison in &comparisons {
-            println!("{comparison}");
-        }
-        if let Some(directory) = &arguments.json {
-            fs::create_dir_all(directory)
-                .with_context(|| format!("cannot make {}", directory.display()))?;
-            let path = directory.join(format!("{text}.json"));
-            fs::write(&path, serde_json::to_vec_pretty(&comparisons)?)
-                .with_context(|| format!("cannot write {}", path.display()))?;
+        for comparison in comparisons {
+            report.add(comparison)?;
         }
     }
     Ok(())

@@ -8,9 +8,9 @@ use super::{
         Devices,
         Thing::{Bare, Plain, Protected, Rublk},
     },
-    load::{self, Load, Spell},
+    load::{self, Course, Load, Spell},
 };
-use crate::figures::Comparison;
+use crate::figures::Report;
 
 /// To rublk's loop there is a bar; the others are printed beside it.
 const WRITES: &[(super::devices::Thing, Option<f64>)] =
@@ -31,12 +31,11 @@ const LOADS: [Load; 6] = [
 /// after the target was stopped is on its way into them, and no longer held.
 const SOCKETS: &str = "--rw=write --bs=256k --iodepth=4 --size=16m";
 
-/// Requests per second of each load.
+/// Reports the requests per second of each load.
 ///
 /// # Errors
 /// There is no rublk; a guest that fails.
-pub fn measure(rounds: usize, short: bool) -> Result<Vec<Comparison>> {
-    let mut comparisons = Vec::new();
+pub fn measure(rounds: usize, short: bool, report: &mut Report) -> Result<()> {
     let room = |plan: &mut Plan| {
         plan.ring = "1 GiB";
         plan.memory_mib = 2560;
@@ -55,9 +54,7 @@ pub fn measure(rounds: usize, short: bool) -> Result<Vec<Comparison>> {
             Ok(())
         };
         let spell = Spell { warm_up_s: 1, run_s: if short { 1 } else { 4 } };
-        let about = "capture alone";
-        comparisons = load::measure(pair, &devices, about, &LOADS, spell, rounds, Some(&hold))?;
-        Ok(())
-    })?;
-    Ok(comparisons)
+        let course = Course { about: "capture alone", spell, rounds, hold: Some(&hold) };
+        load::measure(pair, &devices, &LOADS, &course, report)
+    })
 }

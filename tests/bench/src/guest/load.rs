@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tidemark_tests::pair::Pair;
 
@@ -12,7 +12,7 @@ use super::{
     profile::Profile,
     stream,
 };
-use crate::figures::{Bar, Bound, Comparison, in_turn};
+use crate::figures::{Bar, Bound, Comparison, Report, in_turn};
 
 /// A kind of load.
 pub struct Kind {
@@ -65,36 +65,42 @@ pub struct Spell {
     pub run_s: u64,
 }
 
-/// Requests per second of each load, which tables say to be `about` this. `hold` makes the target stop or go on; it
-/// holds while the protected device is measured, if it is given.
+/// How loads are put on.
+pub struct Course<'a> {
+    /// What tables say it is about.
+    pub about: &'a str,
+    /// How long each is.
+    pub spell: Spell,
+    /// How often each is.
+    pub rounds: usize,
+    /// Makes the target stop or go on: it stands still while the protected device is measured, if this is given.
+    pub hold: Option<&'a dyn Fn(bool) -> Result<()>>,
+}
+
+/// Reports the requests per second of each load.
 ///
 /// # Errors
-/// A guest that fails; writes that were not captured.
+/// A guest that fails.
 pub fn measure(
     pair: &Pair,
     devices: &Devices,
-    about: &str,
     loads: &[Load],
-    spell: Spell,
-    rounds: usize,
-    hold: Option<&dyn Fn(bool) -> Result<()>>,
-) -> Result<Vec<Comparison>> {
-    let one = |load| {
-        let mut figures = compare(pair, devices, load, spell, rounds, hold)?;
-        figures.what = format!("{about}: {}", figures.what);
-        Ok(figures)
-    };
-    loads.iter().map(one).collect()
+    course: &Course<'_>,
+    report: &mut Report,
+) -> Result<()> {
+    for load in loads {
+        report.add(compare(pair, devices, load, course)?)?;
+    }
+    Ok(())
 }
 
 fn compare(
     pair: &Pair,
     devices: &Devices,
     (kind, things): &Load,
-    spell: Spell,
-    rounds: usize,
-    hold: Option<&dyn Fn(bool) -> Result<()>>,
+    course: &Course<'_>,
 ) -> Result<Comparison> {
+    let Course { about, spell, rounds, hold } = *course;
     let gaps_before = pair.status()?.gaps_total;
     let mut profile = Profile::default();
     let rounds = in_turn(things.len(), rounds, |which| {
@@ -123,7 +129,7 @@ fn compare(
     let index = |wanted| things.iter().position(|(thing, _)| *thing == wanted);
     let floor = index(Thing::Streamed).zip(index(Thing::Rublk));
     Ok(Comparison {
-        what: format!("{}{captured}", kind.what),
+        what: format!("{about}: {}{captured}", kind.what),
         unit: "1/s",
         names: things.iter().map(|(thing, _)| thing.name().to_owned()).collect(),
         rounds,
@@ -147,8 +153,9 @@ fn fio(pair: &Pair, device: &str, options: &str, spell: Spell) -> Result<f64> {
     );
     let timeout = Duration::from_secs(warm_up_s + run_s + 60);
     let output = pair.source.spawn_for(&command, timeout)?.wait()?;
+    ensure!(output.success(), "fio on {device}: {output:?}");
     let text = output.text();
-    let start = text.find('{').with_context(|| format!("fio: {}", output.error_text()))?;
+    let start = text.find('{').with_context(|| format!("fio on {device}: {text}"))?;
     let report: Value = serde_json::from_str(&text[start..])?;
     let rate = |kind: &str| report["jobs"][0][kind]["iops"].as_f64().unwrap_or(0.0);
     Ok(rate("write") + rate("read"))

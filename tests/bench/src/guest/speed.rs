@@ -10,9 +10,9 @@ use super::{
         Devices, Thing,
         Thing::{Bare, Drbd, Plain, Protected, Rublk, Streamed},
     },
-    load::{self, Load, Spell},
+    load::{self, Course, Load, Spell},
 };
-use crate::figures::Comparison;
+use crate::figures::Report;
 
 const DEEP: &[(Thing, Option<f64>)] = &[
     (Protected, None),
@@ -31,14 +31,8 @@ const SHALLOW: &[(Thing, Option<f64>)] = &[
     (Bare, None),
 ];
 
-const LARGE: &[(Thing, Option<f64>)] = &[
-    (Protected, None),
-    (Rublk, None),
-    (Drbd, Some(1.0)),
-    (Streamed, None),
-    (Plain, None),
-    (Bare, None),
-];
+const LARGE: &[(Thing, Option<f64>)] =
+    &[(Protected, None), (Rublk, None), (Drbd, Some(1.0)), (Plain, None), (Bare, None)];
 
 const LOADS: [Load; 5] = [
     (load::DEEP_ALL, DEEP),
@@ -48,12 +42,11 @@ const LOADS: [Load; 5] = [
     (load::LARGE, LARGE),
 ];
 
-/// Requests per second of each load.
+/// Reports the requests per second of each load.
 ///
 /// # Errors
 /// There is no rublk or DRBD; a guest that fails.
-pub fn measure(rounds: usize, short: bool) -> Result<Vec<Comparison>> {
-    let mut comparisons = Vec::new();
+pub fn measure(rounds: usize, short: bool, report: &mut Report) -> Result<()> {
     // The ring is the usual one: with a larger one, more of what is measured would only wait in it.
     let disks = |plan: &mut Plan| {
         plan.memory_mib = 2048;
@@ -64,9 +57,7 @@ pub fn measure(rounds: usize, short: bool) -> Result<Vec<Comparison>> {
         let devices = Devices::start(pair, true)?;
         let spell =
             if short { Spell { warm_up_s: 1, run_s: 1 } } else { Spell { warm_up_s: 5, run_s: 5 } };
-        let about = "live replication";
-        comparisons = load::measure(pair, &devices, about, &LOADS, spell, rounds, None)?;
-        Ok(())
-    })?;
-    Ok(comparisons)
+        let course = Course { about: "live replication", spell, rounds, hold: None };
+        load::measure(pair, &devices, &LOADS, &course, report)
+    })
 }
