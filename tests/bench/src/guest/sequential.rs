@@ -103,7 +103,10 @@ fn climb(pair: &Pair, devices: &Devices, short: bool) -> Result<Vec<f64>> {
     let log = Log::read(pair)?;
     let spent = |of: fn(&Ladder) -> u64| of(&after) - of(&before);
     let (ring, spool) = (spent(|l| l.ring_s_total), spent(|l| l.spool_s_total));
-    ensure!(ring >= least && spool >= least, "only {ring} s on the ring and {spool} s in the spool");
+    ensure!(
+        ring >= least && spool >= least,
+        "only {ring} s on the ring and {spool} s in the spool"
+    );
     Ok(vec![
         log.mean(1, ring - 1),
         log.mean(ring + 1, ring + spool - 1),
