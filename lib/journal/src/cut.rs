@@ -51,17 +51,8 @@ pub fn tail(frame: &FrameView<'_>, after: Seq) -> Option<Vec<u8>> {
     bytes.extend_from_slice(header.as_bytes());
     for (index, record) in records.iter().enumerate().skip(skip) {
         let place = frame.pieces(index).next();
-        let descriptor = Descriptor {
-            kind: record.kind as u8,
-            flags: record.flags,
-            volume: record.volume.0.into(),
-            seq_delta: ((record.seq.0 - first.seq.0) as u32).into(),
-            time_delta_us: ((record.time_ns.saturating_sub(first.time_ns) / 1000) as u32).into(),
-            sectors: record.sectors.into(),
-            start: record.start.0.into(),
-            chunk: (place.map_or(0, |piece| piece.chunk - kept_from) as u32).into(),
-            chunk_offset: (place.map_or(0, |piece| piece.offset) as u32).into(),
-        };
+        let (chunk, offset) = place.map_or((0, 0), |piece| (piece.chunk - kept_from, piece.offset));
+        let descriptor = Descriptor::of(record, first, chunk, offset);
         bytes.extend_from_slice(descriptor.as_bytes());
     }
     bytes.extend_from_slice(table.as_bytes());

@@ -258,4 +258,21 @@ pub struct Descriptor {
     pub chunk_offset: U32,
 }
 
+impl Descriptor {
+    /// That of a record in a frame that begins with `first`, whose payload begins at a byte of a chunk (zeros without one).
+    pub(crate) fn of(record: &Record, first: &Record, chunk: usize, offset: usize) -> Descriptor {
+        Descriptor {
+            kind: record.kind as u8,
+            flags: record.flags,
+            volume: record.volume.0.into(),
+            seq_delta: ((record.seq.0 - first.seq.0) as u32).into(),
+            time_delta_us: ((record.time_ns.saturating_sub(first.time_ns) / 1000) as u32).into(),
+            sectors: record.sectors.into(),
+            start: record.start.0.into(),
+            chunk: (chunk as u32).into(),
+            chunk_offset: (offset as u32).into(),
+        }
+    }
+}
+
 const _: () = assert!(size_of::<Descriptor>() == 32);

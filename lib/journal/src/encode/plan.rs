@@ -106,17 +106,7 @@ impl FramePlan {
         assert!(self.is_empty() || record.seq > self.last_seq, "a sequence that goes back");
         let first = *self.first.get_or_insert(*record);
         let (chunk, offset) = self.place(record.payload_bytes() as usize);
-        self.descriptors.push(Descriptor {
-            kind: record.kind as u8,
-            flags: record.flags,
-            volume: record.volume.0.into(),
-            seq_delta: ((record.seq.0 - first.seq.0) as u32).into(),
-            time_delta_us: ((record.time_ns.saturating_sub(first.time_ns) / 1000) as u32).into(),
-            sectors: record.sectors.into(),
-            start: record.start.0.into(),
-            chunk: (chunk as u32).into(),
-            chunk_offset: (offset as u32).into(),
-        });
+        self.descriptors.push(Descriptor::of(record, &first, chunk, offset));
         self.last_seq = record.seq;
     }
 

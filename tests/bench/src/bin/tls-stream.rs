@@ -13,6 +13,7 @@ use tidemark_link::{
     pki::{self, Identity, Trust},
     seam::{self, Listener},
 };
+use tidemark_tests::workload::rng::Rng;
 
 /// Where a node keeps its certificate.
 const PKI: &str = "/etc/tidemark/pki";
@@ -60,15 +61,8 @@ fn send(address: &str, disk: &str, stop: &Path) -> Result<()> {
     let name = Path::new(disk).file_name().context("a disk is wanted")?.to_string_lossy();
     let counters = format!("/sys/class/block/{name}/stat");
     let tls = pki::client_config(&identity()?, &trust()?)?;
-    let mut state = 1_u64;
-    let noise: Vec<u8> = std::iter::repeat_with(|| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state as u8
-    })
-    .take(MESSAGE_BYTES)
-    .collect();
+    let mut rng = Rng::new(1);
+    let noise: Vec<u8> = (0..MESSAGE_BYTES / 8).flat_map(|_| rng.draw().to_le_bytes()).collect();
     seam::run(async move {
         let target = "target".parse()?;
         let link = Connection::connect(address, &tls, &target, &Timeouts::default()).await?;

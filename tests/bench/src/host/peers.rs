@@ -41,8 +41,8 @@ impl Server {
         Server::start(command, socket)
     }
 
-    /// `nbdkit` with its file plugin over TCP, for clients with a certificate only. `certificates` is a directory as nbdkit-tls(1) has it;
-    /// `ready` is a file that it makes once it listens.
+    /// `nbdkit` with its file plugin over TCP, for clients with a certificate only. `certificates` is a directory as
+    /// nbdkit-tls(1) has it; `ready` is a file that it makes once it listens.
     ///
     /// # Errors
     /// It cannot be started.
