@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 use tidemark_control::agent::Ladder;
 use tidemark_tests::pair::Pair;
 
@@ -21,13 +21,16 @@ const PLAIN_S: u64 = 8;
 const CLIMB_S_MAX: u64 = 120;
 /// The least time on each rung; the second in which one begins or ends does not count.
 const RUNG_S_MIN: u64 = 5;
+/// How often a round is tried. What waits for five seconds goes to the spool, so the ring is held for little longer than
+/// is asked for, and once in some rounds for less.
+const ATTEMPTS: usize = 3;
 
 /// Megabytes per second on each rung, and of `rublk`'s loop.
 ///
 /// # Errors
-/// There is no rublk; a guest that fails; a rung that is left too soon.
+/// There is no rublk; a guest that fails; a rung that is left too soon in each of [`ATTEMPTS`].
 pub fn measure(rounds: usize, short: bool) -> Result<Comparison> {
-    let figures = in_rounds(rounds, |round| one_round(round, short))?;
+    let figures = in_rounds(rounds, |round| held_long_enough(|| one_round(round, short)))?;
     let bar = |of| Bar::ratio(of, 3, Bound::AtLeast(0.7));
     Ok(Comparison {
         what: "sequential writes of 1 MiB on two processors, faster than the link".to_owned(),
@@ -40,15 +43,25 @@ pub fn measure(rounds: usize, short: bool) -> Result<Comparison> {
     })
 }
 
-/// With guests of its own: they start in less time than what has piled up takes to the target.
-fn one_round(round: usize, short: bool) -> Result<Vec<f64>> {
-    let mut figures = Vec::new();
+fn held_long_enough(mut round: impl FnMut() -> Result<Option<Vec<f64>>>) -> Result<Vec<f64>> {
+    for _ in 0..ATTEMPTS {
+        if let Some(figures) = round()? {
+            return Ok(figures);
+        }
+    }
+    bail!("a rung was left too soon in each of {ATTEMPTS} attempts")
+}
+
+/// Nothing if a rung was left too soon. With guests of its own: they start in less time than what has piled up takes to the target.
+fn one_round(round: usize, short: bool) -> Result<Option<Vec<f64>>> {
+    let mut figures = None;
     super::run(
         "bench-sequential",
         |plan| {
             plan.processors = 2;
-            plan.ring = if short { "1 GiB" } else { "6 GiB" };
-            plan.memory_mib = if short { 3072 } else { 8192 };
+            // Half of it, above which frames go to the spool, takes five seconds at 850 MB/s.
+            plan.ring = if short { "1 GiB" } else { "8 GiB" };
+            plan.memory_mib = if short { 3072 } else { 10240 };
             plan.spare_disks.push(("spool", 10 << 30));
         },
         |pair| {
@@ -60,8 +73,9 @@ fn one_round(round: usize, short: bool) -> Result<Vec<f64>> {
             };
             // Each goes first in half of the rounds.
             let before = round.is_multiple_of(2).then(rublk).transpose()?;
-            figures = climb(pair, &devices, short)?;
-            figures.push(before.map_or_else(rublk, Ok)?);
+            let climbed = climb(pair, &devices, short)?;
+            let plain = before.map_or_else(rublk, Ok)?;
+            figures = climbed.map(|[ring, spool, gap]| vec![ring, spool, gap, plain]);
             signal_target(pair, "CONT")
         },
     )?;
@@ -85,9 +99,9 @@ fn signal_target(pair: &Pair, signal: &str) -> Result<()> {
     Ok(())
 }
 
-/// One climb: what was written on the ring, in the spool and in the gap. The target stays stopped, so that nothing of it
+/// One climb: what was written on the ring, in the spool and in the gap, if each was held for long enough. The target stays stopped, so that nothing of it
 /// goes on beside what is measured next.
-fn climb(pair: &Pair, devices: &Devices, short: bool) -> Result<Vec<f64>> {
+fn climb(pair: &Pair, devices: &Devices, short: bool) -> Result<Option<[f64; 3]>> {
     let least = if short { 1 } else { RUNG_S_MIN };
     let before = pair.status()?.ladder;
     signal_target(pair, "STOP")?;
@@ -103,15 +117,15 @@ fn climb(pair: &Pair, devices: &Devices, short: bool) -> Result<Vec<f64>> {
     let log = Log::read(pair)?;
     let spent = |of: fn(&Ladder) -> u64| of(&after) - of(&before);
     let (ring, spool) = (spent(|l| l.ring_s_total), spent(|l| l.spool_s_total));
-    ensure!(
-        ring >= least && spool >= least,
-        "only {ring} s on the ring and {spool} s in the spool"
-    );
-    Ok(vec![
+    if ring < least || spool < least {
+        eprintln!("once more: only {ring} s on the ring and {spool} s in the spool");
+        return Ok(None);
+    }
+    Ok(Some([
         log.mean(1, ring - 1),
         log.mean(ring + 1, ring + spool - 1),
         log.mean(ring + spool + 1, log.seconds() - 1),
-    ])
+    ]))
 }
 
 fn run(pair: &Pair, device: &str, seconds: u64) -> Result<Log> {
