@@ -5,7 +5,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The shortest time from a group's frame to its next that is not worth it.
-const GROUP_NS: u64 = 24_000_000;
+const GROUP_NS: u64 = 48_000_000;
 /// From any group's to any other's, as long as there are many.
 const AGENT_NS: u64 = 1_000_000;
 
@@ -41,7 +41,7 @@ mod tests {
         let mut now = 5 * MS;
         for _ in 0..100 {
             let next = pace.next_ns(now);
-            assert_eq!(next, now + 24 * MS);
+            assert_eq!(next, now + 48 * MS);
             now = next;
         }
         let pace = Pace::default();
