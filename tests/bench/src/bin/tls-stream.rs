@@ -18,7 +18,7 @@ use tidemark_tests::workload::rng::Rng;
 /// Where a node keeps its certificate.
 const PKI: &str = "/etc/tidemark/pki";
 /// How often it is looked at what was written: as often as an agent that has little to send sends it.
-const PERIOD: Duration = Duration::from_millis(24);
+const PERIOD: Duration = Duration::from_millis(48);
 /// The most that is sent in one message: as much as an agent puts in a frame.
 const MESSAGE_BYTES: usize = 1 << 20;
 
