@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Raw bytes at which a frame is closed though the sender is busy.
-const FRAME_RAW_BYTES: u64 = 1 << 20;
+pub const FRAME_RAW_BYTES: u64 = 1 << 20;
 /// Raw bytes that are worth a frame when the sender has nothing to send.
 const WORTH_RAW_BYTES: u64 = 256 << 10;
 /// The shortest and the longest time after which it looks again by itself what has come.

@@ -4,8 +4,6 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The shortest time from a group's frame to its next that is not worth it.
-const GROUP_NS: u64 = 48_000_000;
 /// From any group's to any other's, as long as there are many.
 const AGENT_NS: u64 = 1_000_000;
 
@@ -17,9 +15,12 @@ pub struct Pace {
 }
 
 impl Pace {
+    /// The shortest time from a group's frame to its next that is not worth it.
+    pub const GROUP_NS: u64 = 48_000_000;
+
     /// A group has made a frame now: the time from which on its next may be a small one.
     pub fn next_ns(&self, now_ns: u64) -> u64 {
-        let turn = |free_ns: u64| free_ns.max(now_ns + GROUP_NS);
+        let turn = |free_ns: u64| free_ns.max(now_ns + Pace::GROUP_NS);
         let taken = self.free_ns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |free_ns| {
             Some(turn(free_ns) + AGENT_NS)
         });

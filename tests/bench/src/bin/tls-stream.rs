@@ -8,6 +8,7 @@
 use std::{fs, net::SocketAddr, path::Path, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result, anyhow, bail};
+use tidemark_agent::encoder::{FRAME_RAW_BYTES, Pace};
 use tidemark_link::{
     conn::{Connection, Timeouts},
     pki::{self, Identity, Trust},
@@ -18,9 +19,9 @@ use tidemark_tests::workload::rng::Rng;
 /// Where a node keeps its certificate.
 const PKI: &str = "/etc/tidemark/pki";
 /// How often it is looked at what was written: as often as an agent that has little to send sends it.
-const PERIOD: Duration = Duration::from_millis(48);
+const PERIOD: Duration = Duration::from_nanos(Pace::GROUP_NS);
 /// The most that is sent in one message: as much as an agent puts in a frame.
-const MESSAGE_BYTES: usize = 1 << 20;
+const MESSAGE_BYTES: usize = FRAME_RAW_BYTES as usize;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
