@@ -59,7 +59,8 @@ fn receive(address: &str) -> Result<()> {
 }
 
 fn send(address: &str, disk: &str, stop: &Path) -> Result<()> {
-    let name = Path::new(disk).file_name().context("a disk is wanted")?.to_string_lossy();
+    let device = fs::canonicalize(disk).with_context(|| format!("no disk {disk}"))?;
+    let name = device.file_name().context("a disk is wanted")?.to_string_lossy();
     let counters = format!("/sys/class/block/{name}/stat");
     let tls = pki::client_config(&identity()?, &trust()?)?;
     let mut rng = Rng::new(1);

@@ -18,6 +18,8 @@ pub enum Thing {
     Rublk,
     /// The same beside a TLS stream of as many bytes to the second guest.
     Streamed,
+    /// A protected device, its own link held, beside such a stream.
+    ProtectedStreamed,
     /// The disk itself.
     Bare,
     /// DRBD with protocol A, connected to the same second guest.
@@ -32,6 +34,7 @@ impl Thing {
             Thing::Plain => "own device without capture",
             Thing::Rublk => "rublk loop",
             Thing::Streamed => "rublk loop beside a TLS stream",
+            Thing::ProtectedStreamed => "protected beside a TLS stream",
             Thing::Bare => "bare disk",
             Thing::Drbd => "DRBD protocol A",
         }
@@ -44,16 +47,16 @@ pub struct Devices {
 }
 
 impl Devices {
-    /// Starts what serves them; what needs the second guest too, if it is asked for.
+    /// Starts what serves them, and what takes a stream in the second guest; DRBD too, if it is asked for.
     ///
     /// # Errors
     /// There is no rublk or DRBD; a guest that fails.
-    pub fn start(pair: &Pair, with_remote: bool) -> Result<Devices> {
+    pub fn start(pair: &Pair, with_drbd: bool) -> Result<Devices> {
         start_plain(pair)?;
         let rublk = start_rublk(pair)?;
-        if with_remote {
+        stream::start(pair)?;
+        if with_drbd {
             drbd::start(pair)?;
-            stream::start(pair)?;
         }
         Ok(Devices { rublk })
     }
@@ -61,7 +64,7 @@ impl Devices {
     /// The path of a device.
     pub fn path(&self, pair: &Pair, thing: Thing) -> String {
         match thing {
-            Thing::Protected => pair.device("data"),
+            Thing::Protected | Thing::ProtectedStreamed => pair.device("data"),
             Thing::Plain => "/dev/tidemark/plain/plain".to_owned(),
             Thing::Rublk | Thing::Streamed => self.rublk.clone(),
             Thing::Bare => pair.raw_disk("bare"),

@@ -73,7 +73,7 @@ pub struct Course<'a> {
     pub spell: Spell,
     /// How often each is.
     pub rounds: usize,
-    /// Makes the target stop or go on: it stands still while the protected device is measured, if this is given.
+    /// Makes the target stop or go on: it stands still while a protected device is measured, if this is given.
     pub hold: Option<&'a dyn Fn(bool) -> Result<()>>,
 }
 
@@ -105,18 +105,21 @@ fn compare(
     let mut profile = Profile::default();
     let rounds = in_turn(things.len(), rounds, |which| {
         let (thing, _) = things[which];
-        let held = hold.filter(|_| thing == Thing::Protected);
+        let protects = matches!(thing, Thing::Protected | Thing::ProtectedStreamed);
+        let held = hold.filter(|_| protects);
         held.map(|hold| hold(true)).transpose()?;
         let run = || fio(pair, &devices.path(pair, thing), kind.options, spell);
         let rate = match thing {
             Thing::Protected => profile.of(pair, spell.warm_up_s + spell.run_s, run),
-            Thing::Streamed => stream::beside(pair, &devices.path(pair, thing), run),
+            Thing::Streamed | Thing::ProtectedStreamed => {
+                stream::beside(pair, &devices.path(pair, thing), run)
+            }
             _ => run(),
         };
         held.map(|hold| hold(false)).transpose()?;
         // What is still on its way must not cost the next one.
         match thing {
-            Thing::Protected => drain(pair)?,
+            _ if protects => drain(pair)?,
             Thing::Drbd => drbd::wait_in_sync(pair)?,
             _ => {}
         }
@@ -127,7 +130,9 @@ fn compare(
     let captured = if gaps == 0 { String::new() } else { format!(" ({gaps} GAPS)") };
     let bars = things.iter().enumerate().skip(1);
     let index = |wanted| things.iter().position(|(thing, _)| *thing == wanted);
-    let floor = index(Thing::Streamed).zip(index(Thing::Rublk));
+    let streamed = [Thing::Streamed, Thing::ProtectedStreamed].into_iter().filter_map(index);
+    let rublk = index(Thing::Rublk);
+    let limits = streamed.filter_map(|streamed| Some(Bar::printed(streamed, rublk?)));
     Ok(Comparison {
         what: format!("{about}: {}{captured}", kind.what),
         unit: "1/s",
@@ -139,7 +144,7 @@ fn compare(
                 to: Some(to),
                 bound: at_least.map(Bound::AtLeast),
             })
-            .chain(floor.map(|(streamed, rublk)| Bar::printed(streamed, rublk)))
+            .chain(limits)
             .collect(),
     })
 }

@@ -65,8 +65,9 @@ impl fmt::Display for Profile {
 /// Of each thread of the agent that captures; of several with one name, their sum.
 fn threads(pair: &Pair) -> Result<BTreeMap<String, Spent>> {
     let mut threads = BTreeMap::<String, Spent>::new();
-    let ask = "cd /proc/$(systemctl show --property=MainPID --value tidemark-agent)/task && \
-               for task in *; do echo $(cat $task/schedstat $task/comm); done";
+    // One that ends meanwhile is left out.
+    let ask = "cd /proc/$(systemctl show --property=MainPID --value tidemark-agent)/task && for task in *; do \
+               spent=$(cat $task/schedstat $task/comm 2>/dev/null) || continue; echo $spent; done";
     for line in pair.source.sh(ask)?.lines() {
         // Nanoseconds on a processor, and of waiting for one; times that it was put on one; the name.
         let mut words = line.split_whitespace();

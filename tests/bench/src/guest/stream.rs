@@ -1,5 +1,5 @@
 //! A TLS stream of as many bytes as are written to a disk, from the source guest to the target, where it is thrown away.
-//! What it leaves of `rublk`'s loop is what no replication over TLS between these machines can exceed.
+//! What it leaves of a device is what no replication over TLS between these machines can exceed.
 
 use std::{process::Command, time::Duration};
 
