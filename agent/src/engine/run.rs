@@ -142,7 +142,10 @@ impl Loop {
             // What is carried out may give the core more to think about.
             self.core.poll();
             while self.carry_out() {
-                self.encoder.committed(self.core.ring_fill_permille());
+                // Reads, and writes without a record, are nothing to the encoder.
+                if !self.core.is_drained() {
+                    self.encoder.committed(self.core.ring_fill_permille());
+                }
                 self.core.poll();
             }
             self.hurry();
