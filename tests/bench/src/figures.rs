@@ -222,13 +222,33 @@ pub fn in_rounds(
 ) -> anyhow::Result<Vec<Vec<f64>>> {
     let mut all = Vec::with_capacity(rounds);
     for round in 0..rounds {
+        let before = processors()?;
         let figures = measure(round)?;
+        let after = processors()?;
         let done = figures.iter().all(|figure| *figure > 0.0);
         anyhow::ensure!(done, "nothing was done in a measurement: {figures:?}");
-        eprintln!("round {} of {rounds}: {figures:.1?}", round + 1);
+        let stolen = (after.stolen - before.stolen) * 100 / (after.all - before.all).max(1);
+        eprintln!("round {} of {rounds}: {figures:.1?}, {stolen} % stolen", round + 1);
         all.push(figures);
     }
     Ok(all)
+}
+
+/// What this machine's processors have done since it was started, in ticks.
+struct Processors {
+    all: u64,
+    /// The host had something else to do.
+    stolen: u64,
+}
+
+fn processors() -> anyhow::Result<Processors> {
+    let stat = fs::read_to_string("/proc/stat")?;
+    let line = stat.lines().next().unwrap_or_default();
+    // The name; user, nice, system, idle, iowait, irq, softirq, steal. What guests have is in user already (proc(5)).
+    let ticks = line.split_whitespace().skip(1).take(8).map(str::parse);
+    let ticks: Vec<u64> =
+        ticks.collect::<Result<_, _>>().with_context(|| format!("no times: {line}"))?;
+    Ok(Processors { all: ticks.iter().sum(), stolen: ticks.get(7).copied().unwrap_or(0) })
 }
 
 #[cfg(test)]
